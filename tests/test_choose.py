@@ -1,0 +1,58 @@
+import doctest
+import json
+
+import pytest
+
+from auxin import choose
+from auxin.errors import GrowthError
+
+EDITS = ["deeper", "wider", "longer"]
+
+
+def test_first_is_always_the_first() -> None:
+    assert [choose.first(EDITS, None) for _ in range(3)] == ["deeper"] * 3
+
+
+def test_cycle_goes_round() -> None:
+    pick = choose.cycle()
+    assert [pick(EDITS, None) for _ in range(5)] == ["deeper", "wider", "longer", "deeper", "wider"]
+
+
+@pytest.mark.parametrize("pick", [choose.first, choose.cycle()])
+def test_nothing_to_choose_from_is_none(pick) -> None:
+    assert pick([], None) is None
+
+
+def test_an_empty_list_takes_no_turn() -> None:
+    pick = choose.cycle()
+    pick([], None)
+    assert pick(EDITS, None) == "deeper"
+
+
+def test_cycle_survives_a_list_that_changes_its_length() -> None:
+    pick = choose.cycle()
+    picked = [pick(edits, None) for edits in (EDITS, EDITS, EDITS[:2], EDITS[:1])]
+    assert picked == ["deeper", "wider", "deeper", "deeper"]
+
+
+def test_two_cycles_do_not_share_their_place() -> None:
+    one, other = choose.cycle(), choose.cycle()
+    one(EDITS, None)
+    assert other(EDITS, None) == "deeper"
+
+
+def test_a_restored_cycle_goes_on_where_it_was() -> None:
+    whole, before, after = choose.cycle(), choose.cycle(), choose.cycle()
+    expected = [whole(EDITS, None) for _ in range(7)]
+    picked = [before(EDITS, None) for _ in range(4)]
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert picked + [after(EDITS, None) for _ in range(3)] == expected
+
+
+def test_the_state_of_something_else_is_refused() -> None:
+    with pytest.raises(GrowthError, match=r"holds \['best'\], expected \['turn'\]: it is another chooser's"):
+        choose.cycle().load_state_dict({"best": 1})
+
+
+def test_the_examples_run() -> None:
+    assert doctest.testmod(choose).failed == 0
