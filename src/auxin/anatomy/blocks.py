@@ -1,0 +1,175 @@
+"""Containers of blocks: how they name their children, which plain lists repeat them, and how one block is copied."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from auxin.anatomy.tree import join, module_at
+from auxin.anatomy.writers import copy_of
+from auxin.change import Alias, New, Rewire
+from auxin.errors import GrowthError
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
+
+
+@dataclass(frozen=True)
+class Container:
+    """An ``nn.Sequential``, ``nn.ModuleList`` or ``nn.ModuleDict`` of the user's, at ``path``.
+
+    ``numbered`` says that its keys are 0, 1, ... in order, so that they are renumbered as a person would.
+    """
+
+    path: str
+    module: nn.Module
+    names: tuple[str, ...]
+
+    @classmethod
+    def at(cls, model: nn.Module, path: str, who: str) -> Container:
+        """Find it, or say what stands there instead."""
+        module = module_at(model, path, f"{who}(at=...): at")
+        if not isinstance(module, CONTAINERS):
+            kind = type(module).__name__
+            holders = [p for p, m in model.named_modules() if isinstance(m, CONTAINERS)]
+            known = f" Containers of this model: {', '.join(map(repr, holders[:8]))}." if holders else ""
+            raise GrowthError(
+                f"{who}(at={path!r}): {path!r} is a {kind}, not a container (Sequential, ModuleList, ModuleDict).{known} "
+                "For any other place edit the model inside `with auxin.surgery(model, optimizer):`."
+            )
+        return cls(path, module, tuple(module._modules))
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the keys are the natural indices."""
+        return self.names == tuple(str(i) for i in range(len(self.names))) and (
+            bool(self.names) or not isinstance(self.module, nn.ModuleDict)
+        )
+
+    def child(self, index: int) -> nn.Module:
+        """The block at a position."""
+        child = self.module._modules[self.names[index]]
+        assert child is not None
+        return child
+
+    def renumbered(self, items: list[str | New]) -> Rewire:
+        """New children under natural indices."""
+        return Rewire(self.path, tuple((str(i), item) for i, item in enumerate(items)))
+
+    def aliases(self, model: nn.Module, rewire: Rewire) -> tuple[Alias, ...]:
+        """Plain lists and tuples in the model that hold these very children in this order."""
+        children = [id(self.module._modules[name]) for name in self.names]
+        if not children:
+            return ()
+        found = []
+        for path, module in model.named_modules():
+            for name, value in module.__dict__.items():
+                if type(value) in (list, tuple) and [id(item) for item in value] == children:
+                    found.append(Alias(path, name, rewire))
+        return tuple(found)
+
+
+def counters(model: nn.Module, container: Container) -> list[str]:
+    """Plain integer attributes of the modules above a container that equal its length: likely depth counters."""
+    parts = container.path.split(".") if container.path else []
+    above = [".".join(parts[:i]) for i in range(len(parts))]
+    found = []
+    for path in above:
+        for name, value in module_at(model, path).__dict__.items():
+            if type(value) is int and value == len(container.names) and not name.startswith("_"):
+                found.append(join(path, name))
+    return found
+
+
+def replica(model: nn.Module, block: nn.Module) -> nn.Module:
+    """A deep copy of a block that keeps sharing what the original shares with the rest of the network.
+
+    Tied parameters stay tied, a configuration object held by every block stays one object, hooks of other objects stay
+    theirs. Gradients are not copied.
+    """
+    twin = copy_of(block, _shared(model, block))
+    inner = {id(p) for p in block.parameters()}
+    for p in twin.parameters():
+        if id(p) not in inner:
+            p.grad = None
+    return twin
+
+
+def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:
+    """Deepcopy memo: objects of the block that something outside it holds as well."""
+    inside = {id(m) for m in block.modules()}
+    outside: dict[int, Any] = {}
+    for module in model.modules():
+        if id(module) in inside:
+            continue
+        for own in (module._parameters, module._buffers, module.__dict__):
+            for value in own.values():
+                if not isinstance(value, (PLAIN, dict)):
+                    outside[id(value)] = value
+    memo: dict[int, Any] = {}
+    for module in block.modules():
+        for own in (module._parameters, module._buffers, module.__dict__):
+            memo.update({id(v): v for v in own.values() if id(v) in outside})
+        for name, hooks in module.__dict__.items():
+            if name.endswith("hooks") and isinstance(hooks, dict):
+                foreign = (h for h in hooks.values() if id(getattr(h, "__self__", None)) not in inside)
+                memo.update({id(h): h for h in foreign})
+        memo.update(_outside_children(model, module, inside))
+    return memo
+
+
+def _outside_children(model: nn.Module, module: nn.Module, inside: set[int]) -> dict[int, Any]:
+    """Child modules that are also registered somewhere outside the block."""
+    children = {id(c): c for c in module._modules.values() if c is not None}
+    shared = {}
+    for other in model.modules():
+        if id(other) not in inside:
+            shared.update({id(c): c for c in other._modules.values() if c is not None and id(c) in children})
+    return shared
+
+
+def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:
+    """Ids of the block's parameters that something outside it holds as well (ties)."""
+    inside = {id(m) for m in block.modules()}
+    outside = {
+        id(p) for m in model.modules() if id(m) not in inside for p in m._parameters.values() if p is not None
+    }
+    return {id(p) for p in block.parameters() if id(p) in outside}
+
+
+def adopt(module: nn.Module, neighbours: list[nn.Module], model: nn.Module) -> None:
+    """Give a new module what those beside it have: device, dtype, train flag, frozen where the same role is frozen."""
+    beside = [p for n in neighbours for p in n.parameters()] or list(model.parameters())
+    floating = next((p for p in beside if p.is_floating_point()), None)
+    if floating is not None:
+        module.to(device=floating.device, dtype=floating.dtype)
+    elif beside:
+        module.to(device=beside[0].device)
+    training = neighbours[0].training if neighbours else model.training
+    module.train(training)
+    frozen: dict[tuple[type, str, int], bool] = {}
+    for neighbour in neighbours:
+        for owner, leaf, p in owned(neighbour):
+            key = (type(owner), leaf, p.dim())
+            frozen[key] = frozen.get(key, True) and not p.requires_grad
+    for owner, leaf, p in owned(module):
+        if frozen.get((type(owner), leaf, p.dim()), False):
+            p.requires_grad_(False)
+
+
+def owned(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """(owner, leaf name, parameter) of every parameter below ``module``."""
+    return [
+        (owner, leaf, p)
+        for owner in module.modules()
+        for leaf, p in owner._parameters.items()
+        if p is not None
+    ]
+
+
+def shape_of(value: Any) -> str:
+    """Shape of a tensor in words, for messages."""
+    return f"({', '.join(map(str, value.shape))})" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,159 @@
+"""Which tensors of a block must be zero so that it returns its input: solved numerically, with no names in the code.
+
+The solver zeroes every parameter of a noised copy, checks that the block then is the identity, and gives the tensors
+back one at a time in the order in which they are used; those whose return breaks the identity are the last writers.
+Why noised: a tensor that happens to be zero at the start would not be found. Source: LLaMA Pro (Wu et al. 2024,
+arXiv:2401.02415) zeroes output projections by name; this finds them for any block.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.probe import Call, random_state, tensors_in
+
+NOISE = 0.02
+TOLERANCE = 1e-6
+
+
+def arriving(call: Call) -> tuple[Tensor, str | int] | None:
+    """The first floating tensor that a module was given, and where it stands: position or keyword."""
+    for index, value in enumerate(call.args):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value, index
+    for name, value in call.kwargs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value, name
+    return None
+
+
+def with_input(call: Call, x: Tensor) -> Call:
+    """The same call with another first floating tensor."""
+    found = arriving(call)
+    if found is None:
+        return call
+    args, kwargs = list(call.args), dict(call.kwargs)
+    if isinstance(found[1], int):
+        args[found[1]] = x
+    else:
+        kwargs[found[1]] = x
+    return Call(tuple(args), kwargs, None)
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor of an output."""
+    return next(tensors_in(output), None)
+
+
+def is_identity(block: nn.Module, call: Call, tolerance: float = TOLERANCE) -> bool:
+    """Whether ``block`` returns its first floating input, on this call and on one with that input rescaled at random.
+
+    The second input is multiplied by values between 0.5 and 1.5, which keeps the range of a ReLU or a softplus.
+    """
+    found = arriving(call)
+    if found is None:
+        return False
+    x = found[0]
+    generator = torch.Generator().manual_seed(0)
+    scale = 0.5 + torch.rand(x.shape, generator=generator)
+    with torch.no_grad():
+        for value in (x, x * scale.to(x)):
+            given = value.clone()
+            out = first_tensor(block(*with_input(call, given).args, **with_input(call, given).kwargs))
+            if out is None or out.shape != value.shape or not out.is_floating_point():
+                return False
+            limit = tolerance * max(1.0, float(value.abs().max())) if value.numel() else 0.0
+            if not bool(((out - value).abs() <= limit).all()):
+                return False
+    return True
+
+
+def scratch(block: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters and running statistics are moved by noise, to hide nothing."""
+    twin = copy_of(block)
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    with torch.no_grad():
+        for p in twin.parameters():
+            if p.is_floating_point():
+                p.add_(NOISE * noise(p))
+        for module in twin.modules():
+            module.training = False
+            mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
+            if mean is not None and var is not None:
+                mean.add_(0.1 * noise(mean))
+                var.mul_(1 + 0.3 * noise(var).abs())
+    return twin
+
+
+def copy_of(block: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy that also takes blocks holding computed tensors (old-style ``weight_norm``)."""
+    memo = {} if memo is None else memo
+    for module in block.modules():
+        for value in module.__dict__.values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(block, memo)
+
+
+def order_of_use(block: nn.Module, call: Call) -> list[str]:
+    """Names of the block's parameters by first use in the autograd graph; those without a use come last."""
+    names = {id(p): name for name, p in block.named_parameters()}
+    with torch.enable_grad():
+        for p in block.parameters():
+            p.requires_grad_(p.is_floating_point())
+        out = first_tensor(block(*call.args, **call.kwargs))
+    use: dict[str, int] = {}
+    stack, seen = ([out.grad_fn] if out is not None and out.grad_fn is not None else []), set()
+    while stack:
+        node = stack.pop()
+        for parent, _ in node.next_functions:
+            if parent is None:
+                continue
+            variable = getattr(parent, "variable", None)
+            if variable is not None and id(variable) in names:
+                name = names[id(variable)]
+                use[name] = min(use.get(name, node._sequence_nr()), node._sequence_nr())
+            elif parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    last = max(use.values(), default=0) + 1
+    return sorted(names.values(), key=lambda name: use.get(name, last))
+
+
+def last_writers(block: nn.Module, call: Call) -> tuple[str, ...] | None:
+    """Names of the tensors that make ``block`` the identity when they are zero; None if no zeroing does.
+
+    Args:
+        block: a module whose first output has the shape of its first floating input.
+        call: what arrives at it.
+
+    Returns:
+        The minimal set in order of use; empty where the block is the identity already.
+    """
+    with random_state(seed=0):
+        twin = scratch(block)
+        if is_identity(twin, call):
+            return ()
+        order = order_of_use(twin, call)
+        parameters = dict(twin.named_parameters())
+        values = {name: p.detach().clone() for name, p in parameters.items()}
+        with torch.no_grad():
+            for p in parameters.values():
+                p.zero_()
+            if not is_identity(twin, call):
+                return None
+            kept = []
+            for name in order:
+                parameters[name].copy_(values[name])
+                if not is_identity(twin, call):
+                    parameters[name].zero_()
+                    kept.append(name)
+    return tuple(kept)

@@ -1,0 +1,88 @@
+"""Is this moment safe to grow? Between two optimizer steps, with nothing half-done."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+FORWARD = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
+
+
+class StepWatch:
+    """Remembers which gradients the last optimizer step has used, by identity and version.
+
+    A loop that calls ``zero_grad`` at its start never has empty gradients; those that a step has used are as good.
+    """
+
+    def __init__(self, optimizers: Iterable[Any]):
+        self._used: dict[int, tuple[int, int]] = {}
+        self.steps = 0
+        watch = weakref.ref(self)
+
+        def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+            alive = watch()
+            if alive is not None:
+                alive._saw(optimizer)
+
+        self._handles = [
+            o.register_step_post_hook(after_step) for o in optimizers if hasattr(o, "register_step_post_hook")
+        ]
+        self._first = next(iter(optimizers), None) if isinstance(optimizers, (list, tuple)) else None
+
+    def _saw(self, optimizer: Any) -> None:
+        if self._first is None or optimizer is self._first:
+            self.steps += 1
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._used[id(p)] = (id(p.grad), p.grad._version)
+
+    def used(self, p: torch.Tensor) -> bool:
+        """Whether the gradient that ``p`` has now went into a step already."""
+        return p.grad is not None and self._used.get(id(p)) == (id(p.grad), p.grad._version)
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch | None = None) -> str | None:
+    """The reason why ``model`` must not be changed at this moment, or None."""
+    if torch.is_autocast_enabled("cpu") or (torch.cuda.is_available() and torch.is_autocast_enabled("cuda")):
+        return "inside autocast (it caches cast weights); grow outside the autocast block"
+    if torch.is_inference_mode_enabled():
+        return "inside inference_mode (new weights could never train); grow outside of it"
+    if torch._C._current_graph_task_id() != -1:
+        return "inside a backward pass; grow after optimizer.step()"
+    running = _running(model)
+    if running is not None:
+        return f"inside the forward of {running}; grow between two steps of the training loop"
+    for scaler in scalers:
+        states = getattr(scaler, "_per_optimizer_states", {})
+        if any(getattr(state.get("stage"), "value", 0) != 0 for state in states.values()):
+            return "gradients are unscaled and scaler.update() has not run; grow after scaler.update()"
+    for name, p in model.named_parameters():
+        if p.grad is None or (watch is not None and watch.used(p)):
+            continue
+        if bool(p.grad.count_nonzero() if not p.grad.is_sparse else p.grad._nnz()):
+            return f"{name} has a gradient that no optimizer step has used; grow right after optimizer.step(), or after zero_grad()"
+    return None
+
+
+def _running(model: nn.Module) -> str | None:
+    """Name of the class whose forward is on this thread's stack, if it is part of ``model``."""
+    members = {id(m) for m in model.modules()}
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in FORWARD:
+            module = frame.f_locals.get("self")
+            if id(module) in members:
+                return type(module).__name__
+        frame = frame.f_back
+    return None

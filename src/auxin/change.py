@@ -1,0 +1,246 @@
+"""A plan made concrete: which modules and tensors a growth changes, by path, so that it fits every copy of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Size, Tensor, nn
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """What to grow and where, as plain data: a frozen dataclass with one method.
+
+    ``plan`` is pure: it may build tensors and run pieces of the network through ``look``, it writes to nothing.
+    """
+
+    def plan(self, model: nn.Module, look: Any) -> Change: ...
+
+
+@dataclass(frozen=True, eq=False)
+class New:
+    """A module that is to be spliced in.
+
+    Attributes:
+        module: the module itself, ready to train.
+        source: path of the block that it copies (before the change); a copy of the network copies its own block.
+        zeroed: names of the tensors inside ``module`` that were set to zero after copying.
+    """
+
+    module: nn.Module
+    source: str | None = None
+    zeroed: tuple[str, ...] = ()
+
+
+Children = tuple[tuple[str, "str | New"], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rewire:
+    """New children of the module at ``path``: (name after, name before or a new module), in order."""
+
+    path: str
+    children: Children
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Old path -> new path of the children that stay under another name."""
+        prefix = f"{self.path}." if self.path else ""
+        pairs = ((prefix + old, prefix + new) for new, old in self.children if isinstance(old, str))
+        return {old: new for old, new in pairs if old != new}
+
+    @property
+    def added(self) -> tuple[tuple[str, New], ...]:
+        """(path after, new module) of the children that are new."""
+        prefix = f"{self.path}." if self.path else ""
+        return tuple((prefix + name, child) for name, child in self.children if isinstance(child, New))
+
+
+@dataclass(frozen=True, eq=False)
+class Alias:
+    """A plain list or tuple, attribute ``name`` of the module at ``path``, that repeats the children of ``rewire``."""
+
+    path: str
+    name: str
+    rewire: Rewire
+
+
+@dataclass(frozen=True, eq=False)
+class Assign:
+    """A plain attribute of the module at ``path``: ``value`` after, ``old`` before (``MISSING``: it was not there)."""
+
+    path: str
+    name: str
+    old: Any
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """A tensor that is a module's own and is replaced, resized, added or removed (``value`` None).
+
+    ``tensor`` is what the module at ``path`` holds afterwards under ``name``, ``kept`` the leading shape whose values
+    every copy of the network takes from its own old tensor.
+    """
+
+    path: str
+    name: str
+    value: Tensor | None
+    kept: tuple[int, ...] | None
+    buffer: bool
+
+
+MISSING = object()
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """The network as it was: modules, parameters and buffers by name, shapes by ``id``. How copies are matched to it."""
+
+    modules: Mapping[str, nn.Module]
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+    shapes: Mapping[int, Size]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Before:
+        """Read it off a network that has not been changed yet."""
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        shapes = {id(t): t.shape for t in (*parameters.values(), *buffers.values())}
+        return cls(dict(model.named_modules()), parameters, buffers, shapes)
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """What happens to one parameter; ``name`` and ``new`` are None where it leaves, ``old_name`` and ``old`` where it is born.
+
+    Attributes:
+        old_shape: shape before; differs from ``new.shape`` where the tensor was resized.
+        source: the parameter whose optimizer state a copy starts from; None: it starts fresh.
+    """
+
+    name: str | None
+    old_name: str | None
+    new: nn.Parameter | None
+    old: nn.Parameter | None
+    old_shape: Size | None = None
+    source: nn.Parameter | None = None
+
+    @property
+    def added(self) -> bool:
+        """Whether the optimizer meets this tensor for the first time."""
+        return self.old is None
+
+    @property
+    def removed(self) -> bool:
+        """Whether the tensor leaves the network."""
+        return self.new is None
+
+
+@dataclass(frozen=True, eq=False)
+class Join:
+    """Where a new parameter goes: an optimizer, the index of its group, and the parameter that it stands beside."""
+
+    optimizer: Any
+    group: int
+    sibling: nn.Parameter | None
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One growth as a plan, and after it was carried out, what was measured. Prints itself in one line.
+
+    Attributes:
+        edit: the edit, resolved to concrete places (what the journal records).
+        seed: of the new weights.
+        rewires, aliases, assigns, swaps: what changes in the tree of modules, by path before the change.
+        moves: what changes for parameters, for whoever holds them by identity.
+        before: the network as it was.
+        after: the network's parameters after the change, by name, in ``named_parameters()`` order.
+        joins: by ``id`` of each new trainable parameter, where it goes (known once the companions are).
+        optimizers: those that keep step.
+        preserves: whether the outputs are promised to stay as they are.
+        how: how the new weights start, in words ("last writers zero", "identity", ...).
+        writers: names (after) of the new tensors that must get a gradient at the first backward.
+        incumbents: names (after) of the neighbour's same tensors, for the gradient ratio.
+        max_difference: of the probe's outputs before and after (absolute); None without a probe.
+        gradient_ratio: gradient norm of the writers / of the neighbour's same tensors, on the probe.
+        seconds: of the whole growth.
+    """
+
+    edit: Edit | None
+    seed: int | None = None
+    rewires: tuple[Rewire, ...] = ()
+    aliases: tuple[Alias, ...] = ()
+    assigns: tuple[Assign, ...] = ()
+    swaps: tuple[Swap, ...] = ()
+    moves: tuple[Move, ...] = ()
+    before: Before | None = None
+    after: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    joins: Mapping[int, Join] = field(default_factory=dict)
+    optimizers: tuple[Any, ...] = ()
+    preserves: bool = False
+    outputs: bool = False
+    how: str = ""
+    writers: tuple[str, ...] = ()
+    incumbents: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    max_difference: float | None = None
+    gradient_ratio: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def added(self) -> tuple[tuple[str, New], ...]:
+        """(path after, new module) of all that was added."""
+        return tuple(pair for rewire in self.rewires for pair in rewire.added)
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Old path -> new path of modules that stay under another name."""
+        return {old: new for rewire in self.rewires for old, new in rewire.renamed.items()}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The new parameters (of a resized one the whole tensor): for whatever cached a parameter list."""
+        return [move.new for move in self.moves if move.new is not None]
+
+    @property
+    def parameters_before(self) -> int:
+        """Number of scalars before the change."""
+        return (
+            sum(self.before.shapes[id(p)].numel() for p in self.before.parameters.values())
+            if self.before
+            else 0
+        )
+
+    @property
+    def added_parameters(self) -> int:
+        """Number of new scalars, minus those that left."""
+        gained = sum(m.new.numel() for m in self.moves if m.new is not None)
+        return gained - sum(m.old_shape.numel() for m in self.moves if m.old_shape is not None)
+
+    def __str__(self) -> str:
+        return " · ".join(self._parts())
+
+    __repr__ = __str__
+
+    def _parts(self) -> Iterator[str]:
+        for path, new in self.added:
+            origin = f"copy of {new.source}" if new.source else type(new.module).__name__
+            yield f"{path} <- {origin}"
+        if not self.added:
+            yield type(self.edit).__name__ if self.edit is not None else "surgery"
+        count = self.added_parameters
+        share = f" ({100 * count / self.parameters_before:+.0f} %)" if self.parameters_before else ""
+        yield f"{count:+,} parameters{share}"
+        if self.max_difference is not None:
+            kept = "function unchanged" if self.preserves else "function changed"
+            yield f"{kept} (max |d| = {self.max_difference:.3g})"
+        elif not self.outputs:
+            yield "not probed"
+        if self.gradient_ratio is not None:
+            yield f"gradient {self.gradient_ratio:.1f}x its neighbour's"
+        yield from self.notes
+        yield f"{1e3 * self.seconds:.0f} ms"

@@ -1,0 +1,1 @@
+"""What to grow and where: one file per edit."""

@@ -1,0 +1,267 @@
+"""``Duplicate``: copies of repeated blocks, the growth that has repeatedly won for language models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin.anatomy.blocks import Container, replica, shared_tensors
+from auxin.anatomy.probe import Call, Look, random_state
+from auxin.anatomy.tree import join
+from auxin.anatomy.writers import is_identity, last_writers
+from auxin.change import Change, New
+from auxin.edits.start import finish, gets_gradient, zero_writers
+from auxin.errors import GrowthError
+
+ORDERS = ("interleave", "stack", "middle", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicate:
+    """Copies of the blocks in the list at ``at``, the old blocks staying what they are.
+
+    Args:
+        at: path of a ModuleList, a Sequential or a ModuleDict with numeric keys.
+        by: number of new blocks; None: as many as there are.
+        order: "interleave" (AABB; where ``by`` does not divide, spread evenly), "stack" (ABAB), "middle" (the middle
+            group once more), "last" (the last group once more), or the source index of every block of the new depth.
+        content: "copy" of the source's weights, or "fresh" (its modules' ``reset_parameters``).
+        output: "zero" (last writers zeroed: the function stays as it was) or "keep".
+        state: optimizer state of the copies, "fresh" or "copy".
+
+    Sources: interleaved zeroed copies LLaMA Pro (arXiv:2401.02415), stacking StackBERT and G_stack (arXiv:2405.15319),
+    middle MIDAS (arXiv:2409.19044).
+
+    Example:
+        >>> Duplicate("blocks", by=1).sources(2)
+        [0, 1, 1]
+    """
+
+    at: str
+    by: int | None = None
+    order: str | Sequence[int] = "interleave"
+    content: str = "copy"
+    output: str = "zero"
+    state: str = "fresh"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.order, str):
+            object.__setattr__(self, "order", tuple(self.order))
+
+    def sources(self, length: int) -> list[int]:
+        """The source index of every block of the new depth, for a list of ``length`` blocks."""
+        by = length if self.by is None else self.by
+        where = f"Duplicate(at={self.at!r}, by={self.by!r}, order={self.order!r})"
+        if not isinstance(self.order, str):
+            return _checked(list(self.order), length, self.by, where)
+        if type(by) is not int or by < 1:
+            raise GrowthError(f"{where}: by is the number of new blocks, a whole number from 1.")
+        if length == 0:
+            raise GrowthError(f"{where}: {self.at!r} is empty, there is nothing to copy.")
+        if self.order == "interleave":
+            copies = [(j + 1) * by // length - j * by // length for j in range(length)]
+            return [j for j in range(length) for _ in range(1 + copies[j])]
+        if self.order == "stack":
+            return [p % length for p in range(length + by)]
+        if self.order in ("middle", "last"):
+            if by > length:
+                raise GrowthError(
+                    f"{where}: there are {length} blocks; order={self.order!r} copies at most that many."
+                )
+            end = length if self.order == "last" else (length - by) // 2 + by
+            return [*range(end), *range(end - by, length)]
+        raise GrowthError(
+            f"{where}: order is one of {', '.join(map(repr, ORDERS))} or a list of source indices."
+        )
+
+    def plan(self, model: nn.Module, look: Look) -> Change:
+        """Copy the blocks and say where they go. Writes to nothing."""
+        container = self._container(model)
+        sources = self.sources(len(container.names))
+        self._check_words()
+        calls = self._calls(container, sorted(set(_copied(sources))), look)
+        items: list[str | New] = []
+        states: dict[int, nn.Parameter] = {}
+        writers: list[str] = []
+        incumbents: list[str] = []
+        solved: dict[int, tuple[str, ...]] = {}
+        homes = {source: position for position, source in reversed(list(enumerate(sources)))}
+        for position, source in enumerate(sources):
+            if homes[source] == position:
+                items.append(container.names[source])
+                continue
+            new = self._copy(model, container, source, calls, solved, look)
+            items.append(new)
+            original = dict(container.child(source).named_parameters())
+            if self.state == "copy":
+                states |= {
+                    id(p): original[name]
+                    for name, p in new.module.named_parameters()
+                    if name not in new.zeroed
+                }
+            names = new.zeroed or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
+            writers += [join(join(self.at, str(position)), name) for name in names]
+            incumbents += [join(join(self.at, str(homes[source])), name) for name in names]
+        rewire = container.renumbered(items)
+        zeroed = self.output == "zero" and not look.structural
+        return finish(
+            model,
+            dataclasses.replace(self, by=None, order=tuple(sources)),
+            look,
+            container,
+            rewire,
+            sources=states,
+            preserves=zeroed,
+            how="last writers zero" if zeroed else "copy",
+            writers=tuple(writers),
+            incumbents=tuple(incumbents),
+        )
+
+    def _container(self, model: nn.Module) -> Container:
+        container = Container.at(model, self.at, "Duplicate")
+        if not container.numbered:
+            raise GrowthError(
+                f"Duplicate(at={self.at!r}): the children of {self.at!r} have names ({', '.join(container.names[:6])}), not "
+                "the indices 0, 1, ...; use Insert(at, layer, key=...) for one of them."
+            )
+        ids = [id(container.child(i)) for i in range(len(container.names))]
+        if len(set(ids)) != len(ids):
+            raise GrowthError(
+                f"Duplicate(at={self.at!r}): the same module stands in it more than once (shared weights); a copy of one "
+                "occurrence would untie them. Share further by hand inside `with auxin.surgery(model, optimizer):`."
+            )
+        return container
+
+    def _check_words(self) -> None:
+        for name, value, known in (
+            ("content", self.content, ("copy", "fresh")),
+            ("output", self.output, ("zero", "keep")),
+            ("state", self.state, ("fresh", "copy")),
+        ):
+            if value not in known:
+                raise GrowthError(
+                    f"Duplicate(at={self.at!r}, {name}={value!r}): {name} is one of {', '.join(map(repr, known))}."
+                )
+
+    def _calls(self, container: Container, wanted: list[int], look: Look) -> dict[int, Call]:
+        if look.structural or self.output == "keep":
+            return {}
+        if not look.has_probe:
+            raise GrowthError(
+                f"Duplicate(at={self.at!r}, output='zero') needs one batch to find which weights must be zero: pass "
+                "probe=batch. Without one output='keep' would run and change the function."
+            )
+        calls, _ = look.calls({container.names[i]: container.child(i) for i in wanted})
+        for i in wanted:
+            if container.names[i] not in calls:
+                path = join(self.at, container.names[i])
+                raise GrowthError(
+                    f"Duplicate(at={self.at!r}): on this probe the network never calls {path}; a copy would not run either."
+                )
+        return {i: calls[container.names[i]] for i in wanted}
+
+    def _copy(
+        self,
+        model: nn.Module,
+        container: Container,
+        source: int,
+        calls: dict[int, Call],
+        solved: dict[int, tuple[str, ...]],
+        look: Look,
+    ) -> New:
+        original, path = container.child(source), join(self.at, container.names[source])
+        twin = replica(model, original)
+        if self.content == "fresh" and not look.structural:
+            _reset(twin, path, look.seed + source)
+        names: tuple[str, ...] = ()
+        if calls:
+            names = self._zero(model, original, twin, calls[source], solved, path)
+        return New(twin, source=path if self.content == "copy" else None, zeroed=names)
+
+    def _zero(
+        self,
+        model: nn.Module,
+        original: nn.Module,
+        twin: nn.Module,
+        call: Call,
+        solved: dict[int, tuple[str, ...]],
+        path: str,
+    ) -> tuple[str, ...]:
+        """Zero the twin's last writers; those of an earlier block of the same build are tried first."""
+        modes = {m: m.training for m in twin.modules()}
+        twin.eval()
+        try:
+            for names in (*solved.values(), last_writers(original, call)):
+                if not names or any(name not in dict(twin.named_parameters()) for name in names):
+                    continue
+                values = {n: p.detach().clone() for n, p in twin.named_parameters() if n in names}
+                tied = shared_tensors(model, original)
+                if not any(id(p) in tied for n, p in twin.named_parameters() if n in names):
+                    with random_state(seed=0):
+                        zero_writers(twin, call, names)
+                        holds = is_identity(twin, call, tolerance=1e-6)
+                    if holds and (gets_gradient(twin, call, names) or not _trainable(twin)):
+                        solved[id(original)] = names
+                        return names
+                _give_back(twin, values)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        raise GrowthError(
+            f"Duplicate(at={self.at!r}, output='zero'): no tensors of {path} ({type(original).__name__}) can be zeroed so that "
+            "a copy returns its input and still learns (a norm after the residual sum, a block without a residual, or tied "
+            "weights). output='keep' would run and change the function."
+        )
+
+
+def _copied(sources: list[int]) -> list[int]:
+    """Source index of every block that is a copy."""
+    seen: set[int] = set()
+    return [s for s in sources if s in seen or seen.add(s)]  # type: ignore[func-returns-value]
+
+
+def _checked(sources: list[int], length: int, by: int | None, where: str) -> list[int]:
+    ints = all(type(s) is int and 0 <= s < length for s in sources)
+    firsts = list(dict.fromkeys(sources))
+    if not ints or firsts != list(range(length)) or len(sources) == length:
+        raise GrowthError(
+            f"{where}: a list names the source block of each position of the new depth: every old index 0..{length - 1}, in "
+            "order of first use, and at least one of them again, e.g. [0, 0, 1, 1]."
+        )
+    if by is not None and by != len(sources) - length:
+        raise GrowthError(
+            f"{where}: the list adds {len(sources) - length} blocks, by={by} says otherwise; leave by out."
+        )
+    return sources
+
+
+def _reset(block: nn.Module, path: str, seed: int) -> None:
+    """Fresh weights by each module's own ``reset_parameters``."""
+    with random_state(seed):
+        for name, module in block.named_modules():
+            own = [leaf for leaf, p in module._parameters.items() if p is not None]
+            reset: Any = getattr(module, "reset_parameters", None) or getattr(
+                module, "_reset_parameters", None
+            )
+            if callable(reset):
+                reset()
+            elif own:
+                raise GrowthError(
+                    f"Duplicate(content='fresh'): {join(path, name)} ({type(module).__name__}) holds {', '.join(own)} and has no "
+                    "reset_parameters(); give it one, or use content='copy'."
+                )
+
+
+def _trainable(block: nn.Module) -> bool:
+    return any(p.requires_grad for p in block.parameters())
+
+
+def _give_back(block: nn.Module, values: dict[str, Any]) -> None:
+    parameters = dict(block.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)

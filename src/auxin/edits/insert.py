@@ -1,0 +1,191 @@
+"""``Insert``: a new layer into a Sequential, ModuleList or ModuleDict."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin.anatomy.blocks import Container, adopt
+from auxin.anatomy.probe import Call, Look, random_state
+from auxin.anatomy.writers import first_tensor, with_input
+from auxin.change import Change, New, Rewire
+from auxin.edits.start import Start, finish, inside, start, takes
+from auxin.errors import GrowthError
+from auxin.refs import name_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Insert:
+    """A new layer in the container at ``at``.
+
+    Args:
+        at: path of an ``nn.Sequential``, ``nn.ModuleList`` or ``nn.ModuleDict``; "" is the model itself.
+        layer: an importable class or factory, or a ``functools.partial`` of one; called without arguments.
+        index: position as in ``list.insert`` (negative counts from the end); None: the end.
+        key: name in a ModuleDict or in a Sequential with named children.
+        before: with ``key``: the name that the new one is put in front of; None: the end.
+        init: "preserve" (the function stays, and the new weights can learn), "zero", "identity", "kaiming", "xavier",
+            "default" (as the constructor made them), or an importable ``f(module)``.
+        outputs: the shape of the network's own output may change.
+
+    Example:
+        >>> Insert("net", functools.partial(nn.Linear, 64, 64), index=-1, init="identity").at
+        'net'
+    """
+
+    at: str
+    layer: Any
+    index: int | None = None
+    key: str | None = None
+    before: str | None = None
+    init: Any = "preserve"
+    outputs: bool = False
+
+    def plan(self, model: nn.Module, look: Look) -> Change:
+        """Build the layer and say where it goes. Writes to nothing."""
+        container = Container.at(model, self.at, "Insert")
+        position, key = self._place(container)
+        built = self._build(model, look)
+        neighbours = _neighbours(container, position)
+        adopt(built, neighbours, model)
+        path = f"{self.at}.{key}" if self.at else key
+        begun = self._start(model, built, container, position, look)
+        if not look.structural and built.training != (
+            neighbours[0].training if neighbours else model.training
+        ):
+            built.train(neighbours[0].training if neighbours else model.training)
+        items: list[str | New] = list(container.names)
+        items.insert(position, New(built))
+        keyed = self.key is not None or not container.numbered
+        keys = [key if isinstance(item, New) else item for item in items]
+        pairs = tuple(zip(keys, items, strict=True))
+        rewire = Rewire(self.at, pairs) if keyed else container.renumbered(items)
+        resolved = dataclasses.replace(self, index=None if keyed else position)
+        fields = {"how": begun.how, "writers": inside(path, begun.writers), "preserves": begun.preserves}
+        return finish(model, resolved, look, container, rewire, outputs=self.outputs, **fields)
+
+    def _place(self, container: Container) -> tuple[int, str]:
+        """Position and name of the new child."""
+        size, where = len(container.names), f"Insert(at={self.at!r}"
+        if self.key is not None or not container.numbered:
+            if isinstance(container.module, nn.ModuleList) or (
+                container.numbered
+                and size
+                and self.key is not None
+                and isinstance(container.module, nn.Sequential)
+            ):
+                raise GrowthError(
+                    f"{where}, key={self.key!r}): {self.at!r} has natural indices; pass index= instead of key=."
+                )
+            names = list(container.names)
+            if self.key is None or self.index is not None:
+                raise GrowthError(
+                    f"{where}, index={self.index!r}, key={self.key!r}): the children of {self.at!r} have names "
+                    f"({', '.join(names[:8])}); pass key='new_name' and, if it is not to come last, before='a_name'."
+                )
+            _check_key(self.key, container, where)
+            if self.before is not None and self.before not in names:
+                raise GrowthError(
+                    f"{where}, before={self.before!r}): no such child; there are {', '.join(names[:12])}."
+                )
+            return (size if self.before is None else names.index(self.before)), self.key
+        if self.before is not None:
+            raise GrowthError(f"{where}, before={self.before!r}): before= goes with key=; here pass index=.")
+        index = size if self.index is None else self.index
+        if type(index) is not int or not -size <= index <= size:
+            raise GrowthError(
+                f"{where}, index={index!r}): {self.at!r} has {size} children; index is a whole number from {-size} to {size}."
+            )
+        index = index + size if index < 0 else index
+        return index, str(index)
+
+    def _build(self, model: nn.Module, look: Look) -> nn.Module:
+        target = self.layer.func if isinstance(self.layer, functools.partial) else self.layer
+        name_of(target)
+        where = f"Insert(at={self.at!r}, layer={getattr(target, '__name__', target)})"
+        first = next(model.parameters(), None)
+        device = "meta" if look.structural and first is not None and first.device.type == "meta" else "cpu"
+        try:
+            with random_state(look.seed), torch.device(device):
+                built = self.layer()
+        except Exception as error:  # whatever a user's constructor raises
+            raise GrowthError(
+                f"{where}: building it failed: {error}. Write its arguments into a partial: "
+                f"layer=functools.partial({getattr(target, '__name__', 'Layer')}, ...)."
+            ) from error
+        if not isinstance(built, nn.Module):
+            raise GrowthError(f"{where}: it returned a {type(built).__name__}, not an nn.Module.")
+        known = {id(m) for m in model.modules()}
+        held = {id(p) for p in model.parameters()}
+        if any(id(m) in known for m in built.modules()) or any(id(p) in held for p in built.parameters()):
+            raise GrowthError(
+                f"{where}: it returned a module that the model already holds; a factory must build a new one."
+            )
+        return built
+
+    def _start(
+        self, model: nn.Module, built: nn.Module, container: Container, position: int, look: Look
+    ) -> Start:
+        if look.structural:
+            return Start("from a checkpoint")
+        where = f"Insert(at={self.at!r}, index={position})"
+        if not look.has_probe:
+            if self.init == "preserve":
+                raise GrowthError(
+                    f"{where}: init='preserve' needs one batch to find which weights must be zero: pass probe=batch. "
+                    "Without one init='default', 'kaiming', 'xavier', 'identity' or 'zero' would run."
+                )
+            with random_state(look.seed + 1):
+                return start(built, self.init, None, where)
+        call = _arriving_at(container, position, look, where)
+        takes(_as_eval(built), call, where)
+        with random_state(look.seed + 1):
+            return start(built, self.init, call, where)
+
+
+def _check_key(key: str, container: Container, where: str) -> None:
+    if key in container.names:
+        raise GrowthError(f"{where}, key={key!r}): there is a {key!r} already.")
+    if not key or "." in key or hasattr(container.module, key):
+        raise GrowthError(
+            f"{where}, key={key!r}): not usable as a module name (empty, with a dot, or an attribute of the container)."
+        )
+
+
+def _neighbours(container: Container, position: int) -> list[nn.Module]:
+    """The children of the container, nearest to ``position`` first (the one in front wins)."""
+    order = sorted(range(len(container.names)), key=lambda i: abs(i + 0.5 - position) + (i >= position) * 0.1)
+    return [container.child(i) for i in order]
+
+
+def _as_eval(module: nn.Module) -> nn.Module:
+    return module.eval()
+
+
+def _arriving_at(container: Container, position: int, look: Look, where: str) -> Call:
+    """What the new child will be given: what its successor is given, or at the end what the last one returns."""
+    size = len(container.names)
+    if size == 0:
+        if not isinstance(container.module, nn.Sequential):
+            raise GrowthError(
+                f"{where}: the container is empty, so nothing shows how its children are called. Build the model with one "
+                "block, or add the first one inside `with auxin.surgery(model, optimizer):`."
+            )
+        watched = {"self": container.module}
+    else:
+        index = min(position, size - 1)
+        watched = {"self": container.child(index)}
+    calls, _ = look.calls(watched)
+    if "self" not in calls:
+        raise GrowthError(
+            f"{where}: on this probe the network never calls what stands there, so a layer there would not run either."
+        )
+    call = calls["self"]
+    if size == 0 or position < size:
+        return call
+    out = first_tensor(call.output)
+    return call if out is None else with_input(call, out)

@@ -1,0 +1,173 @@
+"""How a new module starts: the rule behind ``init="preserve"`` and the change that every edit returns."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin import init as inits
+from auxin.anatomy.blocks import Container, shape_of
+from auxin.anatomy.probe import Call, Look, random_state
+from auxin.anatomy.tree import join, moves_between, parameters_after
+from auxin.anatomy.writers import arriving, first_tensor, is_identity, last_writers
+from auxin.change import Before, Change, Rewire
+from auxin.errors import GrowthError
+
+OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the function."
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a new module starts: in words, the tensors inside it that must get a gradient, and whether nothing changes."""
+
+    how: str
+    writers: tuple[str, ...] = ()
+    preserves: bool = False
+
+
+def start(module: nn.Module, init: Any, call: Call | None, where: str) -> Start:
+    """Write the first weights of ``module`` by ``init``; ``call`` is what arrives at it (needed to preserve).
+
+    Raises:
+        GrowthError: the function cannot be kept, or the layer does not take what arrives.
+    """
+    if init == "preserve":
+        assert call is not None
+        return _preserve(module, call, where)
+    function = inits.NAMED.get(init) if isinstance(init, str) else init
+    if function is None:
+        known = ", ".join(map(repr, ["preserve", *inits.NAMED]))
+        raise GrowthError(
+            f"{where}: init={init!r} is not known; use one of {known}, or an importable f(module)."
+        )
+    function(module)
+    return Start(init if isinstance(init, str) else getattr(init, "__name__", "own init"))
+
+
+def takes(module: nn.Module, call: Call, where: str) -> Any:
+    """Run a new module on what arrives at it, or say which shapes do not fit."""
+    found = arriving(call)
+    try:
+        with torch.no_grad(), random_state(seed=0):
+            return module(*call.args, **call.kwargs)
+    except Exception as error:  # whatever a user's forward raises
+        given = f"the {shape_of(found[0])} tensor" if found else "what"
+        raise GrowthError(
+            f"{where}: {_words(module)} does not take {given} that arrives there: {error}. "
+            "Give the layer the width of that place."
+        ) from error
+
+
+def gets_gradient(module: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
+    """Whether each named tensor of ``module`` gets a gradient on ``call``."""
+    parameters = dict(module.named_parameters())
+    wanted = [parameters[name] for name in names if parameters[name].requires_grad]
+    if not wanted:
+        return False
+    with torch.enable_grad(), random_state(seed=0):
+        out = first_tensor(module(*call.args, **call.kwargs))
+        if out is None or not out.requires_grad:
+            return False
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
+        grads = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True)
+    return all(g is not None and bool(g.any()) for g in grads)
+
+
+def zero_writers(module: nn.Module, call: Call, names: tuple[str, ...]) -> None:
+    """Set the named tensors to zero."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name in names:
+            parameters[name].zero_()
+
+
+def _preserve(module: nn.Module, call: Call, where: str) -> Start:
+    output = first_tensor(takes(module, call, where))
+    given = arriving(call)
+    if given is None or output is None or output.shape != given[0].shape:
+        shapes = f"{shape_of(given[0]) if given else 'nothing'} -> {shape_of(output)}"
+        raise GrowthError(
+            f"{where}: {_words(module)} turns {shapes}, so it cannot leave the function as it was. Give it equal input "
+            "and output shapes, or pass init='default' (and outputs=True where the network's own output may change)."
+        )
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        return _first_that_holds(module, call, where)
+    finally:
+        for inner, mode in modes.items():
+            inner.training = mode
+
+
+def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
+    if not any(p.requires_grad for p in module.parameters()):
+        if is_identity(module, call):
+            return Start("returns its input", preserves=True)
+        raise GrowthError(
+            f"{where}: {_words(module)} changes the function and has no weights that could prevent it. {OTHERS}"
+        )
+    names = last_writers(module, call)
+    if names:
+        trial = copy.deepcopy(module)
+        zero_writers(trial, call, names)
+        if gets_gradient(trial, call, names):
+            zero_writers(module, call, names)
+            return Start("last writers zero", names, preserves=True)
+    try:
+        trial = copy.deepcopy(module)
+        inits.identity(trial)
+        # Only Linear and convolutions were set: they must carry the identity, and be able to leave it.
+        held = tuple(n for n, p in trial.named_parameters() if p.requires_grad and p.dim() >= 2)
+        if held and is_identity(trial, call) and gets_gradient(trial, call, held):
+            inits.identity(module)
+            return Start("identity", held, preserves=True)
+    except GrowthError:
+        pass
+    dead = names is not None
+    why = (
+        "once its last writers are zero no gradient reaches them"
+        if dead
+        else "no zeroing of its tensors returns its input"
+    )
+    raise GrowthError(
+        f"{where}: {_words(module)} cannot keep the function and still learn: {why}, and it is not an identity for what "
+        f"arrives there. A residual block x + f(x) can. {OTHERS}"
+    )
+
+
+def _words(module: nn.Module) -> str:
+    text = " ".join(repr(module).split())
+    return text if len(text) <= 90 else type(module).__name__
+
+
+def finish(
+    model: nn.Module,
+    edit: Any,
+    look: Look,
+    container: Container,
+    rewire: Rewire,
+    sources: dict[int, nn.Parameter] | None = None,
+    **fields: Any,
+) -> Change:
+    """The change that splices ``rewire``: aliases, moves and counts filled in."""
+    before = Before.of(model)
+    after = parameters_after(model, [rewire])
+    return Change(
+        edit=edit,
+        seed=look.seed,
+        rewires=(rewire,),
+        aliases=container.aliases(model, rewire),
+        moves=moves_between(before.parameters, after, sources=sources),
+        before=before,
+        after=after,
+        **fields,
+    )
+
+
+def inside(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names below ``path``."""
+    return tuple(join(path, name) for name in names)

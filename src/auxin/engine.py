@@ -1,0 +1,191 @@
+"""``grow``: one edit as one transaction. Plan, everyone checks, apply, everyone changes, prove, commit; or nothing at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from auxin.anatomy.probe import Look, Probe, random_state
+from auxin.anatomy.tree import unwrap
+from auxin.boundary import StepWatch, why_not_now
+from auxin.change import Change, Edit
+from auxin.errors import GrowthError
+from auxin.follow import follower_of
+from auxin.follow.groups import assign
+from auxin.follow.structure import apply
+from auxin.proof import Outputs, outputs_of, prove
+from auxin.verify import verify
+
+
+class BadMoment(GrowthError):
+    """The network must not be changed right now; a Grower keeps its decision for the next call."""
+
+
+def grow(
+    model: nn.Module,
+    edit: Edit,
+    *companions: Any,
+    probe: Probe = None,
+    evidence: Any = None,
+    seed: int | None = None,
+    group: int | None = None,
+    dry_run: bool = False,
+) -> Change:
+    """Carry out one edit, with everything that hangs on the network kept in step.
+
+    Args:
+        model: the network; it is changed in place and stays the same object.
+        edit: what and where, e.g. ``Duplicate("blocks", by=1)``.
+        companions: optimizers, schedulers, averages, scalers that keep step.
+        probe: one batch (a tensor, a tuple of arguments, a dict of keywords) or a callable that returns one; every growth
+            is proved on it.
+        evidence: a loss and batches, for edits that look at data.
+        seed: of the new weights; None: derived from the edit and the structure, so equal in every process.
+        group: index of the parameter group for all new parameters; None: beside the nearest sibling of the same role.
+        dry_run: do all of it, prove it, and take it back.
+
+    Returns:
+        The change; ``print(change)`` is one line.
+
+    Raises:
+        GrowthError: refused or not proved; the model, the companions and the random generators are as they were.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> change = grow(net, Insert("", functools.partial(nn.Linear, 4, 4), index=2), probe=torch.randn(8, 4))
+        >>> len(net)
+        4
+    """
+    return transact(
+        model, edit, companions, probe=probe, evidence=evidence, seed=seed, group=group, dry_run=dry_run
+    )
+
+
+def transact(
+    model: nn.Module,
+    edit: Edit,
+    companions: Sequence[Any],
+    *,
+    probe: Probe = None,
+    evidence: Any = None,
+    seed: int | None = None,
+    group: int | None = None,
+    dry_run: bool = False,
+    watch: StepWatch | None = None,
+    accept: Callable[[Change], None] | None = None,
+) -> Change:
+    """``grow`` with two more things: the gradients that are known to be used, and a last word on the proved change."""
+    started = time.perf_counter()
+    model = unwrap(model)
+    if not isinstance(edit, Edit):
+        raise GrowthError(
+            f"edit is a {type(edit).__name__}; pass an edit such as Duplicate('blocks') or Insert('net', layer)."
+        )
+    check_moment(model, companions, watch)
+    verify(model, *companions)
+    seed = seed_of(model, edit) if seed is None else seed
+    with random_state():
+        look = Look(model, probe, seed, evidence=evidence)
+        before = outputs_of(look) if look.has_probe else None
+        change = edit.plan(model, look)
+        with transaction(model, change, companions, group) as change:
+            change = _proved(model, change, look, before, companions)
+            change = dataclasses.replace(change, seconds=time.perf_counter() - started)
+            if accept is not None:
+                accept(change)
+            if dry_run:
+                raise _TakeBack(change)
+    return change
+
+
+class _TakeBack(Exception):
+    """Ends a transaction whose change was only to be seen."""
+
+    def __init__(self, change: Change):
+        self.change = change
+
+
+@contextlib.contextmanager
+def transaction(
+    model: nn.Module,
+    change: Change,
+    companions: Sequence[Any],
+    group: int | None = None,
+    applied: bool = False,
+) -> Iterator[Change]:
+    """Everyone checks, the network changes, everyone changes; whatever is raised inside takes all of it back.
+
+    Args:
+        applied: the network has been changed already (surgery), and who did it takes it back.
+    """
+    optimizers = tuple(c for c in companions if isinstance(getattr(c, "param_groups", None), list))
+    change = dataclasses.replace(change, optimizers=optimizers)
+    change = dataclasses.replace(change, joins=assign(model, change, optimizers, group))
+    running = [(c, follower_of(c)(c, change)) for c in companions]
+    done: list[Any] = []
+    undo = None
+    try:
+        for _, follower in running:
+            next(follower)
+        undo = apply(model, change) if not applied else None
+        for companion, follower in running:
+            done.append(follower)
+            try:
+                next(follower)
+            except StopIteration:
+                raise GrowthError(
+                    f"the follower of {type(companion).__name__} ended after its first yield; it must yield a second time, after "
+                    "its changes, so that they can be taken back."
+                ) from None
+        yield change
+    except BaseException as error:
+        _throw([f for _, f in running], error)
+        if undo is not None:
+            undo()
+        if isinstance(error, _TakeBack):
+            return
+        raise
+    for _, follower in running:
+        next(follower, None)
+
+
+def _throw(followers: list[Any], error: BaseException) -> None:
+    """Let every follower take its change back, the last one first."""
+    for follower in reversed(followers):
+        try:
+            follower.throw(error)
+        except BaseException as raised:  # the follower passes the error on, or ends
+            if raised is not error and not isinstance(raised, (StopIteration, GeneratorExit, RuntimeError)):
+                error.add_note(f"while taking back: {raised!r}")
+
+
+def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch | None) -> None:
+    """Raise BadMoment where the network must not be changed now."""
+    scalers = [c for c in companions if hasattr(c, "_per_optimizer_states")]
+    reason = why_not_now(model, scalers, watch)
+    if reason is not None:
+        raise BadMoment(f"not now: {reason}.")
+
+
+def seed_of(model: nn.Module, edit: Edit) -> int:
+    """A seed from the edit and the structure: equal in every process that holds the same network."""
+    text = [repr(edit), *(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())]
+    return int.from_bytes(hashlib.sha256("\n".join(text).encode()).digest()[:6], "big")
+
+
+def _proved(
+    model: nn.Module, change: Change, look: Look, before: Outputs | None, companions: Sequence[Any]
+) -> Change:
+    """Check the grown network on the probe, and that nothing around it was lost."""
+    verify(model, *companions)
+    if before is None:
+        return change
+    return prove(model, change, look, before)

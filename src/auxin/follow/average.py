@@ -1,0 +1,45 @@
+"""``AveragedModel``: the same change on its own copy of the network, with its own averaged values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.optim.swa_utils import AveragedModel
+
+from auxin.change import Before, Change
+from auxin.errors import GrowthError
+from auxin.follow import follow
+from auxin.follow.structure import apply, builder
+
+
+@follow(AveragedModel)
+def follow_average(average: AveragedModel, change: Change) -> Iterator[None]:
+    """Old averages keep their layers; a new block's average starts from what the average of its source holds.
+
+    Raises:
+        GrowthError: the averaged copy has another structure than the model had.
+    """
+    assert change.before is not None
+    _check(average, change.before)
+    build = builder(change.before, average.module)
+    yield
+    undo = apply(average.module, change, build)
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
+
+
+def _check(average: AveragedModel, before: Before) -> None:
+    ours = {name: before.shapes[id(p)] for name, p in before.parameters.items()}
+    theirs = {name: p.shape for name, p in average.module.named_parameters()}
+    if ours != theirs:
+        lacks = sorted(ours.keys() - theirs.keys())[:4]
+        extra = sorted(theirs.keys() - ours.keys())[:4]
+        differ = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])[:4]
+        raise GrowthError(
+            f"AveragedModel averages another network than this one: it lacks {lacks or 'nothing'}, has {extra or 'nothing'} "
+            f"more, and {differ or 'no'} shapes differ. Build it from the model as it is now: AveragedModel(model, ...), and "
+            "pass it to every growth."
+        )

@@ -1,0 +1,147 @@
+"""Which optimizer and group a new parameter joins, and at which place of the group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin.anatomy.blocks import owned
+from auxin.change import Change, Join
+from auxin.errors import GrowthError
+
+
+def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: int | None) -> dict[int, Join]:
+    """Choose for each new trainable parameter the group of its nearest sibling of the same role.
+
+    Role is the type of the owning module, the leaf name and the number of dimensions. Nearest is, in this order: the same
+    place inside another child of the same container, the same role inside that container, the same role anywhere.
+
+    Args:
+        group: index of the group for all new parameters, counted over the optimizers in the order given.
+
+    Raises:
+        GrowthError: no sibling and more than one group, or a group that cannot take the tensor.
+    """
+    homes = {id(p): (o, i) for o in optimizers for i, g in enumerate(o.param_groups) for p in g["params"]}
+    wanted = [m for m in change.moves if m.new is not None and m.new.requires_grad and id(m.new) not in homes]
+    if not optimizers or not wanted:
+        return {}
+    forced = _forced(optimizers, group)
+    roles = _roles(model, change)
+    places = {id(p): place for place, p in enumerate(change.after.values())}
+    candidates = [(name, p) for name, p in change.after.items() if id(p) in homes and id(p) in roles]
+    joins: dict[int, Join] = {}
+    for move in wanted:
+        assert move.new is not None and move.name is not None
+        sibling = _sibling(move.name, move.new, change, candidates, roles, places)
+        if forced is not None:
+            home = forced
+        elif sibling is not None:
+            home = homes[id(sibling)]
+        else:
+            home = _only(optimizers, move.name, move.new)
+        _fits(home[0], move.name, move.new)
+        beside = sibling if sibling is not None and homes[id(sibling)] == home else None
+        joins[id(move.new)] = Join(home[0], home[1], beside)
+    return joins
+
+
+def place_in(group: list[Any], new: Any, sibling: Any, order: Mapping[int, int]) -> tuple[int, bool]:
+    """Index at which ``new`` enters a group's list, and whether the list runs in the network's order.
+
+    Args:
+        group: the list, which may hold foreign parameters.
+        order: position in ``named_parameters()`` after the change, by ``id``.
+
+    Returns:
+        In a list that runs in model order (or exactly against it) the index that keeps it so; else right behind the
+        sibling, or the end.
+    """
+    known = [(i, order[id(p)]) for i, p in enumerate(group) if id(p) in order]
+    ranks = [rank for _, rank in known]
+    mine = order.get(id(new), len(order))
+    if ranks == sorted(ranks):
+        before = [i for i, rank in known if rank < mine]
+        first = known[0][0] if known else len(group)
+        return (before[-1] + 1 if before else first), True
+    if ranks == sorted(ranks, reverse=True):
+        before = [i for i, rank in known if rank > mine]
+        return (before[-1] + 1 if before else known[0][0]), False
+    index = next((i for i, p in enumerate(group) if p is sibling), len(group) - 1)
+    return index + 1, False
+
+
+def _forced(optimizers: Sequence[Any], group: int | None) -> tuple[Any, int] | None:
+    homes = [(o, i) for o in optimizers for i in range(len(o.param_groups))]
+    if group is None:
+        return None
+    if type(group) is not int or not 0 <= group < len(homes):
+        listing = ", ".join(f"{n}: {type(o).__name__} group {i}" for n, (o, i) in enumerate(homes))
+        raise GrowthError(f"group={group!r}: pass the index of an existing group ({listing}).")
+    return homes[group]
+
+
+def _roles(model: nn.Module, change: Change) -> dict[int, tuple[type, str, int]]:
+    roles: dict[int, tuple[type, str, int]] = {}
+    for module in (model, *(new.module for _, new in change.added)):
+        for owner, leaf, p in owned(module):
+            roles.setdefault(id(p), (type(owner), leaf, p.dim()))
+    return roles
+
+
+def _sibling(
+    name: str,
+    new: nn.Parameter,
+    change: Change,
+    candidates: list[tuple[str, nn.Parameter]],
+    roles: dict[int, tuple[type, str, int]],
+    places: dict[int, int],
+) -> nn.Parameter | None:
+    """The nearest parameter of the same role that an optimizer holds."""
+    home = next(
+        (
+            r.path
+            for r in change.rewires
+            for path, _ in r.added
+            if name == path or name.startswith(path + ".")
+        ),
+        None,
+    )
+    prefix = "" if not home else home + "."
+    tail = name[len(prefix) :].partition(".")[2] if home is not None else None
+    best: tuple[tuple[int, int, int], nn.Parameter] | None = None
+    for other, p in candidates:
+        if roles[id(p)] != roles.get(id(new)):
+            continue
+        inside = home is not None and other.startswith(prefix)
+        same = inside and other[len(prefix) :].partition(".")[2] == tail
+        distance = places[id(p)] - places[id(new)]
+        key = (0 if same else 1 if inside else 2, abs(distance), distance > 0)
+        if best is None or key < best[0]:
+            best = (key, p)
+    return best[1] if best else None
+
+
+def _only(optimizers: Sequence[Any], name: str, new: nn.Parameter) -> tuple[Any, int]:
+    homes = [(o, i) for o in optimizers for i in range(len(o.param_groups))]
+    if len(homes) == 1:
+        return homes[0]
+    listing = "; ".join(
+        f"{n}: {type(o).__name__} group {i}, {len(o.param_groups[i]['params'])} tensors"
+        for n, (o, i) in enumerate(homes)
+    )
+    raise GrowthError(
+        f"{name} {tuple(new.shape)}: no trained parameter of the same role shows which of {len(homes)} groups it belongs to. "
+        f"Pass group=<index> ({listing})."
+    )
+
+
+def _fits(optimizer: Any, name: str, new: nn.Parameter) -> None:
+    if isinstance(optimizer, torch.optim.Muon) and new.dim() != 2:
+        raise GrowthError(
+            f"{name} {tuple(new.shape)}: Muon only takes matrices. Give an AdamW for the rest, as torch.optim.Muon asks, and "
+            "pass both: auxin.grow(model, edit, muon, adamw)."
+        )

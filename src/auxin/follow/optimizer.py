@@ -1,0 +1,227 @@
+"""Every ``torch.optim`` optimizer: new parameters join existing groups, state follows what was resized.
+
+Old entries keep their order, their group and their state; a new whole tensor gets its state at its first step, with its
+own step count, so that bias correction starts where it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auxin.change import Change, Move
+from auxin.errors import GrowthError
+from auxin.follow import follow
+from auxin.follow.groups import place_in
+
+# Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+LBFGS_HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
+
+
+def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
+    """Add, drop and resize entries; see the module's docstring.
+
+    Raises:
+        GrowthError: the optimizer holds none of the model's parameters, holds one twice, or its state cannot be mapped.
+    """
+    _check(optimizer, change)
+    yield
+    groups = [
+        (g, g["params"], list(g["params"]), g.get("param_names"), list(g.get("param_names") or ()))
+        for g in optimizer.param_groups
+    ]
+    state = dict(optimizer.state)
+    flat = _flat(optimizer)
+    try:
+        _apply(optimizer, change)
+        yield
+    except BaseException:
+        for group, params, entries, names, old_names in groups:
+            group["params"] = params
+            params[:] = entries
+            if names is not None:
+                names[:] = old_names
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for name, value in flat.items():
+            setattr(optimizer, name, value)
+        raise
+
+
+for _name in torch.optim.__all__ if hasattr(torch.optim, "__all__") else dir(torch.optim):
+    _kind = getattr(torch.optim, _name)
+    if (
+        isinstance(_kind, type)
+        and issubclass(_kind, torch.optim.Optimizer)
+        and _kind is not torch.optim.Optimizer
+    ):
+        follow(_kind)(follow_optimizer)
+
+
+def _flat(optimizer: Any) -> dict[str, Any]:
+    """Attributes that LBFGS derives from its parameter list."""
+    return {name: getattr(optimizer, name) for name in ("_numel_cache",) if hasattr(optimizer, name)}
+
+
+def _check(optimizer: Any, change: Change) -> None:
+    assert change.before is not None
+    kind = type(optimizer).__name__
+    names = {id(p): name for name, p in change.before.parameters.items()}
+    held = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    if change.before.parameters and not any(i in names for i in held):
+        raise GrowthError(
+            f"{kind} holds none of this model's parameters: it belongs to another model, or was built from copies. Build it "
+            f"from this one: torch.optim.{kind}(model.parameters(), ...)."
+        )
+    twice = (
+        sorted({names.get(i, "a parameter of another model") for i in held if held.count(i) > 1})
+        if len(set(held)) != len(held)
+        else []
+    )
+    if twice:
+        raise GrowthError(
+            f"{kind} holds {', '.join(twice[:4])} more than once; it would be stepped twice. Build it with each once."
+        )
+    for group in optimizer.param_groups:
+        listed = group.get("param_names")
+        if listed is not None and len(listed) != len(group["params"]):
+            raise GrowthError(
+                f"{kind}: a group has {len(group['params'])} parameters and {len(listed)} param_names; something was appended "
+                "without its name."
+            )
+    for move in change.moves:
+        if move.new is not None and move.old is not None and move.old in optimizer.state:
+            _mapped(optimizer, move, optimizer.state[move.old])
+    if isinstance(optimizer, torch.optim.LBFGS) and any(join.group for join in change.joins.values()):
+        raise GrowthError("LBFGS has one parameter group only.")
+
+
+def _apply(optimizer: Any, change: Change) -> None:
+    order = {id(p): place for place, p in enumerate(change.after.values())}
+    first = optimizer.param_groups[0]["params"][0]
+    touched = False
+    for move in change.moves:
+        if move.removed:
+            touched |= _drop(optimizer, move)
+        elif not move.added and move.new in optimizer.state:
+            touched = True
+            optimizer.state[move.new] = _mapped(optimizer, move, optimizer.state[move.old])
+    for move in change.moves:
+        join = change.joins.get(id(move.new)) if move.new is not None else None
+        if join is not None and join.optimizer is optimizer:
+            touched = True
+            _enter(optimizer, optimizer.param_groups[join.group], move, join.sibling, order)
+    _rename(optimizer, change)
+    if touched and isinstance(optimizer, torch.optim.LBFGS):
+        _forget_history(optimizer, first)
+
+
+def _enter(optimizer: Any, group: dict[str, Any], move: Move, sibling: Any, order: dict[int, int]) -> None:
+    new = move.new
+    index, _ = place_in(group["params"], new, sibling, order)
+    group["params"].insert(index, new)
+    if group.get("param_names") is not None:
+        group["param_names"].insert(index, move.name)
+    if move.source is not None and move.source in optimizer.state:
+        copied = optimizer.state[move.source]
+        optimizer.state[new] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in copied.items()}
+    elif isinstance(optimizer, torch.optim.SGD) and group.get("fused") and group.get("momentum"):
+        # The fused kernel cannot mix entries with and without a buffer (TypeError in torch 2.13).
+        if any("momentum_buffer" in optimizer.state.get(p, ()) for p in group["params"]):
+            optimizer.state[new] = {"momentum_buffer": torch.zeros_like(new)}
+
+
+def _drop(optimizer: Any, move: Move) -> bool:
+    for group in optimizer.param_groups:
+        for index, p in enumerate(group["params"]):
+            if p is move.old:
+                del group["params"][index]
+                if group.get("param_names") is not None:
+                    del group["param_names"][index]
+                optimizer.state.pop(p, None)
+                return True
+    return False
+
+
+def _rename(optimizer: Any, change: Change) -> None:
+    """Names in ``param_names`` that are the model's own names follow the model's new names."""
+    assert change.before is not None
+    new_names = {id(p): name for name, p in change.after.items()}
+    old_names = {id(p): name for name, p in change.before.parameters.items()}
+    for group in optimizer.param_groups:
+        listed = group.get("param_names")
+        for index, p in enumerate(group["params"] if listed is not None else ()):
+            if id(p) in new_names and listed[index] == old_names.get(id(p)):
+                listed[index] = new_names[id(p)]
+
+
+def _forget_history(optimizer: Any, first: Any) -> None:
+    """LBFGS keeps flat vectors over all parameters, under its first one: start the curvature estimate afresh."""
+    state = {k: v for k, v in optimizer.state.get(first, {}).items() if k not in LBFGS_HISTORY}
+    optimizer.state.pop(first, None)
+    if state:
+        optimizer.state[optimizer.param_groups[0]["params"][0]] = {**state, "n_iter": 0}
+    optimizer._numel_cache = None
+
+
+def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]:
+    """State of a resized parameter: old entries where they were, new ones fresh."""
+    assert move.new is not None and move.old_shape is not None
+    old, new = move.old_shape, move.new.shape
+    mapped = dict(state)
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        shape = _shape(optimizer, key, tuple(value.shape), tuple(old), tuple(new))
+        if shape is None:
+            raise GrowthError(
+                f"{type(optimizer).__name__}: its state {key!r} {tuple(value.shape)} of {move.name} does not follow the tensor's "
+                f"shape {tuple(old)}, so it is not known how to resize it to {tuple(new)}. Drop it first: del optimizer.state[p]."
+            )
+        mapped[key] = _resized(value, shape, _fill(optimizer, key, value, move))
+    return mapped
+
+
+def _shape(
+    optimizer: Any, key: str, state: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Shape of a state tensor after the resize, axis by axis; None where that is not known."""
+    if len(state) != len(old) or len(new) != len(old):
+        return None
+    if isinstance(optimizer, torch.optim.Adafactor) and key in ("row_var", "col_var"):
+        axis = len(old) - (1 if key == "row_var" else 2)
+        return tuple(1 if a == axis else size for a, size in enumerate(new))
+    if any(s not in (1, o) for s, o in zip(state, old, strict=True)):
+        return None
+    return tuple(n if s == o else s for s, o, n in zip(state, old, new, strict=True))
+
+
+def _fill(optimizer: Any, key: str, value: Tensor, move: Move) -> float | Tensor:
+    """What new entries start from, as a fresh optimizer would."""
+    assert move.new is not None
+    if key in SECOND_MOMENTS:
+        return (
+            value.mean(0, keepdim=True)
+            if value.dim() > 1 and value.shape[1:] == move.new.shape[1:]
+            else value.mean()
+        )
+    if isinstance(optimizer, torch.optim.ASGD) and key == "ax":
+        return 0.0
+    group = next(g for g in optimizer.param_groups if any(p is move.new for p in g["params"]))
+    if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
+        return float(group["lr"])
+    if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
+        return float(group.get("initial_accumulator_value", 0.0))
+    return 0.0
+
+
+def _resized(value: Tensor, shape: tuple[int, ...], fill: float | Tensor) -> Tensor:
+    new = value.new_empty(shape)
+    new.copy_(fill.expand(shape)) if isinstance(fill, Tensor) else new.fill_(fill)
+    kept = tuple(slice(0, min(a, b)) for a, b in zip(value.shape, shape, strict=True))
+    new[kept] = value[kept]
+    return new

@@ -1,0 +1,174 @@
+"""Carrying a change out on a tree of modules: the network itself, or any copy of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.blocks import replica
+from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
+
+Undo = Callable[[], None]
+
+
+def apply(model: nn.Module, change: Change, build: Callable[[New], nn.Module] | None = None) -> Undo:
+    """Splice, assign and swap in place; an exception half-way leaves everything as it was.
+
+    Args:
+        model: the network that ``change`` was planned for, or a copy of the same structure.
+        build: the module that stands for a new one in this copy; None: the new module itself.
+
+    Returns:
+        What takes it all back.
+    """
+    modules = dict(model.named_modules())
+    made: dict[int, nn.Module] = {}
+
+    def of(new: New) -> nn.Module:
+        if id(new) not in made:
+            made[id(new)] = new.module if build is None else build(new)
+        return made[id(new)]
+
+    undos: list[Undo] = []
+
+    def undo() -> None:
+        while undos:
+            undos.pop()()
+
+    try:
+        rewired = [(modules[r.path], _children(modules[r.path], r, of)) for r in change.rewires]
+        lists = [(modules[a.path], a.name, _listed(modules, a, of)) for a in change.aliases]
+        for module, children in rewired:
+            undos.append(_splice(module, children))
+        for module, name, items in lists:
+            undos.append(_relist(module, name, items))
+        for assign in change.assigns:
+            undos.append(_set(modules[assign.path], assign))
+        for swap in change.swaps:
+            undos.append(_swap(modules[swap.path], swap, copied=build is not None))
+    except BaseException:
+        undo()
+        raise
+    return undo
+
+
+def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
+    """How a copy of the network makes its own new modules: from its own tensors where the live one used its own.
+
+    A block that copies block k becomes a copy of the twin's block k with the same tensors zeroed; anything old inside a
+    new module (an adapter around an old layer, a tied weight) is the twin's.
+    """
+    memo: dict[int, Any] = {}
+    own = Before.of(twin)
+    for kind in ("modules", "parameters", "buffers"):
+        theirs, ours = getattr(live, kind), getattr(own, kind)
+        memo |= {id(value): ours[name] for name, value in theirs.items() if name in ours}
+
+    def build(new: New) -> nn.Module:
+        if new.source is not None:
+            module = replica(twin, own.modules[new.source])
+            parameters = dict(module.named_parameters())
+            with torch.no_grad():
+                for name in new.zeroed:
+                    parameters[name].zero_()
+        else:
+            module = copy.deepcopy(new.module, dict(memo))
+        device = next((p.device for p in own.parameters.values()), None)
+        return module if device is None or device.type == "meta" else module.to(device)
+
+    return build
+
+
+def _children(
+    module: nn.Module, rewire: Rewire, of: Callable[[New], nn.Module]
+) -> dict[str, nn.Module | None]:
+    return {n: of(c) if isinstance(c, New) else module._modules[c] for n, c in rewire.children}
+
+
+def _listed(modules: dict[str, nn.Module], alias: Alias, of: Callable[[New], nn.Module]) -> list[Any]:
+    container = modules[alias.rewire.path]
+    return list(_children(container, alias.rewire, of).values())
+
+
+def _splice(module: nn.Module, children: dict[str, nn.Module | None]) -> Undo:
+    held = module._modules
+    before = dict(held)
+
+    def undo() -> None:
+        held.clear()
+        held.update(before)
+
+    held.clear()
+    held.update(children)
+    return undo
+
+
+def _relist(module: nn.Module, name: str, items: list[Any]) -> Undo:
+    value = module.__dict__[name]
+    if isinstance(value, tuple):
+        module.__dict__[name] = tuple(items)
+
+        def undo() -> None:
+            module.__dict__[name] = value
+    else:
+        before = list(value)
+        value[:] = items
+
+        def undo() -> None:
+            value[:] = before
+
+    return undo
+
+
+def _set(module: nn.Module, assign: Assign) -> Undo:
+    own = module.__dict__
+    before = own.get(assign.name, MISSING)
+
+    def undo() -> None:
+        if before is MISSING:
+            own.pop(assign.name, None)
+        else:
+            own[assign.name] = before
+
+    if assign.value is MISSING:
+        own.pop(assign.name, None)
+    else:
+        own[assign.name] = assign.value
+    return undo
+
+
+def _swap(module: nn.Module, swap: Swap, copied: bool) -> Undo:
+    """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit."""
+    held = module._buffers if swap.buffer else module._parameters
+    names, before = list(held), held.get(swap.name, MISSING)
+
+    def undo() -> None:
+        if before is MISSING:
+            held.pop(swap.name, None)
+        else:
+            held[swap.name] = before
+            _reorder(held, names)
+
+    value: Tensor | None = swap.value
+    if copied and value is not None:
+        fresh = value.detach().clone()
+        if swap.kept is not None and isinstance(before, Tensor):
+            fresh = fresh.to(device=before.device, dtype=before.dtype)
+            region = tuple(slice(0, size) for size in swap.kept)
+            fresh[region] = before.detach()[region]
+        value = nn.Parameter(fresh, requires_grad=value.requires_grad) if not swap.buffer else fresh
+    if swap.value is None:
+        held.pop(swap.name, None)
+    else:
+        held[swap.name] = value
+    return undo
+
+
+def _reorder(held: dict[str, Any], names: list[str]) -> None:
+    items = {name: held[name] for name in names}
+    held.clear()
+    held.update(items)

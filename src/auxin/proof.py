@@ -1,0 +1,162 @@
+"""The proof of a growth on the probe: outputs as promised, the new module called, a gradient at its writers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.blocks import Container, counters
+from auxin.anatomy.probe import Look, tensors_in, untouched
+from auxin.anatomy.tree import module_at
+from auxin.change import Change
+from auxin.errors import GrowthError
+
+Outputs = list[Tensor]
+EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
+
+
+def outputs_of(look: Look) -> Outputs:
+    """The network's output tensors on the probe, in eval mode.
+
+    Raises:
+        GrowthError: the network does not run on the probe.
+    """
+    try:
+        with untouched(look.model), torch.no_grad():
+            found = [t.detach().clone() for t in tensors_in(look.run())]
+    except GrowthError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        raise GrowthError(
+            f"probe: {type(look.model).__name__} does not run on it: {error}. Pass the batch as the training loop calls the "
+            "model: a tensor, a tuple of positional arguments, or a dict of keywords."
+        ) from error
+    if not found:
+        raise GrowthError(
+            f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared."
+        )
+    return found
+
+
+def prove(model: nn.Module, change: Change, look: Look, before: Outputs) -> Change:
+    """Run the grown network on the probe; fill in what was measured.
+
+    Raises:
+        GrowthError: it does not run, its outputs changed where they must not, a new module was not called, or no gradient
+            reaches it.
+    """
+    called: set[str] = set()
+    with untouched(model):
+        for path, new in change.added:
+            new.module.register_forward_hook(lambda *_, path=path: called.add(path))
+        after, grads = _run(model, change, look)
+    missing = [path for path, _ in change.added if path not in called]
+    if missing:
+        raise GrowthError(_never_called(model, missing[0], change))
+    difference = _compare(before, after, change)
+    ratio = _gradients(change, grads)
+    return dataclasses.replace(change, max_difference=difference, gradient_ratio=ratio)
+
+
+def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
+    parameters = dict(model.named_parameters())
+    born = [m.name for m in change.moves if m.added and m.name and m.new is not None and m.new.requires_grad]
+    wanted = {
+        name: parameters[name] for name in (*born, *change.writers, *change.incumbents) if name in parameters
+    }
+    wanted = {name: p for name, p in wanted.items() if p.requires_grad}
+    try:
+        with torch.enable_grad():
+            out = list(tensors_in(look.run()))
+            after = [t.detach().clone() for t in out]
+            floating = [t for t in out if t.is_floating_point() and t.requires_grad]
+            if not floating or not wanted:
+                return after, {}
+            generator = torch.Generator().manual_seed(3)
+            loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating)
+            grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+            return after, dict(zip(wanted, grads, strict=True))
+    except GrowthError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        where = ", ".join(path for path, _ in change.added) or "the network"
+        shapes = "; ".join(" ".join(repr(new.module).split())[:80] for _, new in change.added)
+        raise GrowthError(
+            f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; its input and "
+            "output widths must fit what stands before and behind it."
+        ) from error
+
+
+def _never_called(model: nn.Module, path: str, change: Change) -> str:
+    at = path.rpartition(".")[0]
+    hint = ""
+    module = module_at(model, at)
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        length = len(module._modules) - len(change.added)
+        names = tuple(str(i) for i in range(length))
+        found = counters(model, Container(at, module, names))
+        hint = f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
+    return (
+        f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, a stored "
+        f"depth, or fixed names in forward).{hint} Let forward iterate over {at or 'the container'} itself."
+    )
+
+
+def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
+    shapes = [(tuple(a.shape), tuple(b.shape)) for a, b in zip(before, after, strict=False)]
+    if len(before) != len(after) or any(a != b for a, b in shapes):
+        if change.outputs:
+            return None
+        old, new = next(((a, b) for a, b in shapes if a != b), (len(before), len(after)))
+        raise GrowthError(
+            f"the network's output would change from {old} to {new}. If that is wanted pass outputs=True; otherwise give the "
+            "layer equal input and output widths."
+        )
+    difference, limit = 0.0, 0.0
+    for a, b in zip(before, after, strict=True):
+        if a.is_floating_point() or a.is_complex():
+            gap = (a - b).abs()
+            gap = gap[~(a.isnan() & b.isnan())] if a.is_floating_point() else gap
+            gap = gap[~((a == b) & a.isinf())] if gap.shape == a.shape else gap
+            difference = max(difference, float(gap.max()) if gap.numel() else 0.0)
+            size = float(a[a.isfinite()].abs().max()) if a.isfinite().any() else 0.0
+            limit = max(limit, EPSILONS * torch.finfo(a.dtype).eps * max(1.0, size))
+        elif not torch.equal(a, b):
+            difference = float("inf")
+    if change.preserves and not difference <= limit:
+        raise GrowthError(
+            f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was expected), though "
+            f"{change.how} was to keep them. Something outside the block depends on the number of layers; init='default' or "
+            "output='keep' would accept that."
+        )
+    return difference
+
+
+def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
+    """Check that the new weights can learn, and compare them with the neighbour's."""
+    reached = {name for name, g in grads.items() if g is not None and bool(g.count_nonzero())}
+    born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
+    trainable = [n for n in born if n in grads]
+    if born and not trainable and change.added:
+        raise GrowthError(
+            f"{change.added[0][0]}: nothing in it would train: the layers beside it are frozen (requires_grad=False) and a new one "
+            "follows them, or the probe's output carries no gradient. Unfreeze them, or add the layer in auxin.surgery."
+        )
+    wanted = [n for n in change.writers if n in grads] if change.preserves else []
+    dead = [n for n in wanted if n not in reached]
+    if dead or (trainable and not any(n in reached for n in trainable)):
+        raise GrowthError(
+            f"{', '.join(dead or trainable[:3])}: no gradient reaches the new weights on the probe, so they would never learn (a "
+            "product with another zero, or a ReLU that is off). Use init='kaiming' or 'xavier', or a residual block."
+        )
+    if not change.incumbents or not change.writers:
+        return None
+    new, old = _norm(grads, change.writers), _norm(grads, change.incumbents)
+    return new / old if old > 0 else None
+
+
+def _norm(grads: dict[str, Any], names: tuple[str, ...]) -> float:
+    return sum(float(grads[n].double().square().sum()) for n in names if grads.get(n) is not None) ** 0.5

@@ -1,0 +1,125 @@
+"""Everything lost, stale, doubled or mis-shaped around a network, by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from auxin.anatomy.tree import unwrap
+from auxin.errors import GrowthError
+
+
+def verify(model: nn.Module, *companions: Any) -> None:
+    """Check that optimizers, averages and schedules fit the network as it is now.
+
+    Args:
+        model: the network (a DDP or compiled one is unwrapped).
+        companions: its optimizers, schedulers, averages.
+
+    Raises:
+        GrowthError: one error that lists everything found: trainable parameters that no optimizer steps or that are stepped
+            twice, tensors of replaced layers that are still held, state of another shape, averages of another structure.
+    """
+    problems = list(_problems(unwrap(model), companions))
+    if problems:
+        shown = "\n  ".join(problems[:20]) + (
+            f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        )
+        raise GrowthError(f"verify found {len(problems)} problem{'s' * (len(problems) > 1)}:\n  {shown}")
+
+
+def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
+    if optimizers:
+        yield from _membership(model, optimizers, names)
+    for name, p in model.named_parameters():
+        if p.grad is not None and p.grad.shape != p.shape:
+            yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
+    for companion in companions:
+        if isinstance(companion, AveragedModel):
+            yield from _average(model, companion)
+        lists = {
+            k: v
+            for k, v in getattr(companion, "__dict__", {}).items()
+            if k in ("base_lrs", "_last_lr", "min_lrs")
+        }
+        driven = getattr(companion, "optimizer", None)
+        for key, value in lists.items() if driven is not None else ():
+            if isinstance(value, list) and len(value) != len(driven.param_groups):
+                yield f"{type(companion).__name__}.{key} has {len(value)} entries for {len(driven.param_groups)} groups"
+
+
+def _membership(model: nn.Module, optimizers: list[Any], names: dict[int, str]) -> Iterator[str]:
+    held = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
+    counts = Counter(id(p) for _, p in held)
+    lost = [
+        f"{n} {tuple(p.shape)}"
+        for n, p in model.named_parameters()
+        if p.requires_grad and id(p) not in counts
+    ]
+    for text in lost:
+        yield f"{text} is in no optimizer: it would never train (or freeze it: requires_grad_(False))"
+    for p_id, count in counts.items():
+        if count > 1:
+            yield f"{names.get(p_id, 'a parameter of another model')} is held {count} times: it would be stepped {count} times"
+    for optimizer in optimizers:
+        kind = type(optimizer).__name__
+        stale = _stale(optimizer, names, model, bool(lost))
+        yield from (f"{kind} holds {text}, which the model does not have" for text in stale)
+        members = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        orphans = [p for p in optimizer.state if isinstance(p, Tensor) and id(p) not in members]
+        if orphans:
+            yield f"{kind}.state has {len(orphans)} entries of tensors that are in no group (e.g. {tuple(orphans[0].shape)})"
+        yield from _state_shapes(optimizer, names)
+
+
+def _stale(optimizer: Any, names: dict[int, str], model: nn.Module, lost: bool) -> Iterator[str]:
+    """Tensors that were the model's: named like one of it, or foreign while the model has lost some."""
+    current = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        listed = group.get("param_names") or []
+        if listed and len(listed) != len(group["params"]):
+            yield f"{len(group['params'])} parameters under {len(listed)} param_names"
+            continue
+        for index, p in enumerate(group["params"]):
+            if id(p) in names:
+                continue
+            if listed and listed[index] in current:
+                yield f"another tensor {tuple(p.shape)} under the name {listed[index]}"
+            elif lost:
+                yield f"a tensor {tuple(p.shape)}"
+
+
+def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return
+    for p, state in optimizer.state.items():
+        for key, value in state.items() if isinstance(p, Tensor) else ():
+            if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
+                continue
+            fits = value.dim() == p.dim() and all(
+                s in (1, n) for s, n in zip(value.shape, p.shape, strict=True)
+            )
+            if not fits:
+                name = names.get(id(p), "a foreign parameter")
+                yield f"{type(optimizer).__name__}: state {key!r} {tuple(value.shape)} of {name} {tuple(p.shape)} has another shape"
+
+
+def _average(model: nn.Module, average: AveragedModel) -> Iterator[str]:
+    ours = {n: p.shape for n, p in model.named_parameters()}
+    theirs = {n: p.shape for n, p in average.module.named_parameters()}
+    for name in ours.keys() | theirs.keys():
+        if name not in theirs:
+            yield f"AveragedModel lacks {name} {tuple(ours[name])}: it would not be averaged"
+        elif name not in ours:
+            yield f"AveragedModel has {name} {tuple(theirs[name])}, which the model does not have"
+        elif ours[name] != theirs[name]:
+            yield f"AveragedModel has {name} {tuple(theirs[name])} for {tuple(ours[name])}"
+    if sum(1 for _ in model.buffers()) != sum(1 for _ in average.module.buffers()):
+        yield "AveragedModel has another number of buffers than the model"
