@@ -60,9 +60,9 @@ def name_of(obj: Any) -> str:
     nested_function = "." in qualname and not isinstance(obj, type)
     if nested_function or not isinstance(loaded, ModuleType) or _walk(loaded, qualname) is not obj:
         raise GrowthError(
-            f"{module}:{qualname} does not lead back to the same object (it was replaced, wrapped, deleted, or "
-            f"is not a class or function at the top level of its module). Define it there under its own name "
-            f"and pass that, with its arguments as `functools.partial(...)`; {_SURGERY}."
+            f"{module}:{qualname} does not lead back to the same object: it was replaced or wrapped, "
+            f"or is not a class or function at the top level of its module. Define it there under its own "
+            f"name and pass that, with its arguments as `functools.partial(...)`; {_SURGERY}."
         )
     return f"{module}:{qualname}"
 
@@ -85,7 +85,7 @@ class Allowed:
 
     @classmethod
     def of(cls, model: nn.Module | None, allow: Iterable[Any] = ()) -> Allowed:
-        """What may be named: torch.nn, auxin, ``__main__``, the modules of the model's classes, and ``allow``.
+        """What may be named: torch.nn, auxin, ``__main__``, modules of the model's classes, ``allow``.
 
         Args:
             model: the network that the file belongs to; None for no network.
