@@ -1,0 +1,89 @@
+"""A few forecasts beside what happened, as small multiples."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from auxin.report.figures import finite, significant
+from auxin.report.markup import Markup, shorten, tag
+from auxin.report.plot import chart, curve, layered, percent, short, value_axis
+from auxin.report.scale import Point, Scale, thin, value_scale
+
+MOST = 6
+_HEIGHT, _COLUMNS = 150.0, 60
+_HORIZONS = 3  # of history that are drawn, so that the forecast has room
+_KEYS = {"history": "history", "actual": "what happened", "forecast": "forecast"}
+
+
+def forecast_section(forecasts: Iterable[Mapping]) -> Markup | None:
+    """One small chart each: history, then what happened and what was forecast; None without forecasts.
+
+    Args:
+        forecasts: {"title": str, "history": numbers, "actual": numbers, "forecast": numbers}; the last two
+            begin where the history ends.
+    """
+    panels = [_panel(number, forecast) for number, forecast in enumerate(list(forecasts)[:MOST], start=1)]
+    if not panels:
+        return None
+    key = [
+        tag("span", tag("span", class_=f"swatch {name}", aria_hidden="true"), text)
+        for name, text in _KEYS.items()
+    ]
+    return tag(
+        "section",
+        tag("h2", "Forecasts", id="forecasts"),
+        tag("p", *key, class_="key"),
+        tag("div", *panels, class_="panels"),
+        aria_labelledby="forecasts",
+    )
+
+
+def _panel(number: int, forecast: Mapping) -> Markup:
+    values = {key: _numbers(forecast.get(key)) for key in _KEYS}
+    ahead = max(len(values["actual"]), len(values["forecast"]), 1)
+    history = _points(values["history"][-_HORIZONS * ahead :], 0)
+    actual, predicted = (_points(values[key], len(history)) for key in ("actual", "forecast"))
+    last = max(len(history) + ahead - 1, 1)
+    x = Scale(0.0, float(last))
+    y = value_scale(
+        [value for points in (history, actual, predicted) for _, value in points], log=False, pieces=3
+    )
+    joint = history[-1:]
+    lines = {"history": history, "actual": joint + actual, "forecast": joint + predicted}
+    title = shorten(forecast.get("title") or f"Forecast {number}", 80)
+    error = _error(actual, predicted)
+    now = percent(x.at(len(history) - 1)) if history else "0%"
+    picture = chart(
+        f"forecast-{number}",
+        title,
+        f"The last {len(history)} values of history, then {len(predicted)} forecast. {error}",
+        _HEIGHT + 16,
+        value_axis(y, 8, _HEIGHT, 3),
+        tag("line", class_="mark", x1=now, x2=now, y1="8", y2=short(_HEIGHT + 8)),
+        layered(
+            8, _HEIGHT, *(curve(thin(line, _COLUMNS), x, y, _HEIGHT, key) for key, line in lines.items())
+        ),
+    )
+    return tag(
+        "figure",
+        tag("figcaption", tag("strong", title), tag("span", error, class_="note") if error else None),
+        tag("div", picture, class_="plot small"),
+    )
+
+
+def _numbers(values: object) -> list[float]:
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        return []
+    numbers = (finite(value) for value in values)
+    return [math.nan if number is None else number for number in numbers]
+
+
+def _points(values: Sequence[float], start: int) -> list[Point]:
+    return [(float(start + index), value) for index, value in enumerate(values)]
+
+
+def _error(actual: list[Point], predicted: list[Point]) -> str:
+    """The mean absolute error over the steps that have both."""
+    both = min(len(actual), len(predicted))
+    gaps = [abs(a[1] - b[1]) for a, b in zip(actual[:both], predicted[:both], strict=True)]
+    gaps = [gap for gap in gaps if not math.isnan(gap)]
+    return f"Mean absolute error {significant(sum(gaps) / len(gaps), 3)}" if gaps else ""

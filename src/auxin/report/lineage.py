@@ -1,0 +1,151 @@
+"""Every layer of a run, from its birth to the end, followed through the renames of later growths."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from auxin.report.reading import Growth
+
+_MOST_SIBLINGS = 2000  # a stray index must not make a million rows
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the run.
+
+    Attributes:
+        path: its last path: in the final network, or when it was removed.
+        source: the last path of the layer that it was copied from.
+        birth: the growth that brought it; None: there from the start.
+        death: the growth that removed it; None: there at the end.
+        born_as: its path right after its birth.
+    """
+
+    path: str
+    source: str | None = None
+    birth: Growth | None = None
+    death: Growth | None = None
+    born_as: str = ""
+
+
+def read_layers(growths: Sequence[Growth]) -> list[Layer]:
+    """All layers, in the order of the final network.
+
+    The journal does not list what was there before; that follows from it. A layer that is renamed or copied
+    existed, and so did, in a container with indices, everything below the index of a new one that is not new.
+
+    A source is a path before the growth; one that was not there then is read as a path after it.
+    """
+    family = _Family()
+    for growth in growths:
+        family.grow(growth)
+    found = [_layer(track) for track in family.tracks]
+    return sorted(found, key=lambda layer: (natural(layer.path), layer.death is not None))
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """A sorting key: blocks.2 before blocks.10."""
+    pieces = re.split(r"(\d{1,9})", path)
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces if piece]
+
+
+@dataclass
+class _Track:
+    """A layer while the journal is read; its path changes."""
+
+    path: str
+    source: "_Track | None" = None
+    birth: Growth | None = None
+    death: Growth | None = None
+    born_as: str = ""
+
+
+class _Family:
+    """All layers met so far, and those that are alive, by their present path."""
+
+    def __init__(self) -> None:
+        self.tracks: list[_Track] = []
+        self.living: dict[str, _Track] = {}
+
+    def grow(self, growth: Growth) -> None:
+        """One journal entry: removals, then renames, then births."""
+        for path in _renamed_blocks(growth):
+            self.find(path)
+        before = dict(self.living)
+        for path in growth.removed:
+            self.find(path).death = growth
+            del self.living[path]
+        self.rename(growth)
+        for path in _older_siblings(growth):
+            self.find(path)
+        born = {layer.path: _Track(layer.path, None, growth, born_as=layer.path) for layer in growth.added}
+        for layer in growth.added:
+            if layer.source is not None:
+                source = before.get(layer.source) or born.get(layer.source)
+                born[layer.path].source = source or self.find(layer.source)
+        self.tracks.extend(born.values())
+        self.living.update(born)
+
+    def find(self, path: str) -> _Track:
+        """The living layer at `path`; one not met before was there from the start."""
+        if path not in self.living:
+            self.living[path] = _Track(path)
+            self.tracks.append(self.living[path])
+        return self.living[path]
+
+    def rename(self, growth: Growth) -> None:
+        """Moves every living layer to its new path, all at once."""
+        moves = dict(_core(old, new) for old, new in growth.renamed.items()) | dict(growth.renamed)
+        moved = {_moved(path, moves): track for path, track in self.living.items()}
+        for path, track in moved.items():
+            track.path = path
+        self.living = moved
+
+
+def _layer(track: _Track) -> Layer:
+    source = track.source.path if track.source else None
+    return Layer(track.path, source, track.birth, track.death, track.born_as)
+
+
+def _renamed_blocks(growth: Growth) -> list[str]:
+    """The siblings of the new layers that were renamed (by module or by tensor), under their old paths."""
+    containers = sorted({layer.path.rpartition(".")[0] for layer in growth.added}, key=len, reverse=True)
+    found = []
+    for old in growth.renamed:
+        for container in containers:
+            prefix = container + "." if container else ""
+            if old.startswith(prefix):
+                found.append(prefix + old[len(prefix) :].partition(".")[0])
+                break
+    return found
+
+
+def _core(old: str, new: str) -> tuple[str, str]:
+    """Two paths without the end that they share: a.1.weight -> a.2.weight says a.1 -> a.2."""
+    first, second = old.split("."), new.split(".")
+    while len(first) > 1 and len(second) > 1 and first[-1] == second[-1]:
+        first.pop()
+        second.pop()
+    return ".".join(first), ".".join(second)
+
+
+def _moved(path: str, moves: Mapping[str, str]) -> str:
+    """`path` after the renames, which may name it or a module around it."""
+    head, rest = path, ""
+    while head:
+        if head in moves:
+            return moves[head] + rest
+        head, dot, last = head.rpartition(".")
+        rest = dot + last + rest
+    return path
+
+
+def _older_siblings(growth: Growth) -> list[str]:
+    """Every smaller index beside a new layer that is not new itself."""
+    new = {layer.path for layer in growth.added}
+    found = []
+    for layer in growth.added:
+        container, dot, last = layer.path.rpartition(".")
+        if last.isdecimal() and int(last) <= _MOST_SIBLINGS:
+            found.extend(f"{container}{dot}{index}" for index in range(int(last)))
+    return [path for path in dict.fromkeys(found) if path not in new]
