@@ -40,13 +40,16 @@ def test_thinning_keeps_spikes_gaps_and_order() -> None:
     points = [(float(i), noise.random()) for i in range(10_000)]
     points[1234], points[8000] = (1234.0, 50.0), (8000.0, math.nan)
     kept = thin(points, 400)
-    assert len(kept) <= 1200
+    assert len(kept) <= 1202
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
     assert (1234.0, 50.0) in kept
     assert any(math.isnan(value) for _, value in kept)
     assert [step for step, _ in kept] == sorted(step for step, _ in kept)
     known = [value for _, value in points if not math.isnan(value)]
     assert min(v for _, v in kept if not math.isnan(v)) == min(known)
     assert thin(points[:500], 400) == points[:500]
+    level = [(float(i), 1.0) for i in range(1000)]
+    assert thin(level, 10)[-1] == level[-1]
 
 
 def test_numbers_for_people() -> None:

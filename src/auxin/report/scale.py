@@ -85,7 +85,7 @@ def _round_step(low: float, high: float, count: int) -> float:
 
 
 def thin(points: Sequence[Point], columns: int) -> list[Point]:
-    """At most three points per column: its smallest, its largest, and a break if it holds one.
+    """The ends, and at most three points per column: smallest, largest, and a break if it holds one.
 
     Spikes survive, which taking every n-th point would lose.
 
@@ -108,6 +108,10 @@ def thin(points: Sequence[Point], columns: int) -> list[Point]:
             kept.extend(sorted(ends))
         if len(known) < len(bucket):
             kept.append((bucket[-1][0], math.nan))
+    if kept[0] != points[0]:
+        kept.insert(0, points[0])
+    if kept[-1] != points[-1]:
+        kept.append(points[-1])  # a level line keeps its length
     return kept
 
 
