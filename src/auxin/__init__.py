@@ -1,3 +1,35 @@
 """Grow PyTorch networks while they train, in place, with everything that hangs on them kept in step."""
 
+from auxin import choose, init, testing, when
+from auxin.change import Change, Edit
+from auxin.edits.duplicate import Duplicate
+from auxin.edits.insert import Insert
+from auxin.engine import grow
+from auxin.errors import GrowthError
+from auxin.follow import follow
+from auxin.grower import Grower, Limit
+from auxin.journal import Journal, replay
+from auxin.surgery import surgery
+from auxin.verify import verify
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Change",
+    "Duplicate",
+    "Edit",
+    "Grower",
+    "GrowthError",
+    "Insert",
+    "Journal",
+    "Limit",
+    "choose",
+    "follow",
+    "grow",
+    "init",
+    "replay",
+    "surgery",
+    "testing",
+    "verify",
+    "when",
+]

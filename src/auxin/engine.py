@@ -175,7 +175,7 @@ def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch |
         raise BadMoment(f"not now: {reason}.")
 
 
-def seed_of(model: nn.Module, edit: Edit) -> int:
+def seed_of(model: nn.Module, edit: Edit | None) -> int:
     """A seed from the edit and the structure: equal in every process that holds the same network."""
     text = [repr(edit), *(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())]
     return int.from_bytes(hashlib.sha256("\n".join(text).encode()).digest()[:6], "big")

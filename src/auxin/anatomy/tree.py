@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -75,13 +75,15 @@ def moves_between(
     before: Mapping[str, nn.Parameter],
     after: Mapping[str, nn.Parameter],
     shapes: Mapping[int, torch.Size] | None = None,
-    sources: dict[int, nn.Parameter] | None = None,
+    sources: Mapping[int, nn.Parameter] | None = None,
+    touched: Collection[int] = (),
 ) -> tuple[Move, ...]:
     """Compare two listings by identity: what is born, what leaves, what was resized.
 
     Args:
         shapes: shape before, by ``id``, of tensors that may have been resized in place.
         sources: parameter whose state a new one copies, by ``id`` of the new one.
+        touched: ids of parameters that are listed though they kept their shape (unfrozen ones).
     """
     shapes, sources = shapes or {}, sources or {}
     old_names = {id(p): name for name, p in before.items()}
@@ -91,8 +93,8 @@ def moves_between(
         old_name = old_names.get(id(p))
         if old_name is None:
             moves.append(Move(name, None, p, None, source=sources.get(id(p))))
-        elif shapes.get(id(p), p.shape) != p.shape:
-            moves.append(Move(name, old_name, p, p, old_shape=shapes[id(p)]))
+        elif shapes.get(id(p), p.shape) != p.shape or id(p) in touched:
+            moves.append(Move(name, old_name, p, p, old_shape=shapes.get(id(p), p.shape)))
     for name, p in before.items():
         if id(p) not in new_ids:
             moves.append(Move(None, name, None, p, old_shape=shapes.get(id(p), p.shape)))
@@ -128,6 +130,22 @@ class Tree:
     def inner(self, path: str, name: str) -> Any:
         """The recorded content of a dict, list or set attribute."""
         return self._inner[path][name]
+
+    def continues(self, old: Tensor, new: Tensor) -> bool:
+        """Whether ``new`` begins with the recorded values of ``old``, so that its optimizer state carries on."""
+        if (
+            self._values is None
+            or old.dim() != new.dim()
+            or old.dtype != new.dtype
+            or old.device != new.device
+        ):
+            return False
+        index = next((i for i, t in enumerate(self._tensors) if t is old), None)
+        if index is None:
+            return False
+        value = self._values[index]
+        region = tuple(slice(0, min(a, b)) for a, b in zip(value.shape, new.shape, strict=True))
+        return _same(new.detach()[region], value[region])
 
     def restore(self) -> None:
         """Put every module, attribute, mode and (if recorded) value back, in place."""

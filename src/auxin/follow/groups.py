@@ -26,7 +26,12 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
         GrowthError: no sibling and more than one group, or a group that cannot take the tensor.
     """
     homes = {id(p): (o, i) for o in optimizers for i, g in enumerate(o.param_groups) for p in g["params"]}
-    wanted = [m for m in change.moves if m.new is not None and m.new.requires_grad and id(m.new) not in homes]
+    wanted = [
+        m
+        for m in change.moves
+        if m.new is not None and m.new.requires_grad and id(m.new) not in homes and id(m.old) not in homes
+    ]
+    leaving = {m.old_name: m.old for m in change.moves if m.removed and id(m.old) in homes}
     if not optimizers or not wanted:
         return {}
     forced = _forced(optimizers, group)
@@ -36,7 +41,11 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     joins: dict[int, Join] = {}
     for move in wanted:
         assert move.new is not None and move.name is not None
-        sibling = _sibling(move.name, move.new, change, candidates, roles, places)
+        sibling = (
+            leaving[move.name]
+            if move.name in leaving
+            else _sibling(move.name, move.new, change, candidates, roles, places)
+        )
         if forced is not None:
             home = forced
         elif sibling is not None:

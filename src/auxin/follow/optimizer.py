@@ -105,16 +105,15 @@ def _apply(optimizer: Any, change: Change) -> None:
     first = optimizer.param_groups[0]["params"][0]
     touched = False
     for move in change.moves:
-        if move.removed:
-            touched |= _drop(optimizer, move)
-        elif not move.added and move.new in optimizer.state:
-            touched = True
-            optimizer.state[move.new] = _mapped(optimizer, move, optimizer.state[move.old])
-    for move in change.moves:
+        if move.old is not None and move.new is not None:
+            touched |= _continue(optimizer, move)
         join = change.joins.get(id(move.new)) if move.new is not None else None
         if join is not None and join.optimizer is optimizer:
             touched = True
             _enter(optimizer, optimizer.param_groups[join.group], move, join.sibling, order)
+    for move in change.moves:
+        if move.removed:
+            touched |= _drop(optimizer, move)
     _rename(optimizer, change)
     if touched and isinstance(optimizer, torch.optim.LBFGS):
         _forget_history(optimizer, first)
@@ -133,6 +132,23 @@ def _enter(optimizer: Any, group: dict[str, Any], move: Move, sibling: Any, orde
         # The fused kernel cannot mix entries with and without a buffer (TypeError in torch 2.13).
         if any("momentum_buffer" in optimizer.state.get(p, ()) for p in group["params"]):
             optimizer.state[new] = {"momentum_buffer": torch.zeros_like(new)}
+
+
+def _continue(optimizer: Any, move: Move) -> bool:
+    """A resized tensor, or one that took another's place: same entry, its state carried on."""
+    entries = [
+        (g["params"], i) for g in optimizer.param_groups for i, p in enumerate(g["params"]) if p is move.old
+    ]
+    if not entries or (move.old is move.new and move.new is not None and move.old_shape == move.new.shape):
+        return False
+    if move.old in optimizer.state:
+        mapped = _mapped(optimizer, move, optimizer.state[move.old])
+        if move.old is not move.new:
+            optimizer.state.pop(move.old)
+        optimizer.state[move.new] = mapped
+    for params, index in entries:
+        params[index] = move.new
+    return True
 
 
 def _drop(optimizer: Any, move: Move) -> bool:
@@ -211,7 +227,9 @@ def _fill(optimizer: Any, key: str, value: Tensor, move: Move) -> float | Tensor
         )
     if isinstance(optimizer, torch.optim.ASGD) and key == "ax":
         return 0.0
-    group = next(g for g in optimizer.param_groups if any(p is move.new for p in g["params"]))
+    group = next(
+        g for g in optimizer.param_groups if any(p is move.new or p is move.old for p in g["params"])
+    )
     if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
         return float(group["lr"])
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":

@@ -1,0 +1,194 @@
+"""What a user's own surgery did, as data: new modules described by class, plain attributes and tensor shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin import typed
+from auxin.anatomy.probe import Look
+from auxin.anatomy.tree import moves_between, parameters_after
+from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
+from auxin.errors import GrowthError
+
+INTERNAL = {"_parameters", "_buffers", "_modules", "training", "_non_persistent_buffers_set"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Surgery:
+    """One ``surgery`` block: children, tensors and attributes of modules, by path, as plain data.
+
+    ``steps`` is a list of mappings; ``needs`` is set instead where a part could not be written down, and says what.
+    """
+
+    steps: tuple[Any, ...] = ()
+    needs: str | None = None
+
+    def plan(self, model: nn.Module, look: Look) -> Change:
+        """Rebuild the new modules; their weights are empty and come from the checkpoint.
+
+        Raises:
+            GrowthError: the surgery could not be written down as data.
+        """
+        if self.needs is not None:
+            raise GrowthError(
+                f"this journal holds a surgery that could not be written down as data: {self.needs}. Do it again on the model "
+                "first (the same code), then load into the model as it is then."
+            )
+        before = Before.of(model)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        rebuilder = _Rebuilder(before, device)
+        rewires, aliases, swaps, assigns = [], [], [], []
+        for step in self.steps:
+            path = step["path"]
+            if "children" in step:
+                children = tuple((name, rebuilder.child(data)) for name, data in step["children"].items())
+                rewires.append(Rewire(path, children))
+                aliases += [Alias(a["path"], a["name"], rewires[-1]) for a in step.get("aliases", ())]
+            for name, data in step.get("tensors", {}).items():
+                value = None if data is None else rebuilder.tensor(data)
+                kept = None if data is None or data.get("kept") is None else tuple(data["kept"])
+                swaps.append(
+                    Swap(
+                        path, name, value, kept, buffer=bool(step.get("buffers") and name in step["buffers"])
+                    )
+                )
+            for name, data in step.get("attributes", {}).items():
+                assigns.append(Assign(path, name, MISSING, data["value"] if "value" in data else MISSING))
+        after = parameters_after(model, rewires)
+        moves = moves_between(before.parameters, after)
+        return Change(
+            self,
+            look.seed,
+            tuple(rewires),
+            tuple(aliases),
+            tuple(assigns),
+            tuple(swaps),
+            moves,
+            before,
+            after,
+            outputs=True,
+        )
+
+
+def describe(change: Change) -> Surgery:
+    """Write a surgery down; where a part has no plain form, say which."""
+    assert change.before is not None
+    known = {id(m): path for path, m in change.before.modules.items()}
+    tensors = {id(t): name for name, t in (*change.before.parameters.items(), *change.before.buffers.items())}
+    steps: dict[str, dict[str, Any]] = {}
+    try:
+        for rewire in change.rewires:
+            children = {n: _child(c, n, rewire.path, known, tensors) for n, c in rewire.children}
+            steps.setdefault(rewire.path, {"path": rewire.path})["children"] = children
+            aliases = [{"path": a.path, "name": a.name} for a in change.aliases if a.rewire is rewire]
+            if aliases:
+                steps[rewire.path]["aliases"] = aliases
+        for swap in change.swaps:
+            step = steps.setdefault(swap.path, {"path": swap.path})
+            data = None if swap.value is None else {**_shape(swap.value, {}), "kept": swap.kept}
+            step.setdefault("tensors", {})[swap.name] = data
+            if swap.buffer:
+                step.setdefault("buffers", []).append(swap.name)
+        for assign in change.assigns:
+            step = steps.setdefault(assign.path, {"path": assign.path})
+            value = (
+                {}
+                if assign.value is MISSING
+                else {"value": _plain(assign.value, f"{assign.path}.{assign.name}")}
+            )
+            step.setdefault("attributes", {})[assign.name] = value
+    except GrowthError as error:
+        return Surgery(needs=str(error))
+    return Surgery(tuple(steps.values()))
+
+
+def _child(
+    child: str | New, name: str, path: str, known: Mapping[int, str], tensors: Mapping[int, str]
+) -> Any:
+    if isinstance(child, str):
+        return {"kept": child}
+    return _module(child.module, f"{path}.{name}" if path else name, known, tensors)
+
+
+def _module(
+    module: nn.Module, where: str, known: Mapping[int, str], tensors: Mapping[int, str]
+) -> dict[str, Any]:
+    if id(module) in known:
+        return {"old": known[id(module)]}
+    attributes = {}
+    bare = nn.Module().__dict__
+    for name, value in module.__dict__.items():
+        if name in INTERNAL or (name in bare and not value and not bare[name]):
+            continue
+        if name in bare and value == bare[name]:
+            continue
+        attributes[name] = _plain(value, f"{where}.{name}")
+    cls = type(module)
+    typed.encode(cls)
+    return {
+        "class": cls,
+        "attributes": attributes,
+        "training": module.training,
+        "parameters": {n: None if p is None else _shape(p, tensors) for n, p in module._parameters.items()},
+        "buffers": {n: None if b is None else _shape(b, tensors) for n, b in module._buffers.items()},
+        "temporary": sorted(module._non_persistent_buffers_set),
+        "children": {
+            n: None if c is None else _module(c, f"{where}.{n}", known, tensors)
+            for n, c in module._modules.items()
+        },
+    }
+
+
+def _plain(value: Any, where: str) -> Any:
+    try:
+        typed.encode(value)
+    except GrowthError as error:
+        raise GrowthError(f"{where} ({type(value).__name__}) has no plain form: {error}") from error
+    return value
+
+
+def _shape(tensor: Tensor, tensors: Mapping[int, str]) -> dict[str, Any]:
+    if id(tensor) in tensors:
+        return {"tied": tensors[id(tensor)]}
+    return {"shape": list(tensor.shape), "dtype": tensor.dtype, "trains": tensor.requires_grad}
+
+
+class _Rebuilder:
+    """Makes modules from their description, without calling a constructor."""
+
+    def __init__(self, before: Before, device: torch.device):
+        self.before, self.device = before, device
+
+    def child(self, data: Mapping[str, Any]) -> str | New:
+        """An old child's name, or a new module."""
+        return data["kept"] if "kept" in data else New(self.module(data))
+
+    def module(self, data: Mapping[str, Any]) -> nn.Module:
+        """One module with all below it."""
+        if "old" in data:
+            return self.before.modules[data["old"]]
+        cls = data["class"]
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        module.__dict__.update(data["attributes"])
+        module.training = data["training"]
+        for name, shape in data["parameters"].items():
+            module._parameters[name] = None if shape is None else self.tensor(shape)
+        for name, shape in data["buffers"].items():
+            module._buffers[name] = None if shape is None else self.tensor(shape, buffer=True)
+        module._non_persistent_buffers_set.update(data["temporary"])
+        for name, child in data["children"].items():
+            module._modules[name] = None if child is None else self.module(child)
+        return module
+
+    def tensor(self, data: Mapping[str, Any], buffer: bool = False) -> Any:
+        """One tensor of the recorded shape and dtype, zeros until the checkpoint's values come."""
+        if "tied" in data:
+            return self.before.parameters.get(data["tied"], self.before.buffers.get(data["tied"]))
+        value = torch.zeros(data["shape"], dtype=data["dtype"], device=self.device)
+        return value if buffer else nn.Parameter(value, requires_grad=data["trains"])

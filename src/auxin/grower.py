@@ -1,0 +1,309 @@
+"""``Grower``: the object that a user holds. When -> choose -> grow -> journal; the training loop stays the user's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from auxin.anatomy.probe import Look, Probe, tensors_in, untouched
+from auxin.anatomy.tree import unwrap
+from auxin.boundary import StepWatch
+from auxin.change import Change, Edit
+from auxin.choose import first
+from auxin.engine import BadMoment, seed_of, transact
+from auxin.errors import GrowthError
+from auxin.follow import follower_of
+from auxin.journal import Journal, references, replayed
+from auxin.verify import verify
+from auxin.when import Reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Where growing ends, whichever comes first.
+
+    Args:
+        parameters: of the whole network.
+        flops: of one forward per sample, on the probe.
+        growths: how many.
+    """
+
+    parameters: float | None = None
+    flops: float | None = None
+    growths: int | None = None
+
+
+class _TooLarge(Exception):
+    """A proved growth would go beyond the limit."""
+
+
+class Grower:
+    """Grows a network while it trains, with everything that hangs on it kept in step.
+
+    Args:
+        model: the network; it stays the same object.
+        companions: optimizers, schedulers, averages, scalers.
+        edits: an edit, a list of edits, or ``callable(model) -> iterable`` of them.
+        when: a trigger, ``when(reading) -> bool``; see ``auxin.when``.
+        choose: ``choose(edits, grower) -> edit or None``; see ``auxin.choose``.
+        probe: one batch, or a callable that returns one; every growth is proved on it.
+        evidence: a loss and batches for edits that look at data.
+        limit: where growing ends.
+        group: index of the parameter group for new parameters; None: beside the nearest sibling of the same role.
+        on_growth: called with each change, for whatever cached a list of parameters.
+
+    Raises:
+        GrowthError: something does not fit together already.
+
+    Example:
+        >>> import torch
+        >>> from auxin import Duplicate, when
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inner = nn.Linear(8, 8)
+        ...     def forward(self, x):
+        ...         return x + self.inner(x)
+        >>> model = nn.Sequential(Block(), Block())
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> grower = Grower(model, optimizer, edits=Duplicate("", by=1), when=when.every(1), probe=torch.randn(4, 8))
+        >>> change = grower.step()
+        >>> len(model)
+        3
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *companions: Any,
+        edits: Edit | Iterable[Edit] | Callable[[nn.Module], Iterable[Edit]],
+        when: Callable[[Reading], bool],
+        choose: Callable[[Any, Grower], Edit | None] = first,
+        probe: Probe = None,
+        evidence: Any = None,
+        limit: Limit | None = None,
+        group: int | None = None,
+        on_growth: Callable[[Change], None] | None = None,
+    ):
+        self.model = unwrap(model)
+        self.companions = companions
+        for companion in companions:
+            follower_of(companion)
+        if not callable(when):
+            raise GrowthError(
+                f"when is a {type(when).__name__}; pass a trigger such as auxin.when.plateau(patience=3)."
+            )
+        if limit is not None and limit.flops is not None and probe is None:
+            raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
+        self._edits = edits
+        self.when, self.choose, self.limit = when, choose, limit or Limit()
+        self.probe, self.evidence, self.group, self.on_growth = probe, evidence, group, on_growth
+        self.journal = Journal()
+        self.calls, self.since_growth, self.done = 0, 0, False
+        self._pending: tuple[Edit, int] | None = None
+        self._metrics: dict[str, float] = {}
+        self._steps_before = 0
+        self.edits()
+        verify(self.model, *companions)
+        optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
+        self._watch = StepWatch(optimizers)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps of the first optimizer since the run began, restored ones included."""
+        return self._steps_before + self._watch.steps
+
+    def edits(self) -> list[Edit]:
+        """The edits that may be chosen from now."""
+        given = self._edits
+        if isinstance(given, Edit):
+            found = [given]
+        else:
+            found = list(given(self.model) if callable(given) else given)
+        for edit in found:
+            if not isinstance(edit, Edit):
+                raise GrowthError(
+                    f"edits holds a {type(edit).__name__}; pass edits such as Duplicate('blocks', by=1)."
+                )
+        return found
+
+    def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | None:
+        """Say how training goes; grows at most once.
+
+        Args:
+            metric: the number that triggers look at, e.g. a validation loss.
+            metrics: further numbers, by name.
+
+        Returns:
+            The change, or None. Where the moment is bad (gradients that no step has used, inside autocast) the decision is
+            kept for the next call.
+
+        Raises:
+            GrowthError: the growth was refused; everything is as it was.
+        """
+        pending = self._pending
+        decision = self.decide(metric, **metrics)
+        decision = pending or decision
+        if decision is None:
+            return None
+        self._pending = decision
+        try:
+            change = self.grow(*decision)
+        except BadMoment:
+            return None
+        except _TooLarge:
+            self.done = True
+            change = None
+        except BaseException:
+            self._pending = None
+            raise
+        self._pending = None
+        return change
+
+    def decide(
+        self, metric: float | Tensor | None = None, /, **metrics: float | Tensor
+    ) -> tuple[Edit, int] | None:
+        """The decision as data, (edit, seed) or None, without carrying it out; counts as one call."""
+        number = None if metric is None else float(metric)
+        named = {name: float(value) for name, value in metrics.items()}
+        self.calls += 1
+        self.since_growth += 1
+        self._metrics = {**({} if number is None else {"metric": number}), **named}
+        if self._full():
+            return None
+        reading = Reading(
+            number, named, self.calls, self.optimizer_steps, len(self.journal), self.since_growth
+        )
+        if not self.when(reading) or self._pending is not None:
+            return None
+        edit = self.choose(self.edits(), self)
+        return None if edit is None else (edit, seed_of(self.model, edit))
+
+    def grow(self, edit: Edit, seed: int | None = None) -> Change:
+        """Carry out one edit now.
+
+        Raises:
+            GrowthError: refused, or a bad moment; everything is as it was.
+        """
+        change = transact(
+            self.model,
+            edit,
+            self.companions,
+            probe=self.probe,
+            evidence=self.evidence,
+            seed=seed,
+            group=self.group,
+            watch=self._watch,
+            accept=self._accept,
+        )
+        self.record(change)
+        return change
+
+    def record(self, change: Change) -> None:
+        """Write a change into the journal: one of ``grow``'s, or one that ``surgery`` found."""
+        at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
+        self.journal.record(self.model, change, at, self._metrics, self.group)
+        self.since_growth = 0
+        self._full()
+        if self.on_growth is not None:
+            self.on_growth(change)
+
+    def verify(self) -> None:
+        """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
+        verify(self.model, *self.companions)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, trigger, chooser and journal as plain data; passes ``torch.load(weights_only=True)``."""
+        pending = None
+        if self._pending is not None:
+            index = next((i for i, e in enumerate(self.edits()) if e == self._pending[0]), None)
+            pending = None if index is None else {"edit": index, "seed": self._pending[1]}
+        return {
+            "journal": self.journal.to_json(),
+            "calls": self.calls,
+            "since_growth": self.since_growth,
+            "optimizer_steps": self.optimizer_steps,
+            "done": self.done,
+            "pending": pending,
+            "when": _state_of(self.when),
+            "choose": _state_of(self.choose),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], allow: Iterable[Any] = ()) -> None:
+        """Continue from ``state_dict``: grow the original model as the journal says, then set counts and trigger.
+
+        Load the model's and the optimizers' own state dicts afterwards (or use ``auxin.load``, which does all of it).
+
+        Raises:
+            GrowthError: the state is not this grower's; nothing is changed then.
+        """
+        expected = {
+            "journal",
+            "calls",
+            "since_growth",
+            "optimizer_steps",
+            "done",
+            "pending",
+            "when",
+            "choose",
+        }
+        if not isinstance(state, Mapping) or set(state) != expected:
+            keys = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+            raise GrowthError(
+                f"this is not the state of a Grower: it holds {keys}, expected {sorted(expected)}."
+            )
+        with replayed(
+            self.model, state["journal"], *self.companions, allow=[*self.references(), *allow]
+        ) as journal:
+            self.restore(state, journal)
+
+    def restore(self, state: Mapping[str, Any], journal: Journal) -> None:
+        """Counts, trigger and chooser; the network has been replayed already."""
+        for part, name in ((self.when, "when"), (self.choose, "choose")):
+            own = state[name]
+            if own is not None and not hasattr(part, "load_state_dict"):
+                raise GrowthError(
+                    f"{name}= was saved with a state ({own}), {part!r} takes none: pass the same {name}= as then."
+                )
+            if own is not None:
+                part.load_state_dict(own)  # type: ignore[attr-defined]
+        self.journal = journal
+        self.calls, self.since_growth, self.done = state["calls"], state["since_growth"], state["done"]
+        self._steps_before = state["optimizer_steps"] - self._watch.steps
+        pending = state["pending"]
+        self._pending = None if pending is None else (self.edits()[pending["edit"]], pending["seed"])
+
+    def references(self) -> list[Any]:
+        """Classes and functions in this grower's edits: a journal may name them, the user has handed them over."""
+        if callable(self._edits) and not isinstance(self._edits, Edit):
+            return []
+        return [ref for edit in self.edits() for ref in references(edit)]
+
+    def _full(self) -> bool:
+        reached = self.limit.growths is not None and len(self.journal) >= self.limit.growths
+        self.done = self.done or reached
+        return self.done
+
+    def _accept(self, change: Change) -> None:
+        """Refuse a proved growth that goes beyond the limit."""
+        total = sum(p.numel() for p in self.model.parameters())
+        if self.limit.parameters is not None and total > self.limit.parameters:
+            raise _TooLarge
+        if self.limit.flops is not None and self.flops() > self.limit.flops:
+            raise _TooLarge
+
+    def flops(self) -> float:
+        """FLOPs of one forward per sample, counted on the probe."""
+        look = Look(self.model, self.probe)
+        with untouched(self.model), FlopCounterMode(display=False) as counter:
+            look.run()
+        batch = next((t.shape[0] for t in tensors_in(look.batch) if t.dim()), 1)
+        return counter.get_total_flops() / batch
+
+
+def _state_of(part: Any) -> Any:
+    return part.state_dict() if hasattr(part, "state_dict") else None

@@ -1,0 +1,252 @@
+"""What was grown, as data; and growing the same again, on any device, before the weights come from a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from auxin import typed
+from auxin.anatomy.probe import Look, random_state
+from auxin.anatomy.tree import unwrap
+from auxin.change import Change, Edit
+from auxin.engine import transaction
+from auxin.errors import GrowthError
+from auxin.refs import Allowed, name_of
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One growth.
+
+    Attributes:
+        edit: resolved to concrete places.
+        seed: of the new weights.
+        at: {"calls", "optimizer_steps"} at which it happened.
+        metrics: what was passed to ``step``.
+        added: {"path", "from", "parameters"} of each new module.
+        renamed: old path -> new path of modules that moved.
+        parameters: {"before", "after"} of the network.
+        group: the ``group=`` that was asked for.
+        fingerprint: of the structure afterwards.
+        summary: the change in one line.
+    """
+
+    edit: Any
+    seed: int
+    at: Mapping[str, int]
+    metrics: Mapping[str, float]
+    added: Sequence[Mapping[str, Any]]
+    renamed: Mapping[str, str]
+    parameters: Mapping[str, int]
+    group: int | None
+    preserved: bool
+    max_difference: float | None
+    gradient_ratio: float | None
+    seconds: float
+    fingerprint: str
+    summary: str
+
+
+class Journal:
+    """The growths of a network in order. Prints as a list; ``to_json`` and ``from_json`` are exact."""
+
+    def __init__(self, entries: Iterable[Entry] = ()):
+        self.entries: list[Entry] = list(entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{i}: {entry.summary}" for i, entry in enumerate(self)) or "nothing has grown"
+
+    def record(
+        self,
+        model: nn.Module,
+        change: Change,
+        at: Mapping[str, int] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        group: int | None = None,
+    ) -> Entry:
+        """Write down a change that was carried out on ``model``."""
+        added = [
+            {"path": path, "from": new.source, "parameters": sum(p.numel() for p in new.module.parameters())}
+            for path, new in change.added
+        ]
+        before = change.parameters_before
+        entry = Entry(
+            edit=change.edit,
+            seed=change.seed or 0,
+            at=dict(at or {}),
+            metrics=dict(metrics or {}),
+            added=added,
+            renamed=change.renamed,
+            parameters={"before": before, "after": before + change.added_parameters},
+            group=group,
+            preserved=change.preserves,
+            max_difference=change.max_difference,
+            gradient_ratio=change.gradient_ratio,
+            seconds=change.seconds,
+            fingerprint=fingerprint(model),
+            summary=str(change),
+        )
+        self.entries.append(entry)
+        return entry
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain data, one mapping per growth; readable, and accepted by ``torch.load(weights_only=True)``."""
+        return [
+            {"id": i, **{f.name: _encode(getattr(entry, f.name)) for f in dataclasses.fields(Entry)}}
+            for i, entry in enumerate(self)
+        ]
+
+    @classmethod
+    def from_json(cls, data: Any, allowed: Allowed) -> Journal:
+        """Read it back; classes are resolved only where ``allowed`` says so.
+
+        Raises:
+            GrowthError: not a journal, or a reference that is not allowed.
+        """
+        if not isinstance(data, list):
+            raise GrowthError(f"a journal is a list of growths, this is a {type(data).__name__}.")
+        return cls(_entry(item, i, allowed) for i, item in enumerate(data))
+
+
+def replay(
+    model: nn.Module, journal: Journal | list[Any], *companions: Any, allow: Iterable[Any] = ()
+) -> nn.Module:
+    """Grow ``model`` as the journal says: names, shapes and attributes; the weights come from a checkpoint afterwards.
+
+    Args:
+        model: the network as it was first built, on any device, the meta device too; changed in place.
+        journal: a Journal, or the data of its ``to_json``.
+        companions: optimizers and averages that keep step.
+        allow: further classes, functions or modules that the journal may name.
+
+    Returns:
+        The model.
+
+    Raises:
+        GrowthError: an entry does not fit this model; nothing is changed then.
+    """
+    with replayed(model, journal, *companions, allow=allow):
+        pass
+    return model
+
+
+@contextlib.contextmanager
+def replayed(
+    model: nn.Module, journal: Journal | list[Any], *companions: Any, allow: Iterable[Any] = ()
+) -> Iterator[Journal]:
+    """``replay`` as a context: what is raised inside takes all of it back."""
+    model = unwrap(model)
+    if not isinstance(journal, Journal):
+        journal = Journal.from_json(journal, Allowed.of(model, allow))
+    with contextlib.ExitStack() as stack, random_state():
+        for number, entry in enumerate(_missing(model, journal)):
+            try:
+                change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
+            except GrowthError as error:
+                raise GrowthError(
+                    f"growth {number} of the journal ({entry.summary}) does not fit this model: {error}"
+                ) from error
+            stack.enter_context(transaction(model, change, companions, entry.group))
+            if fingerprint(model) != entry.fingerprint:
+                raise GrowthError(
+                    f"growth {number} of the journal ({entry.summary}) gives another structure here than it gave then: this model is "
+                    "not the one that was grown. Build it with the same class and arguments as at the start of that run."
+                )
+        yield journal
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of the names, shapes and dtypes of all parameters and buffers."""
+    state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    text = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in state)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def references(edit: Any) -> list[Any]:
+    """The classes and functions that an edit holds: its user has handed them over."""
+    found: list[Any] = [type(edit)]
+    stack = (
+        [getattr(edit, f.name) for f in dataclasses.fields(edit)] if dataclasses.is_dataclass(edit) else []
+    )
+    while stack:
+        value = stack.pop()
+        if hasattr(value, "func") and hasattr(value, "keywords"):
+            stack += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, (list, tuple)):
+            stack += value
+        elif isinstance(value, Mapping):
+            stack += value.values()
+        elif callable(value):
+            found.append(value)
+    return found
+
+
+def _missing(model: nn.Module, journal: Journal) -> list[Entry]:
+    """The entries that the model does not have yet (it may be grown already, as a whole or in part)."""
+    now = fingerprint(model)
+    for done in range(len(journal), 0, -1):
+        if journal.entries[done - 1].fingerprint == now:
+            return journal.entries[done:]
+    return journal.entries
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Edit):
+        fields = {f.name: typed.encode(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        return {"type": name_of(type(value)), **fields}
+    return typed.encode(value)
+
+
+def _entry(item: Any, number: int, allowed: Allowed) -> Entry:
+    names = [f.name for f in dataclasses.fields(Entry)]
+    if not isinstance(item, dict) or sorted(item) != sorted([*names, "id"]):
+        keys = sorted(item) if isinstance(item, dict) else type(item).__name__
+        raise GrowthError(f"growth {number} of the journal has the keys {keys}; expected {sorted(names)}.")
+    values = {name: typed.decode(item[name], allowed.resolve, name) for name in names if name != "edit"}
+    for name, kind in (
+        ("seed", int),
+        ("at", dict),
+        ("metrics", dict),
+        ("added", list),
+        ("renamed", dict),
+        ("fingerprint", str),
+    ):
+        if not isinstance(values[name], kind):
+            raise GrowthError(
+                f"growth {number} of the journal: {name} is a {type(values[name]).__name__}, not a {kind.__name__}."
+            )
+    return Entry(edit=_edit(item["edit"], number, allowed), **values)
+
+
+def _edit(data: Any, number: int, allowed: Allowed) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+        raise GrowthError(f"growth {number} of the journal: its edit has no type.")
+    cls = allowed.resolve(data["type"])
+    if not dataclasses.is_dataclass(cls) or not callable(getattr(cls, "plan", None)):
+        raise GrowthError(f"growth {number} of the journal: {data['type']} is not an edit.")
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(data.keys() - known - {"type"})
+    if unknown:
+        raise GrowthError(
+            f"growth {number} of the journal: {data['type']} has no field {', '.join(unknown)}; it has {sorted(known)}."
+        )
+    fields = {
+        name: typed.decode(value, allowed.resolve, name) for name, value in data.items() if name != "type"
+    }
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise GrowthError(f"growth {number} of the journal: {data['type']}: {error}") from error

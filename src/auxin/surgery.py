@@ -1,0 +1,248 @@
+"""``surgery``: whatever a user's own code adds, replaces, resizes or removes, found by identity and kept in step."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin.anatomy.blocks import CONTAINERS, PLAIN
+from auxin.anatomy.probe import Look, Probe, random_state
+from auxin.anatomy.tree import Tree, join, moves_between, unwrap
+from auxin.boundary import StepWatch
+from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewire, Swap
+from auxin.edits.surgery import describe
+from auxin.engine import check_moment, seed_of, transaction
+from auxin.errors import GrowthError
+from auxin.proof import outputs_of, prove
+from auxin.verify import verify
+
+OWN = {"_parameters", "_buffers", "_modules", "training"}
+
+
+class surgery:  # noqa: N801  (used like a verb: `with auxin.surgery(model, optimizer):`)
+    """Context manager: edit the network inside by any code; on leaving, everything that hangs on it is kept in step.
+
+    What was added, replaced, resized, removed or unfrozen is found by identity and shape. If anything fails, inside or on
+    leaving, network, companions and random generators are as before, and an exception of your own passes on unchanged.
+    Random numbers drawn inside come from a fork, so data order does not move. Costs one copy of the network's tensors
+    while the block runs.
+
+    Args:
+        model: the network.
+        companions: optimizers, schedulers, averages, scalers that keep step.
+        group: index of the parameter group for all new parameters; None: beside the nearest sibling of the same role.
+        probe: one batch; if given, the new modules must be called on it and a gradient must reach them.
+
+    Attributes:
+        change: what was found, after the block.
+
+    Raises:
+        GrowthError: on entering at a bad moment; on leaving where something cannot be followed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(10, 20), nn.ReLU())
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> with surgery(net, optimizer) as done:
+        ...     _ = net.append(nn.Linear(20, 30))
+        >>> len(optimizer.param_groups[0]["params"]), done.change.added[0][0]
+        (4, '2')
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *companions: Any,
+        group: int | None = None,
+        probe: Probe = None,
+        watch: StepWatch | None = None,
+    ):
+        self.model = unwrap(model)
+        self.companions, self.group, self.probe, self.watch = companions, group, probe, watch
+        self.change: Change | None = None
+
+    def __enter__(self) -> surgery:
+        check_moment(self.model, self.companions, self.watch)
+        verify(self.model, *self.companions)
+        self._seed = seed_of(self.model, None)
+        self._look = Look(self.model, self.probe, self._seed)
+        self._outputs = outputs_of(self._look) if self._look.has_probe else None
+        self._before = Before.of(self.model)
+        self._tree = Tree(self.model, values=True)
+        self._random = random_state(self._seed)
+        self._random.__enter__()
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                self._tree.restore()
+                return
+            try:
+                self._follow()
+            except BaseException:
+                self._tree.restore()
+                raise
+        finally:
+            self._random.__exit__(None, None, None)
+            del self._tree
+
+    def _follow(self) -> None:
+        change = found(self.model, self._tree, self._before, self._seed)
+        _settle_modes(change, self._tree)
+        with transaction(self.model, change, self.companions, self.group, applied=True) as change:
+            verify(self.model, *self.companions)
+            if self._outputs is not None:
+                change = prove(self.model, change, self._look, self._outputs)
+            seconds = time.perf_counter() - self._started
+            self.change = dataclasses.replace(change, edit=describe(change), seconds=seconds)
+
+
+def found(model: nn.Module, tree: Tree, before: Before, seed: int) -> Change:
+    """What differs between the network now and its record, as a change.
+
+    Raises:
+        GrowthError: a plain list beside a container was left behind, so its new layers would not run.
+    """
+    now = {id(m) for m in model.modules()}
+    rewires, swaps, assigns = [], [], []
+    for path, module in tree.modules.items():
+        if id(module) not in now:
+            continue
+        rewire = _children(path, module, tree)
+        if rewire is not None:
+            rewires.append(rewire)
+        swaps += _tensors(path, module, tree)
+        assigns += _attributes(path, module, tree)
+    after = dict(model.named_parameters())
+    unfrozen = {id(p) for p in after.values() if p.requires_grad and not tree.requires_grad.get(id(p), True)}
+    moves = moves_between(before.parameters, after, before.shapes, touched=unfrozen)
+    return Change(
+        edit=None,
+        seed=seed,
+        rewires=tuple(rewires),
+        aliases=_followed_lists(model, tree, rewires),
+        assigns=tuple(assigns),
+        swaps=tuple(swaps),
+        moves=tuple(_joined(moves, tree)),
+        before=before,
+        after=after,
+        outputs=True,
+        how="surgery",
+    )
+
+
+def _children(path: str, module: nn.Module, tree: Tree) -> Rewire | None:
+    old = tree.inner(path, "_modules")
+    new = list(module._modules.items())
+    if len(old) == len(new) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(old, new, strict=True)):
+        return None
+    names = {id(child): name for name, child in reversed(old) if child is not None}
+    children = [(n, names[id(c)] if id(c) in names else New(c)) for n, c in new if c is not None]
+    return Rewire(path, tuple(children))
+
+
+def _tensors(path: str, module: nn.Module, tree: Tree) -> list[Swap]:
+    swaps = []
+    for kind, held in (("_parameters", module._parameters), ("_buffers", module._buffers)):
+        old = dict(tree.inner(path, kind))
+        for name, value in held.items():
+            before = old.get(name)
+            if value is None or (value is before and tree.shapes[id(value)] == value.shape):
+                continue
+            kept = _overlap(tree.shapes.get(id(before)), value.shape) if before is not None else None
+            swaps.append(Swap(path, name, value, kept, buffer=kind == "_buffers"))
+        gone = [name for name, value in old.items() if value is not None and held.get(name) is None]
+        swaps += [Swap(path, name, None, None, buffer=kind == "_buffers") for name in gone]
+    return swaps
+
+
+def _attributes(path: str, module: nn.Module, tree: Tree) -> list[Assign]:
+    """Plain attributes that changed (sizes, names, flags); anything else is the live model's own affair."""
+    old, assigns = tree.attributes[path], []
+    for name, value in module.__dict__.items():
+        before = old.get(name, MISSING)
+        if name in OWN or value is before or not _is_plain(value):
+            continue
+        if before is MISSING or not _is_plain(before) or before != value:
+            assigns.append(Assign(path, name, before, value))
+    gone = [name for name, value in old.items() if name not in module.__dict__ and _is_plain(value)]
+    return assigns + [Assign(path, name, old[name], MISSING) for name in gone]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, torch.Size)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, (*PLAIN, torch.dtype, torch.device))
+
+
+def _overlap(old: torch.Size | None, new: torch.Size) -> tuple[int, ...] | None:
+    if old is None or len(old) != len(new):
+        return None
+    return tuple(min(a, b) for a, b in zip(old, new, strict=True))
+
+
+def _joined(moves: tuple[Move, ...], tree: Tree) -> list[Move]:
+    """A tensor that replaces another under the same name and begins with its values carries its state on."""
+    gone = {m.old_name: m for m in moves if m.removed}
+    result, used = [], set()
+    for move in moves:
+        before = gone.get(move.name) if move.added else None
+        if (
+            before is not None
+            and before.old is not None
+            and move.new is not None
+            and tree.continues(before.old, move.new)
+        ):
+            used.add(before.old_name)
+            result.append(
+                dataclasses.replace(
+                    move, old_name=before.old_name, old=before.old, old_shape=before.old_shape
+                )
+            )
+        else:
+            result.append(move)
+    return [m for m in result if not (m.removed and m.old_name in used)]
+
+
+def _followed_lists(model: nn.Module, tree: Tree, rewires: list[Rewire]) -> tuple[Alias, ...]:
+    """Plain lists that held the children of a rewired container, and hold its new ones now."""
+    aliases = []
+    for rewire in rewires:
+        container = tree.modules[rewire.path]
+        if not isinstance(container, CONTAINERS):
+            continue
+        old = [child for _, child in tree.inner(rewire.path, "_modules")]
+        new = list(container._modules.values())
+        for path, module in tree.modules.items():
+            for name, value in module.__dict__.items():
+                if type(value) not in (list, tuple) or not old:
+                    continue
+                recorded = (
+                    tree.inner(path, name) if type(value) is list and name in tree.attributes[path] else value
+                )
+                if [id(c) for c in recorded] != [id(c) for c in old]:
+                    continue
+                if [id(c) for c in value] != [id(c) for c in new]:
+                    raise GrowthError(
+                        f"surgery: {join(path, name)} is a plain {type(value).__name__} of the blocks in {rewire.path!r}, which was "
+                        f"changed without it; a forward that iterates over {name} would never run the new layer. Change both: "
+                        f"e.g. model.{join(path, name)}[:] = list(model.{rewire.path})."
+                    )
+                aliases.append(Alias(path, name, rewire))
+    return tuple(aliases)
+
+
+def _settle_modes(change: Change, tree: Tree) -> None:
+    """New modules take the train flag that all old ones agree on."""
+    modes = {own["training"] for own in tree.attributes.values()}
+    if len(modes) == 1:
+        for _, new in change.added:
+            new.module.train(next(iter(modes)))

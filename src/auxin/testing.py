@@ -1,0 +1,1 @@
+"""Checks of a growth on a user's own network, for a user's own tests."""
