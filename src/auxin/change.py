@@ -1,4 +1,6 @@
-"""A plan made concrete: which modules and tensors a growth changes, by path, so that it fits every copy of a network."""
+"""A plan made concrete: which modules and tensors a growth changes, by path, so that it fits every copy of a
+network.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ class Edit(Protocol):
     ``plan`` is pure: it may build tensors and run pieces of the network through ``look``, it writes to nothing.
     """
 
-    def plan(self, model: nn.Module, look: Any) -> Change: ...
+    def plan(self, model: nn.Module, look: Any) -> Change:
+        """Work out the change for ``model``; ``look`` runs pieces of it on the probe (see ``auxin.anatomy.probe``)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,9 @@ MISSING = object()
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """The network as it was: modules, parameters and buffers by name, shapes by ``id``. How copies are matched to it."""
+    """The network as it was: modules, parameters and buffers by name, shapes by ``id``. How copies are matched to
+    it.
+    """
 
     modules: Mapping[str, nn.Module]
     parameters: Mapping[str, nn.Parameter]
@@ -114,7 +120,8 @@ class Before:
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """What happens to one parameter; ``name`` and ``new`` are None where it leaves, ``old_name`` and ``old`` where it is born.
+    """What happens to one parameter; ``name`` and ``new`` are None where it leaves, ``old_name`` and ``old`` where
+    it is born.
 
     Attributes:
         old_shape: shape before; differs from ``new.shape`` where the tensor was resized.
@@ -209,11 +216,7 @@ class Change:
     @property
     def parameters_before(self) -> int:
         """Number of scalars before the change."""
-        return (
-            sum(self.before.shapes[id(p)].numel() for p in self.before.parameters.values())
-            if self.before
-            else 0
-        )
+        return sum(self.before.shapes[id(p)].numel() for p in self.before.parameters.values()) if self.before else 0
 
     @property
     def added_parameters(self) -> int:

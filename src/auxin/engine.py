@@ -1,4 +1,6 @@
-"""``grow``: one edit as one transaction. Plan, everyone checks, apply, everyone changes, prove, commit; or nothing at all."""
+"""``grow``: one edit as one transaction. Plan, everyone checks, apply, everyone changes, prove, commit; or nothing
+at all.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def grow(
         model: the network; it is changed in place and stays the same object.
         edit: what and where, e.g. ``Duplicate("blocks", by=1)``.
         companions: optimizers, schedulers, averages, scalers that keep step.
-        probe: one batch (a tensor, a tuple of arguments, a dict of keywords) or a callable that returns one; every growth
+        probe: one batch (a tensor, a tuple of arguments, a dict of keywords) or a callable that returns one; every
+        growth
             is proved on it.
         evidence: a loss and batches, for edits that look at data.
         seed: of the new weights; None: derived from the edit and the structure, so equal in every process.
@@ -64,44 +67,48 @@ def grow(
         >>> len(net)
         4
     """
-    return transact(
-        model, edit, companions, probe=probe, evidence=evidence, seed=seed, group=group, dry_run=dry_run
-    )
+    return transact(model, edit, companions, Terms(probe, evidence, seed, group, dry_run))
 
 
-def transact(
-    model: nn.Module,
-    edit: Edit,
-    companions: Sequence[Any],
-    *,
-    probe: Probe = None,
-    evidence: Any = None,
-    seed: int | None = None,
-    group: int | None = None,
-    dry_run: bool = False,
-    watch: StepWatch | None = None,
-    accept: Callable[[Change], None] | None = None,
-) -> Change:
-    """``grow`` with two more things: the gradients that are known to be used, and a last word on the proved change."""
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """On which terms an edit is carried out: the arguments of ``grow``, and two that only a Grower has.
+
+    Attributes:
+        watch: knows which gradients an optimizer step has used.
+        accept: gets the last word on the proved change; raises to refuse it.
+    """
+
+    probe: Probe = None
+    evidence: Any = None
+    seed: int | None = None
+    group: int | None = None
+    dry_run: bool = False
+    watch: StepWatch | None = None
+    accept: Callable[[Change], None] | None = None
+
+
+def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> Change:
+    """``grow`` under ``terms``."""
     started = time.perf_counter()
     model = unwrap(model)
     if not isinstance(edit, Edit):
         raise GrowthError(
             f"edit is a {type(edit).__name__}; pass an edit such as Duplicate('blocks') or Insert('net', layer)."
         )
-    check_moment(model, companions, watch)
+    check_moment(model, companions, terms.watch)
     verify(model, *companions)
-    seed = seed_of(model, edit) if seed is None else seed
+    seed = seed_of(model, edit) if terms.seed is None else terms.seed
     with random_state():
-        look = Look(model, probe, seed, evidence=evidence)
+        look = Look(model, terms.probe, seed, evidence=terms.evidence)
         before = outputs_of(look) if look.has_probe else None
         change = edit.plan(model, look)
-        with transaction(model, change, companions, group) as change:
+        with transaction(model, change, companions, terms.group) as change:
             change = _proved(model, change, look, before, companions)
             change = dataclasses.replace(change, seconds=time.perf_counter() - started)
-            if accept is not None:
-                accept(change)
-            if dry_run:
+            if terms.accept is not None:
+                terms.accept(change)
+            if terms.dry_run:
                 raise _TakeBack(change)
     return change
 
@@ -124,6 +131,10 @@ def transaction(
     """Everyone checks, the network changes, everyone changes; whatever is raised inside takes all of it back.
 
     Args:
+        model: the network, unwrapped.
+        change: the plan.
+        companions: everything that keeps step.
+        group: index of the group for all new parameters.
         applied: the network has been changed already (surgery), and who did it takes it back.
     """
     optimizers = tuple(c for c in companions if isinstance(getattr(c, "param_groups", None), list))
@@ -142,7 +153,8 @@ def transaction(
                 next(follower)
             except StopIteration:
                 raise GrowthError(
-                    f"the follower of {type(companion).__name__} ended after its first yield; it must yield a second time, after "
+                    f"the follower of {type(companion).__name__} ended after its first yield; it must yield a second "
+                    "time, after "
                     "its changes, so that they can be taken back."
                 ) from None
         yield change
@@ -181,9 +193,7 @@ def seed_of(model: nn.Module, edit: Edit | None) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(text).encode()).digest()[:6], "big")
 
 
-def _proved(
-    model: nn.Module, change: Change, look: Look, before: Outputs | None, companions: Sequence[Any]
-) -> Change:
+def _proved(model: nn.Module, change: Change, look: Look, before: Outputs | None, companions: Sequence[Any]) -> Change:
     """Check the grown network on the probe, and that nothing around it was lost."""
     verify(model, *companions)
     if before is None:

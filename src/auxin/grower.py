@@ -14,7 +14,7 @@ from auxin.anatomy.tree import unwrap
 from auxin.boundary import StepWatch
 from auxin.change import Change, Edit
 from auxin.choose import first
-from auxin.engine import BadMoment, seed_of, transact
+from auxin.engine import BadMoment, Terms, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.follow import follower_of
 from auxin.journal import Journal, references, replayed
@@ -126,9 +126,7 @@ class Grower:
             found = list(given(self.model) if callable(given) else given)
         for edit in found:
             if not isinstance(edit, Edit):
-                raise GrowthError(
-                    f"edits holds a {type(edit).__name__}; pass edits such as Duplicate('blocks', by=1)."
-                )
+                raise GrowthError(f"edits holds a {type(edit).__name__}; pass edits such as Duplicate('blocks', by=1).")
         return found
 
     def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | None:
@@ -139,7 +137,8 @@ class Grower:
             metrics: further numbers, by name.
 
         Returns:
-            The change, or None. Where the moment is bad (gradients that no step has used, inside autocast) the decision is
+            The change, or None. Where the moment is bad (gradients that no step has used, inside autocast) the
+            decision is
             kept for the next call.
 
         Raises:
@@ -164,9 +163,7 @@ class Grower:
         self._pending = None
         return change
 
-    def decide(
-        self, metric: float | Tensor | None = None, /, **metrics: float | Tensor
-    ) -> tuple[Edit, int] | None:
+    def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
         """The decision as data, (edit, seed) or None, without carrying it out; counts as one call."""
         number = None if metric is None else float(metric)
         named = {name: float(value) for name, value in metrics.items()}
@@ -175,9 +172,7 @@ class Grower:
         self._metrics = {**({} if number is None else {"metric": number}), **named}
         if self._full():
             return None
-        reading = Reading(
-            number, named, self.calls, self.optimizer_steps, len(self.journal), self.since_growth
-        )
+        reading = Reading(number, named, self.calls, self.optimizer_steps, len(self.journal), self.since_growth)
         if not self.when(reading) or self._pending is not None:
             return None
         edit = self.choose(self.edits(), self)
@@ -189,17 +184,8 @@ class Grower:
         Raises:
             GrowthError: refused, or a bad moment; everything is as it was.
         """
-        change = transact(
-            self.model,
-            edit,
-            self.companions,
-            probe=self.probe,
-            evidence=self.evidence,
-            seed=seed,
-            group=self.group,
-            watch=self._watch,
-            accept=self._accept,
-        )
+        terms = Terms(self.probe, self.evidence, seed, self.group, watch=self._watch, accept=self._accept)
+        change = transact(self.model, edit, self.companions, terms)
         self.record(change)
         return change
 
@@ -253,12 +239,8 @@ class Grower:
         }
         if not isinstance(state, Mapping) or set(state) != expected:
             keys = sorted(state) if isinstance(state, Mapping) else type(state).__name__
-            raise GrowthError(
-                f"this is not the state of a Grower: it holds {keys}, expected {sorted(expected)}."
-            )
-        with replayed(
-            self.model, state["journal"], *self.companions, allow=[*self.references(), *allow]
-        ) as journal:
+            raise GrowthError(f"this is not the state of a Grower: it holds {keys}, expected {sorted(expected)}.")
+        with replayed(self.model, state["journal"], *self.companions, allow=[*self.references(), *allow]) as journal:
             self.restore(state, journal)
 
     def restore(self, state: Mapping[str, Any], journal: Journal) -> None:

@@ -5,6 +5,9 @@ A user's own is any importable function ``f(module) -> None``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +89,7 @@ def _require(holds: bool, name: str, module: nn.Module) -> None:
         )
 
 
-def _by_rule(module: nn.Module, rule) -> None:
+def _by_rule(module: nn.Module, rule: Callable[[Tensor], Any]) -> None:
     norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
     with torch.no_grad():
         for inner in module.modules():

@@ -121,9 +121,7 @@ class Journal:
         return cls(_entry(item, i, allowed) for i, item in enumerate(data))
 
 
-def replay(
-    model: nn.Module, journal: Journal | list[Any], *companions: Any, allow: Iterable[Any] = ()
-) -> nn.Module:
+def replay(model: nn.Module, journal: Journal | list[Any], *companions: Any, allow: Iterable[Any] = ()) -> nn.Module:
     """Grow ``model`` as the journal says: names, shapes and attributes; the weights come from a checkpoint afterwards.
 
     Args:
@@ -162,8 +160,10 @@ def replayed(
             stack.enter_context(transaction(model, change, companions, entry.group))
             if fingerprint(model) != entry.fingerprint:
                 raise GrowthError(
-                    f"growth {number} of the journal ({entry.summary}) gives another structure here than it gave then: this model is "
-                    "not the one that was grown. Build it with the same class and arguments as at the start of that run."
+                    f"growth {number} of the journal ({entry.summary}) gives another structure here than it gave "
+                    "then: this model is "
+                    "not the one that was grown. Build it with the same class and arguments as at the start of that "
+                    "run."
                 )
         yield journal
 
@@ -178,9 +178,7 @@ def fingerprint(model: nn.Module) -> str:
 def references(edit: Any) -> list[Any]:
     """The classes and functions that an edit holds: its user has handed them over."""
     found: list[Any] = [type(edit)]
-    stack = (
-        [getattr(edit, f.name) for f in dataclasses.fields(edit)] if dataclasses.is_dataclass(edit) else []
-    )
+    stack = [getattr(edit, f.name) for f in dataclasses.fields(edit)] if dataclasses.is_dataclass(edit) else []
     while stack:
         value = stack.pop()
         if hasattr(value, "func") and hasattr(value, "keywords"):
@@ -234,8 +232,8 @@ def _entry(item: Any, number: int, allowed: Allowed) -> Entry:
 def _edit(data: Any, number: int, allowed: Allowed) -> Any:
     if not isinstance(data, dict) or not isinstance(data.get("type"), str):
         raise GrowthError(f"growth {number} of the journal: its edit has no type.")
-    cls = allowed.resolve(data["type"])
-    if not dataclasses.is_dataclass(cls) or not callable(getattr(cls, "plan", None)):
+    cls: Any = allowed.resolve(data["type"])
+    if not hasattr(cls, "__dataclass_fields__") or not hasattr(cls, "plan"):
         raise GrowthError(f"growth {number} of the journal: {data['type']} is not an edit.")
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(data.keys() - known - {"type"})
@@ -243,9 +241,7 @@ def _edit(data: Any, number: int, allowed: Allowed) -> Any:
         raise GrowthError(
             f"growth {number} of the journal: {data['type']} has no field {', '.join(unknown)}; it has {sorted(known)}."
         )
-    fields = {
-        name: typed.decode(value, allowed.resolve, name) for name, value in data.items() if name != "type"
-    }
+    fields = {name: typed.decode(value, allowed.resolve, name) for name, value in data.items() if name != "type"}
     try:
         return cls(**fields)
     except TypeError as error:

@@ -31,13 +31,12 @@ def outputs_of(look: Look) -> Outputs:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
-            f"probe: {type(look.model).__name__} does not run on it: {error}. Pass the batch as the training loop calls the "
+            f"probe: {type(look.model).__name__} does not run on it: {error}. Pass the batch as the training loop "
+            "calls the "
             "model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
     if not found:
-        raise GrowthError(
-            f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared."
-        )
+        raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
     return found
 
 
@@ -45,7 +44,8 @@ def prove(model: nn.Module, change: Change, look: Look, before: Outputs) -> Chan
     """Run the grown network on the probe; fill in what was measured.
 
     Raises:
-        GrowthError: it does not run, its outputs changed where they must not, a new module was not called, or no gradient
+        GrowthError: it does not run, its outputs changed where they must not, a new module was not called, or no
+        gradient
             reaches it.
     """
     called: set[str] = set()
@@ -64,9 +64,7 @@ def prove(model: nn.Module, change: Change, look: Look, before: Outputs) -> Chan
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
     parameters = dict(model.named_parameters())
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None and m.new.requires_grad]
-    wanted = {
-        name: parameters[name] for name in (*born, *change.writers, *change.incumbents) if name in parameters
-    }
+    wanted = {name: parameters[name] for name in (*born, *change.writers, *change.incumbents) if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
         with torch.enable_grad():
@@ -76,7 +74,8 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             if not floating or not wanted:
                 return after, {}
             generator = torch.Generator().manual_seed(3)
-            loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating)
+            weighted = [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating]
+            loss = torch.stack([value.float() for value in weighted]).sum()
             grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
             return after, dict(zip(wanted, grads, strict=True))
     except GrowthError:
@@ -85,7 +84,8 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         where = ", ".join(path for path, _ in change.added) or "the network"
         shapes = "; ".join(" ".join(repr(new.module).split())[:80] for _, new in change.added)
         raise GrowthError(
-            f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; its input and "
+            f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; "
+            "its input and "
             "output widths must fit what stands before and behind it."
         ) from error
 
@@ -100,19 +100,22 @@ def _never_called(model: nn.Module, path: str, change: Change) -> str:
         found = counters(model, Container(at, module, names))
         hint = f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
     return (
-        f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, a stored "
+        f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, "
+        "a stored "
         f"depth, or fixed names in forward).{hint} Let forward iterate over {at or 'the container'} itself."
     )
 
 
 def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
-    shapes = [(tuple(a.shape), tuple(b.shape)) for a, b in zip(before, after, strict=False)]
-    if len(before) != len(after) or any(a != b for a, b in shapes):
+    old, new = [tuple(t.shape) for t in before], [tuple(t.shape) for t in after]
+    if old != new:
         if change.outputs:
             return None
-        old, new = next(((a, b) for a, b in shapes if a != b), (len(before), len(after)))
+        if len(old) == len(new):
+            old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
         raise GrowthError(
-            f"the network's output would change from {old} to {new}. If that is wanted pass outputs=True; otherwise give the "
+            f"the network's output would change from {old} to {new}. If that is wanted pass outputs=True; otherwise "
+            "give the "
             "layer equal input and output widths."
         )
     difference, limit = 0.0, 0.0
@@ -128,8 +131,10 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
             difference = float("inf")
     if change.preserves and not difference <= limit:
         raise GrowthError(
-            f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was expected), though "
-            f"{change.how} was to keep them. Something outside the block depends on the number of layers; init='default' or "
+            f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
+            "expected), though "
+            f"{change.how} was to keep them. Something outside the block depends on the number of layers; "
+            "init='default' or "
             "output='keep' would accept that."
         )
     return difference
@@ -142,14 +147,16 @@ def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
     trainable = [n for n in born if n in grads]
     if born and not trainable and change.added:
         raise GrowthError(
-            f"{change.added[0][0]}: nothing in it would train: the layers beside it are frozen (requires_grad=False) and a new one "
+            f"{change.added[0][0]}: nothing in it would train: the layers beside it are frozen (requires_grad=False) "
+            "and a new one "
             "follows them, or the probe's output carries no gradient. Unfreeze them, or add the layer in auxin.surgery."
         )
     wanted = [n for n in change.writers if n in grads] if change.preserves else []
     dead = [n for n in wanted if n not in reached]
     if dead or (trainable and not any(n in reached for n in trainable)):
         raise GrowthError(
-            f"{', '.join(dead or trainable[:3])}: no gradient reaches the new weights on the probe, so they would never learn (a "
+            f"{', '.join(dead or trainable[:3])}: no gradient reaches the new weights on the probe, so they would "
+            "never learn (a "
             "product with another zero, or a ReLU that is off). Use init='kaiming' or 'xavier', or a residual block."
         )
     if not change.incumbents or not change.writers:

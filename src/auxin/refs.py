@@ -39,8 +39,7 @@ def name_of(obj: Any) -> str:
     """
     if isinstance(obj, nn.Module):
         raise GrowthError(
-            f"{_short(obj)} is a ready module, which cannot be written down as data. "
-            f"{_recipe(obj)}; {_SURGERY}."
+            f"{_short(obj)} is a ready module, which cannot be written down as data. {_recipe(obj)}; {_SURGERY}."
         )
     if isinstance(obj, MethodType) or isinstance(getattr(obj, "__self__", None), nn.Module | type):
         raise GrowthError(

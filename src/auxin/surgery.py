@@ -12,22 +12,24 @@ from torch import nn
 
 from auxin.anatomy.blocks import CONTAINERS, PLAIN
 from auxin.anatomy.probe import Look, Probe, random_state
-from auxin.anatomy.tree import Tree, join, moves_between, unwrap
+from auxin.anatomy.tree import join, moves_between, unwrap
 from auxin.boundary import StepWatch
 from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewire, Swap
 from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, transaction
 from auxin.errors import GrowthError
 from auxin.proof import outputs_of, prove
+from auxin.record import Record
 from auxin.verify import verify
 
 OWN = {"_parameters", "_buffers", "_modules", "training"}
 
 
-class surgery:  # noqa: N801  (used like a verb: `with auxin.surgery(model, optimizer):`)
+class surgery:
     """Context manager: edit the network inside by any code; on leaving, everything that hangs on it is kept in step.
 
-    What was added, replaced, resized, removed or unfrozen is found by identity and shape. If anything fails, inside or on
+    What was added, replaced, resized, removed or unfrozen is found by identity and shape. If anything fails, inside
+    or on
     leaving, network, companions and random generators are as before, and an exception of your own passes on unchanged.
     Random numbers drawn inside come from a fork, so data order does not move. Costs one copy of the network's tensors
     while the block runs.
@@ -72,7 +74,7 @@ class surgery:  # noqa: N801  (used like a verb: `with auxin.surgery(model, opti
         self._look = Look(self.model, self.probe, self._seed)
         self._outputs = outputs_of(self._look) if self._look.has_probe else None
         self._before = Before.of(self.model)
-        self._tree = Tree(self.model, values=True)
+        self._tree = Record(self.model, values=True)
         self._random = random_state(self._seed)
         self._random.__enter__()
         self._started = time.perf_counter()
@@ -105,7 +107,7 @@ class surgery:  # noqa: N801  (used like a verb: `with auxin.surgery(model, opti
             self.change = dataclasses.replace(change, edit=describe(change), seconds=seconds)
 
 
-def found(model: nn.Module, tree: Tree, before: Before, seed: int) -> Change:
+def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
     """What differs between the network now and its record, as a change.
 
     Raises:
@@ -139,7 +141,7 @@ def found(model: nn.Module, tree: Tree, before: Before, seed: int) -> Change:
     )
 
 
-def _children(path: str, module: nn.Module, tree: Tree) -> Rewire | None:
+def _children(path: str, module: nn.Module, tree: Record) -> Rewire | None:
     old = tree.inner(path, "_modules")
     new = list(module._modules.items())
     if len(old) == len(new) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(old, new, strict=True)):
@@ -149,7 +151,7 @@ def _children(path: str, module: nn.Module, tree: Tree) -> Rewire | None:
     return Rewire(path, tuple(children))
 
 
-def _tensors(path: str, module: nn.Module, tree: Tree) -> list[Swap]:
+def _tensors(path: str, module: nn.Module, tree: Record) -> list[Swap]:
     swaps = []
     for kind, held in (("_parameters", module._parameters), ("_buffers", module._buffers)):
         old = dict(tree.inner(path, kind))
@@ -164,7 +166,7 @@ def _tensors(path: str, module: nn.Module, tree: Tree) -> list[Swap]:
     return swaps
 
 
-def _attributes(path: str, module: nn.Module, tree: Tree) -> list[Assign]:
+def _attributes(path: str, module: nn.Module, tree: Record) -> list[Assign]:
     """Plain attributes that changed (sizes, names, flags); anything else is the live model's own affair."""
     old, assigns = tree.attributes[path], []
     for name, value in module.__dict__.items():
@@ -189,7 +191,7 @@ def _overlap(old: torch.Size | None, new: torch.Size) -> tuple[int, ...] | None:
     return tuple(min(a, b) for a, b in zip(old, new, strict=True))
 
 
-def _joined(moves: tuple[Move, ...], tree: Tree) -> list[Move]:
+def _joined(moves: tuple[Move, ...], tree: Record) -> list[Move]:
     """A tensor that replaces another under the same name and begins with its values carries its state on."""
     gone = {m.old_name: m for m in moves if m.removed}
     result, used = [], set()
@@ -203,16 +205,14 @@ def _joined(moves: tuple[Move, ...], tree: Tree) -> list[Move]:
         ):
             used.add(before.old_name)
             result.append(
-                dataclasses.replace(
-                    move, old_name=before.old_name, old=before.old, old_shape=before.old_shape
-                )
+                dataclasses.replace(move, old_name=before.old_name, old=before.old, old_shape=before.old_shape)
             )
         else:
             result.append(move)
     return [m for m in result if not (m.removed and m.old_name in used)]
 
 
-def _followed_lists(model: nn.Module, tree: Tree, rewires: list[Rewire]) -> tuple[Alias, ...]:
+def _followed_lists(model: nn.Module, tree: Record, rewires: list[Rewire]) -> tuple[Alias, ...]:
     """Plain lists that held the children of a rewired container, and hold its new ones now."""
     aliases = []
     for rewire in rewires:
@@ -225,22 +225,22 @@ def _followed_lists(model: nn.Module, tree: Tree, rewires: list[Rewire]) -> tupl
             for name, value in module.__dict__.items():
                 if type(value) not in (list, tuple) or not old:
                     continue
-                recorded = (
-                    tree.inner(path, name) if type(value) is list and name in tree.attributes[path] else value
-                )
+                recorded = tree.inner(path, name) if type(value) is list and name in tree.attributes[path] else value
                 if [id(c) for c in recorded] != [id(c) for c in old]:
                     continue
                 if [id(c) for c in value] != [id(c) for c in new]:
                     raise GrowthError(
-                        f"surgery: {join(path, name)} is a plain {type(value).__name__} of the blocks in {rewire.path!r}, which was "
-                        f"changed without it; a forward that iterates over {name} would never run the new layer. Change both: "
+                        f"surgery: {join(path, name)} is a plain {type(value).__name__} of the blocks in "
+                        f"{rewire.path!r}, which was "
+                        f"changed without it; a forward that iterates over {name} would never run the new layer. "
+                        "Change both: "
                         f"e.g. model.{join(path, name)}[:] = list(model.{rewire.path})."
                     )
                 aliases.append(Alias(path, name, rewire))
     return tuple(aliases)
 
 
-def _settle_modes(change: Change, tree: Tree) -> None:
+def _settle_modes(change: Change, tree: Record) -> None:
     """New modules take the train flag that all old ones agree on."""
     modes = {own["training"] for own in tree.attributes.values()}
     if len(modes) == 1:

@@ -22,14 +22,14 @@ def verify(model: nn.Module, *companions: Any) -> None:
         companions: its optimizers, schedulers, averages.
 
     Raises:
-        GrowthError: one error that lists everything found: trainable parameters that no optimizer steps or that are stepped
-            twice, tensors of replaced layers that are still held, state of another shape, averages of another structure.
+        GrowthError: one error that lists everything found: trainable parameters that no optimizer steps or that are
+        stepped
+            twice, tensors of replaced layers that are still held, state of another shape, averages of another
+            structure.
     """
     problems = list(_problems(unwrap(model), companions))
     if problems:
-        shown = "\n  ".join(problems[:20]) + (
-            f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        )
+        shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise GrowthError(f"verify found {len(problems)} problem{'s' * (len(problems) > 1)}:\n  {shown}")
 
 
@@ -45,29 +45,24 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
         if isinstance(companion, AveragedModel):
             yield from _average(model, companion)
         lists = {
-            k: v
-            for k, v in getattr(companion, "__dict__", {}).items()
-            if k in ("base_lrs", "_last_lr", "min_lrs")
+            k: v for k, v in getattr(companion, "__dict__", {}).items() if k in ("base_lrs", "_last_lr", "min_lrs")
         }
-        driven = getattr(companion, "optimizer", None)
-        for key, value in lists.items() if driven is not None else ():
-            if isinstance(value, list) and len(value) != len(driven.param_groups):
-                yield f"{type(companion).__name__}.{key} has {len(value)} entries for {len(driven.param_groups)} groups"
+        groups = getattr(getattr(companion, "optimizer", None), "param_groups", [])
+        for key, value in lists.items() if groups else ():
+            if isinstance(value, list) and len(value) != len(groups):
+                yield f"{type(companion).__name__}.{key} has {len(value)} entries for {len(groups)} groups"
 
 
 def _membership(model: nn.Module, optimizers: list[Any], names: dict[int, str]) -> Iterator[str]:
     held = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
     counts = Counter(id(p) for _, p in held)
-    lost = [
-        f"{n} {tuple(p.shape)}"
-        for n, p in model.named_parameters()
-        if p.requires_grad and id(p) not in counts
-    ]
+    lost = [f"{n} {tuple(p.shape)}" for n, p in model.named_parameters() if p.requires_grad and id(p) not in counts]
     for text in lost:
         yield f"{text} is in no optimizer: it would never train (or freeze it: requires_grad_(False))"
     for p_id, count in counts.items():
         if count > 1:
-            yield f"{names.get(p_id, 'a parameter of another model')} is held {count} times: it would be stepped {count} times"
+            name = names.get(p_id, "a parameter of another model")
+            yield f"{name} is held {count} times: it would be stepped {count} times"
     for optimizer in optimizers:
         kind = type(optimizer).__name__
         stale = _stale(optimizer, names, model, bool(lost))
@@ -75,7 +70,8 @@ def _membership(model: nn.Module, optimizers: list[Any], names: dict[int, str]) 
         members = {id(p) for g in optimizer.param_groups for p in g["params"]}
         orphans = [p for p in optimizer.state if isinstance(p, Tensor) and id(p) not in members]
         if orphans:
-            yield f"{kind}.state has {len(orphans)} entries of tensors that are in no group (e.g. {tuple(orphans[0].shape)})"
+            example = tuple(orphans[0].shape)
+            yield f"{kind}.state has {len(orphans)} entries of tensors that are in no group (e.g. {example})"
         yield from _state_shapes(optimizer, names)
 
 
@@ -103,12 +99,11 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
         for key, value in state.items() if isinstance(p, Tensor) else ():
             if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
                 continue
-            fits = value.dim() == p.dim() and all(
-                s in (1, n) for s, n in zip(value.shape, p.shape, strict=True)
-            )
+            fits = value.dim() == p.dim() and all(s in (1, n) for s, n in zip(value.shape, p.shape, strict=True))
             if not fits:
                 name = names.get(id(p), "a foreign parameter")
-                yield f"{type(optimizer).__name__}: state {key!r} {tuple(value.shape)} of {name} {tuple(p.shape)} has another shape"
+                kind, shapes = type(optimizer).__name__, f"{tuple(value.shape)} of {name} {tuple(p.shape)}"
+                yield f"{kind}: state {key!r} {shapes} has another shape"
 
 
 def _average(model: nn.Module, average: AveragedModel) -> Iterator[str]:

@@ -81,9 +81,7 @@ def plateau(
     _check_count("plateau", "patience", patience, at_least=1)
     _check_number("plateau", "min_delta", min_delta)
     if min_delta < 0:
-        raise GrowthError(
-            f"plateau(min_delta={min_delta!r}): an improvement cannot be negative, pass 0 or more."
-        )
+        raise GrowthError(f"plateau(min_delta={min_delta!r}): an improvement cannot be negative, pass 0 or more.")
     _check_choice("plateau", "mode", mode, ("min", "max"))
     _check_count("plateau", "cooldown", cooldown, at_least=0)
     _check_metric("plateau", metric)
@@ -315,9 +313,7 @@ def _missing(reading: Reading, metric: str | None, trigger: object) -> str:
         return message + "."
     by_position = "" if reading.metric is None else "loss"
     call = ", ".join(part for part in (by_position, got) if part)
-    return (
-        f"{trigger!r} watches {metric!r}, but grower.step({call}) has none. Call grower.step({metric}=...)."
-    )
+    return f"{trigger!r} watches {metric!r}, but grower.step({call}) has none. Call grower.step({metric}=...)."
 
 
 def _counted(reading: Reading, unit: Unit) -> int:

@@ -37,7 +37,8 @@ class Container:
             holders = [p for p, m in model.named_modules() if isinstance(m, CONTAINERS)]
             known = f" Containers of this model: {', '.join(map(repr, holders[:8]))}." if holders else ""
             raise GrowthError(
-                f"{who}(at={path!r}): {path!r} is a {kind}, not a container (Sequential, ModuleList, ModuleDict).{known} "
+                f"{who}(at={path!r}): {path!r} is a {kind}, not a container (Sequential, ModuleList, "
+                f"ModuleDict).{known} "
                 "For any other place edit the model inside `with auxin.surgery(model, optimizer):`."
             )
         return cls(path, module, tuple(module._modules))
@@ -134,9 +135,7 @@ def _outside_children(model: nn.Module, module: nn.Module, inside: set[int]) -> 
 def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:
     """Ids of the block's parameters that something outside it holds as well (ties)."""
     inside = {id(m) for m in block.modules()}
-    outside = {
-        id(p) for m in model.modules() if id(m) not in inside for p in m._parameters.values() if p is not None
-    }
+    outside = {id(p) for m in model.modules() if id(m) not in inside for p in m._parameters.values() if p is not None}
     return {id(p) for p in block.parameters() if id(p) in outside}
 
 
@@ -162,12 +161,7 @@ def adopt(module: nn.Module, neighbours: list[nn.Module], model: nn.Module) -> N
 
 def owned(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """(owner, leaf name, parameter) of every parameter below ``module``."""
-    return [
-        (owner, leaf, p)
-        for owner in module.modules()
-        for leaf, p in owner._parameters.items()
-        if p is not None
-    ]
+    return [(owner, leaf, p) for owner in module.modules() for leaf, p in owner._parameters.items() if p is not None]
 
 
 def shape_of(value: Any) -> str:

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.tree import Tree
 from auxin.errors import GrowthError
+from auxin.record import Record
 
-Probe = (
-    Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a callable that returns one of these
-)
+Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a callable that returns one of these
 
 
 @dataclasses.dataclass
@@ -54,8 +52,10 @@ def random_state(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
-    """Run ``model`` inside in eval mode (or as it stands, ``train=True``); afterwards buffers, modes and attributes are back."""
-    tree = Tree(model)
+    """Run ``model`` inside in eval mode (or as it stands, ``train=True``); afterwards buffers, modes and attributes
+    are back.
+    """
+    tree = Record(model)
     buffers = [(b, b.detach().clone(), b._version) for b in model.buffers()]
     try:
         if not train:

@@ -69,14 +69,10 @@ class Duplicate:
             return [p % length for p in range(length + by)]
         if self.order in ("middle", "last"):
             if by > length:
-                raise GrowthError(
-                    f"{where}: there are {length} blocks; order={self.order!r} copies at most that many."
-                )
+                raise GrowthError(f"{where}: there are {length} blocks; order={self.order!r} copies at most that many.")
             end = length if self.order == "last" else (length - by) // 2 + by
             return [*range(end), *range(end - by, length)]
-        raise GrowthError(
-            f"{where}: order is one of {', '.join(map(repr, ORDERS))} or a list of source indices."
-        )
+        raise GrowthError(f"{where}: order is one of {', '.join(map(repr, ORDERS))} or a list of source indices.")
 
     def plan(self, model: nn.Module, look: Look) -> Change:
         """Copy the blocks and say where they go. Writes to nothing."""
@@ -98,11 +94,7 @@ class Duplicate:
             items.append(new)
             original = dict(container.child(source).named_parameters())
             if self.state == "copy":
-                states |= {
-                    id(p): original[name]
-                    for name, p in new.module.named_parameters()
-                    if name not in new.zeroed
-                }
+                states |= {id(p): original[name] for name, p in new.module.named_parameters() if name not in new.zeroed}
             names = new.zeroed or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
             writers += [join(join(self.at, str(position)), name) for name in names]
             incumbents += [join(join(self.at, str(homes[source])), name) for name in names]
@@ -125,13 +117,15 @@ class Duplicate:
         container = Container.at(model, self.at, "Duplicate")
         if not container.numbered:
             raise GrowthError(
-                f"Duplicate(at={self.at!r}): the children of {self.at!r} have names ({', '.join(container.names[:6])}), not "
+                f"Duplicate(at={self.at!r}): the children of {self.at!r} have names "
+                f"({', '.join(container.names[:6])}), not "
                 "the indices 0, 1, ...; use Insert(at, layer, key=...) for one of them."
             )
         ids = [id(container.child(i)) for i in range(len(container.names))]
         if len(set(ids)) != len(ids):
             raise GrowthError(
-                f"Duplicate(at={self.at!r}): the same module stands in it more than once (shared weights); a copy of one "
+                f"Duplicate(at={self.at!r}): the same module stands in it more than once (shared weights); a copy of "
+                "one "
                 "occurrence would untie them. Share further by hand inside `with auxin.surgery(model, optimizer):`."
             )
         return container
@@ -160,7 +154,8 @@ class Duplicate:
             if container.names[i] not in calls:
                 path = join(self.at, container.names[i])
                 raise GrowthError(
-                    f"Duplicate(at={self.at!r}): on this probe the network never calls {path}; a copy would not run either."
+                    f"Duplicate(at={self.at!r}): on this probe the network never calls {path}; a copy would not run "
+                    "either."
                 )
         return {i: calls[container.names[i]] for i in wanted}
 
@@ -212,8 +207,10 @@ class Duplicate:
             for module, mode in modes.items():
                 module.training = mode
         raise GrowthError(
-            f"Duplicate(at={self.at!r}, output='zero'): no tensors of {path} ({type(original).__name__}) can be zeroed so that "
-            "a copy returns its input and still learns (a norm after the residual sum, a block without a residual, or tied "
+            f"Duplicate(at={self.at!r}, output='zero'): no tensors of {path} ({type(original).__name__}) can be "
+            "zeroed so that "
+            "a copy returns its input and still learns (a norm after the residual sum, a block without a residual, "
+            "or tied "
             "weights). output='keep' would run and change the function."
         )
 
@@ -221,7 +218,12 @@ class Duplicate:
 def _copied(sources: list[int]) -> list[int]:
     """Source index of every block that is a copy."""
     seen: set[int] = set()
-    return [s for s in sources if s in seen or seen.add(s)]  # type: ignore[func-returns-value]
+    copies = []
+    for source in sources:
+        if source in seen:
+            copies.append(source)
+        seen.add(source)
+    return copies
 
 
 def _checked(sources: list[int], length: int, by: int | None, where: str) -> list[int]:
@@ -229,7 +231,8 @@ def _checked(sources: list[int], length: int, by: int | None, where: str) -> lis
     firsts = list(dict.fromkeys(sources))
     if not ints or firsts != list(range(length)) or len(sources) == length:
         raise GrowthError(
-            f"{where}: a list names the source block of each position of the new depth: every old index 0..{length - 1}, in "
+            f"{where}: a list names the source block of each position of the new depth: every old index "
+            f"0..{length - 1}, in "
             "order of first use, and at least one of them again, e.g. [0, 0, 1, 1]."
         )
     if by is not None and by != len(sources) - length:
@@ -244,14 +247,13 @@ def _reset(block: nn.Module, path: str, seed: int) -> None:
     with random_state(seed):
         for name, module in block.named_modules():
             own = [leaf for leaf, p in module._parameters.items() if p is not None]
-            reset: Any = getattr(module, "reset_parameters", None) or getattr(
-                module, "_reset_parameters", None
-            )
+            reset: Any = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
                 reset()
             elif own:
                 raise GrowthError(
-                    f"Duplicate(content='fresh'): {join(path, name)} ({type(module).__name__}) holds {', '.join(own)} and has no "
+                    f"Duplicate(content='fresh'): {join(path, name)} ({type(module).__name__}) holds "
+                    f"{', '.join(own)} and has no "
                     "reset_parameters(); give it one, or use content='copy'."
                 )
 

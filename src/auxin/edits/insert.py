@@ -54,9 +54,7 @@ class Insert:
         adopt(built, neighbours, model)
         path = f"{self.at}.{key}" if self.at else key
         begun = self._start(model, built, container, position, look)
-        if not look.structural and built.training != (
-            neighbours[0].training if neighbours else model.training
-        ):
+        if not look.structural and built.training != (neighbours[0].training if neighbours else model.training):
             built.train(neighbours[0].training if neighbours else model.training)
         items: list[str | New] = list(container.names)
         items.insert(position, New(built))
@@ -73,10 +71,7 @@ class Insert:
         size, where = len(container.names), f"Insert(at={self.at!r}"
         if self.key is not None or not container.numbered:
             if isinstance(container.module, nn.ModuleList) or (
-                container.numbered
-                and size
-                and self.key is not None
-                and isinstance(container.module, nn.Sequential)
+                container.numbered and size and self.key is not None and isinstance(container.module, nn.Sequential)
             ):
                 raise GrowthError(
                     f"{where}, key={self.key!r}): {self.at!r} has natural indices; pass index= instead of key=."
@@ -98,7 +93,8 @@ class Insert:
         index = size if self.index is None else self.index
         if type(index) is not int or not -size <= index <= size:
             raise GrowthError(
-                f"{where}, index={index!r}): {self.at!r} has {size} children; index is a whole number from {-size} to {size}."
+                f"{where}, index={index!r}): {self.at!r} has {size} children; index is a whole number from {-size} "
+                f"to {size}."
             )
         index = index + size if index < 0 else index
         return index, str(index)
@@ -127,9 +123,7 @@ class Insert:
             )
         return built
 
-    def _start(
-        self, model: nn.Module, built: nn.Module, container: Container, position: int, look: Look
-    ) -> Start:
+    def _start(self, model: nn.Module, built: nn.Module, container: Container, position: int, look: Look) -> Start:
         if look.structural:
             return Start("from a checkpoint")
         where = f"Insert(at={self.at!r}, index={position})"
@@ -172,7 +166,8 @@ def _arriving_at(container: Container, position: int, look: Look, where: str) ->
     if size == 0:
         if not isinstance(container.module, nn.Sequential):
             raise GrowthError(
-                f"{where}: the container is empty, so nothing shows how its children are called. Build the model with one "
+                f"{where}: the container is empty, so nothing shows how its children are called. Build the model "
+                "with one "
                 "block, or add the first one inside `with auxin.surgery(model, optimizer):`."
             )
         watched = {"self": container.module}

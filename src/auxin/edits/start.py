@@ -22,7 +22,9 @@ OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the functio
 
 @dataclass(frozen=True)
 class Start:
-    """How a new module starts: in words, the tensors inside it that must get a gradient, and whether nothing changes."""
+    """How a new module starts: in words, the tensors inside it that must get a gradient, and whether nothing
+    changes.
+    """
 
     how: str
     writers: tuple[str, ...] = ()
@@ -41,9 +43,7 @@ def start(module: nn.Module, init: Any, call: Call | None, where: str) -> Start:
     function = inits.NAMED.get(init) if isinstance(init, str) else init
     if function is None:
         known = ", ".join(map(repr, ["preserve", *inits.NAMED]))
-        raise GrowthError(
-            f"{where}: init={init!r} is not known; use one of {known}, or an importable f(module)."
-        )
+        raise GrowthError(f"{where}: init={init!r} is not known; use one of {known}, or an importable f(module).")
     function(module)
     return Start(init if isinstance(init, str) else getattr(init, "__name__", "own init"))
 
@@ -134,7 +134,8 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
         else "no zeroing of its tensors returns its input"
     )
     raise GrowthError(
-        f"{where}: {_words(module)} cannot keep the function and still learn: {why}, and it is not an identity for what "
+        f"{where}: {_words(module)} cannot keep the function and still learn: {why}, and it is not an identity for "
+        "what "
         f"arrives there. A residual block x + f(x) can. {OTHERS}"
     )
 

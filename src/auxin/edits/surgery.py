@@ -36,7 +36,8 @@ class Surgery:
         """
         if self.needs is not None:
             raise GrowthError(
-                f"this journal holds a surgery that could not be written down as data: {self.needs}. Do it again on the model "
+                f"this journal holds a surgery that could not be written down as data: {self.needs}. Do it again on "
+                "the model "
                 "first (the same code), then load into the model as it is then."
             )
         before = Before.of(model)
@@ -53,9 +54,7 @@ class Surgery:
                 value = None if data is None else rebuilder.tensor(data)
                 kept = None if data is None or data.get("kept") is None else tuple(data["kept"])
                 swaps.append(
-                    Swap(
-                        path, name, value, kept, buffer=bool(step.get("buffers") and name in step["buffers"])
-                    )
+                    Swap(path, name, value, kept, buffer=bool(step.get("buffers") and name in step["buffers"]))
                 )
             for name, data in step.get("attributes", {}).items():
                 assigns.append(Assign(path, name, MISSING, data["value"] if "value" in data else MISSING))
@@ -96,28 +95,20 @@ def describe(change: Change) -> Surgery:
                 step.setdefault("buffers", []).append(swap.name)
         for assign in change.assigns:
             step = steps.setdefault(assign.path, {"path": assign.path})
-            value = (
-                {}
-                if assign.value is MISSING
-                else {"value": _plain(assign.value, f"{assign.path}.{assign.name}")}
-            )
+            value = {} if assign.value is MISSING else {"value": _plain(assign.value, f"{assign.path}.{assign.name}")}
             step.setdefault("attributes", {})[assign.name] = value
     except GrowthError as error:
         return Surgery(needs=str(error))
     return Surgery(tuple(steps.values()))
 
 
-def _child(
-    child: str | New, name: str, path: str, known: Mapping[int, str], tensors: Mapping[int, str]
-) -> Any:
+def _child(child: str | New, name: str, path: str, known: Mapping[int, str], tensors: Mapping[int, str]) -> Any:
     if isinstance(child, str):
         return {"kept": child}
     return _module(child.module, f"{path}.{name}" if path else name, known, tensors)
 
 
-def _module(
-    module: nn.Module, where: str, known: Mapping[int, str], tensors: Mapping[int, str]
-) -> dict[str, Any]:
+def _module(module: nn.Module, where: str, known: Mapping[int, str], tensors: Mapping[int, str]) -> dict[str, Any]:
     if id(module) in known:
         return {"old": known[id(module)]}
     attributes = {}
@@ -138,8 +129,7 @@ def _module(
         "buffers": {n: None if b is None else _shape(b, tensors) for n, b in module._buffers.items()},
         "temporary": sorted(module._non_persistent_buffers_set),
         "children": {
-            n: None if c is None else _module(c, f"{where}.{n}", known, tensors)
-            for n, c in module._modules.items()
+            n: None if c is None else _module(c, f"{where}.{n}", known, tensors) for n, c in module._modules.items()
         },
     }
 

@@ -1,6 +1,7 @@
 """What hangs on a network and must keep step with it: one follower per kind of companion, found by its type.
 
-A follower is a generator ``f(companion, change)`` that yields twice. Before its first ``yield`` it checks, and may raise:
+A follower is a generator ``f(companion, change)`` that yields twice. Before its first ``yield`` it checks, and may
+raise:
 nothing has been touched yet. Between the two it changes the companion. At the second it waits for the growth to be
 proved: what is thrown into it there makes it take its change back.
 
@@ -18,6 +19,7 @@ proved: what is thrown into it there makes it take its change back.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,9 +44,7 @@ def follow(kind: type | str, *, like: type | None = None) -> Callable[[Follower]
     if like is not None:
         follower = _lookup(like)
         if follower is None:
-            raise GrowthError(
-                f"follow({kind!r}, like={like.__name__}): nothing follows {like.__name__} itself."
-            )
+            raise GrowthError(f"follow({kind!r}, like={like.__name__}): nothing follows {like.__name__} itself.")
         _followers[kind] = follower
 
     def register(follower: Follower) -> Follower:
@@ -65,13 +65,15 @@ def follower_of(companion: Any) -> Follower:
         kind = type(companion)
         name = f"{kind.__module__}.{kind.__qualname__}"
         hint = (
-            f"auxin.follow({kind.__name__}, like=torch.optim.AdamW) if it keeps its state per parameter and creates it at "
+            f"auxin.follow({kind.__name__}, like=torch.optim.AdamW) if it keeps its state per parameter and creates "
+            "it at "
             "the first step"
             if any(base.__name__ == "Optimizer" for base in kind.__mro__)
             else f"@auxin.follow({kind.__name__}) before `def f(companion, change): check(); yield; change(); yield`"
         )
         raise GrowthError(
-            f"{name} is not a companion that auxin knows how to keep in step (torch optimizers, schedulers, AveragedModel, "
+            f"{name} is not a companion that auxin knows how to keep in step (torch optimizers, schedulers, "
+            "AveragedModel, "
             f"GradScaler). Register it once: {hint}; or leave it out if it does not hold parameters."
         )
     return found
@@ -85,4 +87,10 @@ def _lookup(kind: type) -> Follower | None:
     return None
 
 
-from auxin.follow import average, optimizer, scaler, scheduler  # noqa: E402, F401  (they register themselves)
+def _load_ours() -> None:
+    """The followers of this package register themselves."""
+    for name in ("average", "optimizer", "scaler", "scheduler"):
+        importlib.import_module(f"auxin.follow.{name}")
+
+
+_load_ours()

@@ -16,10 +16,14 @@ from auxin.errors import GrowthError
 def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: int | None) -> dict[int, Join]:
     """Choose for each new trainable parameter the group of its nearest sibling of the same role.
 
-    Role is the type of the owning module, the leaf name and the number of dimensions. Nearest is, in this order: the same
+    Role is the type of the owning module, the leaf name and the number of dimensions. Nearest is, in this order: the
+    same
     place inside another child of the same container, the same role inside that container, the same role anywhere.
 
     Args:
+        model: the network.
+        change: the plan.
+        optimizers: all that step a part of it.
         group: index of the group for all new parameters, counted over the optimizers in the order given.
 
     Raises:
@@ -63,6 +67,8 @@ def place_in(group: list[Any], new: Any, sibling: Any, order: Mapping[int, int])
 
     Args:
         group: the list, which may hold foreign parameters.
+        new: the parameter that enters.
+        sibling: the one of the same role that it belongs beside.
         order: position in ``named_parameters()`` after the change, by ``id``.
 
     Returns:
@@ -111,12 +117,7 @@ def _sibling(
 ) -> nn.Parameter | None:
     """The nearest parameter of the same role that an optimizer holds."""
     home = next(
-        (
-            r.path
-            for r in change.rewires
-            for path, _ in r.added
-            if name == path or name.startswith(path + ".")
-        ),
+        (r.path for r in change.rewires for path, _ in r.added if name == path or name.startswith(path + ".")),
         None,
     )
     prefix = "" if not home else home + "."
@@ -143,7 +144,8 @@ def _only(optimizers: Sequence[Any], name: str, new: nn.Parameter) -> tuple[Any,
         for n, (o, i) in enumerate(homes)
     )
     raise GrowthError(
-        f"{name} {tuple(new.shape)}: no trained parameter of the same role shows which of {len(homes)} groups it belongs to. "
+        f"{name} {tuple(new.shape)}: no trained parameter of the same role shows which of {len(homes)} groups it "
+        "belongs to. "
         f"Pass group=<index> ({listing})."
     )
 
@@ -151,6 +153,7 @@ def _only(optimizers: Sequence[Any], name: str, new: nn.Parameter) -> tuple[Any,
 def _fits(optimizer: Any, name: str, new: nn.Parameter) -> None:
     if isinstance(optimizer, torch.optim.Muon) and new.dim() != 2:
         raise GrowthError(
-            f"{name} {tuple(new.shape)}: Muon only takes matrices. Give an AdamW for the rest, as torch.optim.Muon asks, and "
+            f"{name} {tuple(new.shape)}: Muon only takes matrices. Give an AdamW for the rest, as torch.optim.Muon "
+            "asks, and "
             "pass both: auxin.grow(model, edit, muon, adamw)."
         )

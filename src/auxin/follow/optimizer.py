@@ -54,11 +54,7 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
 
 for _name in torch.optim.__all__ if hasattr(torch.optim, "__all__") else dir(torch.optim):
     _kind = getattr(torch.optim, _name)
-    if (
-        isinstance(_kind, type)
-        and issubclass(_kind, torch.optim.Optimizer)
-        and _kind is not torch.optim.Optimizer
-    ):
+    if isinstance(_kind, type) and issubclass(_kind, torch.optim.Optimizer) and _kind is not torch.optim.Optimizer:
         follow(_kind)(follow_optimizer)
 
 
@@ -74,7 +70,8 @@ def _check(optimizer: Any, change: Change) -> None:
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
     if change.before.parameters and not any(i in names for i in held):
         raise GrowthError(
-            f"{kind} holds none of this model's parameters: it belongs to another model, or was built from copies. Build it "
+            f"{kind} holds none of this model's parameters: it belongs to another model, or was built from copies. "
+            "Build it "
             f"from this one: torch.optim.{kind}(model.parameters(), ...)."
         )
     twice = (
@@ -90,7 +87,8 @@ def _check(optimizer: Any, change: Change) -> None:
         listed = group.get("param_names")
         if listed is not None and len(listed) != len(group["params"]):
             raise GrowthError(
-                f"{kind}: a group has {len(group['params'])} parameters and {len(listed)} param_names; something was appended "
+                f"{kind}: a group has {len(group['params'])} parameters and {len(listed)} param_names; something was "
+                "appended "
                 "without its name."
             )
     for move in change.moves:
@@ -121,6 +119,7 @@ def _apply(optimizer: Any, change: Change) -> None:
 
 def _enter(optimizer: Any, group: dict[str, Any], move: Move, sibling: Any, order: dict[int, int]) -> None:
     new = move.new
+    assert new is not None
     index, _ = place_in(group["params"], new, sibling, order)
     group["params"].insert(index, new)
     if group.get("param_names") is not None:
@@ -136,9 +135,7 @@ def _enter(optimizer: Any, group: dict[str, Any], move: Move, sibling: Any, orde
 
 def _continue(optimizer: Any, move: Move) -> bool:
     """A resized tensor, or one that took another's place: same entry, its state carried on."""
-    entries = [
-        (g["params"], i) for g in optimizer.param_groups for i, p in enumerate(g["params"]) if p is move.old
-    ]
+    entries = [(g["params"], i) for g in optimizer.param_groups for i, p in enumerate(g["params"]) if p is move.old]
     if not entries or (move.old is move.new and move.new is not None and move.old_shape == move.new.shape):
         return False
     if move.old in optimizer.state:
@@ -169,8 +166,8 @@ def _rename(optimizer: Any, change: Change) -> None:
     new_names = {id(p): name for name, p in change.after.items()}
     old_names = {id(p): name for name, p in change.before.parameters.items()}
     for group in optimizer.param_groups:
-        listed = group.get("param_names")
-        for index, p in enumerate(group["params"] if listed is not None else ()):
+        listed = group.get("param_names") or []
+        for index, p in enumerate(group["params"] if listed else ()):
             if id(p) in new_names and listed[index] == old_names.get(id(p)):
                 listed[index] = new_names[id(p)]
 
@@ -195,8 +192,10 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]
         shape = _shape(optimizer, key, tuple(value.shape), tuple(old), tuple(new))
         if shape is None:
             raise GrowthError(
-                f"{type(optimizer).__name__}: its state {key!r} {tuple(value.shape)} of {move.name} does not follow the tensor's "
-                f"shape {tuple(old)}, so it is not known how to resize it to {tuple(new)}. Drop it first: del optimizer.state[p]."
+                f"{type(optimizer).__name__}: its state {key!r} {tuple(value.shape)} of {move.name} does not follow "
+                "the tensor's "
+                f"shape {tuple(old)}, so it is not known how to resize it to {tuple(new)}. Drop it first: del "
+                "optimizer.state[p]."
             )
         mapped[key] = _resized(value, shape, _fill(optimizer, key, value, move))
     return mapped
@@ -221,15 +220,11 @@ def _fill(optimizer: Any, key: str, value: Tensor, move: Move) -> float | Tensor
     assert move.new is not None
     if key in SECOND_MOMENTS:
         return (
-            value.mean(0, keepdim=True)
-            if value.dim() > 1 and value.shape[1:] == move.new.shape[1:]
-            else value.mean()
+            value.mean(0, keepdim=True) if value.dim() > 1 and value.shape[1:] == move.new.shape[1:] else value.mean()
         )
     if isinstance(optimizer, torch.optim.ASGD) and key == "ax":
         return 0.0
-    group = next(
-        g for g in optimizer.param_groups if any(p is move.new or p is move.old for p in g["params"])
-    )
+    group = next(g for g in optimizer.param_groups if any(p is move.new or p is move.old for p in g["params"]))
     if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
         return float(group["lr"])
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":

@@ -28,7 +28,8 @@ def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
     driven = optimizer_of(scheduler)
     if change.optimizers and all(driven is not optimizer for optimizer in change.optimizers):
         raise GrowthError(
-            f"{type(scheduler).__name__} drives a {type(driven).__name__} that was not given. Pass the optimizer together "
+            f"{type(scheduler).__name__} drives a {type(driven).__name__} that was not given. Pass the optimizer "
+            "together "
             "with its scheduler: auxin.grow(model, edit, optimizer, scheduler)."
         )
     yield

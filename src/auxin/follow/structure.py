@@ -20,6 +20,7 @@ def apply(model: nn.Module, change: Change, build: Callable[[New], nn.Module] | 
 
     Args:
         model: the network that ``change`` was planned for, or a copy of the same structure.
+        change: the plan.
         build: the module that stands for a new one in this copy; None: the new module itself.
 
     Returns:
@@ -83,9 +84,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
     return build
 
 
-def _children(
-    module: nn.Module, rewire: Rewire, of: Callable[[New], nn.Module]
-) -> dict[str, nn.Module | None]:
+def _children(module: nn.Module, rewire: Rewire, of: Callable[[New], nn.Module]) -> dict[str, nn.Module | None]:
     return {n: of(c) if isinstance(c, New) else module._modules[c] for n, c in rewire.children}
 
 
@@ -143,7 +142,7 @@ def _set(module: nn.Module, assign: Assign) -> Undo:
 
 def _swap(module: nn.Module, swap: Swap, copied: bool) -> Undo:
     """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit."""
-    held = module._buffers if swap.buffer else module._parameters
+    held: dict[str, Any] = module._buffers if swap.buffer else module._parameters
     names, before = list(held), held.get(swap.name, MISSING)
 
     def undo() -> None:

@@ -32,9 +32,7 @@ def loss_section(metrics: Sequence[Mapping], x: Scale, marks: Sequence[Mark], gr
     known = [value for points in lines.values() for _, value in points if not math.isnan(value)]
     heading = tag("h2", "Loss", id="loss")
     if not known:
-        return tag(
-            "section", heading, tag("p", "No loss was recorded.", class_="note"), aria_labelledby="loss"
-        )
+        return tag("section", heading, tag("p", "No loss was recorded.", class_="note"), aria_labelledby="loss")
     y = value_scale(known)
     said = _said(lines, growths, y)
     top = ROW * rows_of(marks) + 6.0
@@ -106,9 +104,7 @@ def _said(lines: Mapping[str, Sequence[Point]], growths: int, y: Scale) -> str:
     text = " and ".join(parts)
     text = text[0].upper() + text[1:] + "."
     if growths:
-        text += (
-            " The vertical mark is a growth." if growths == 1 else f" Vertical marks: {growths:,} growths."
-        )
+        text += " The vertical mark is a growth." if growths == 1 else f" Vertical marks: {growths:,} growths."
     if y.log:
         text += " Logarithmic scale."
     missing = sum(math.isnan(value) for points in lines.values() for _, value in points)

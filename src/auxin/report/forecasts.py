@@ -24,10 +24,7 @@ def forecast_section(forecasts: Iterable[Mapping]) -> Markup | None:
     panels = [_panel(number, forecast) for number, forecast in enumerate(list(forecasts)[:MOST], start=1)]
     if not panels:
         return None
-    key = [
-        tag("span", tag("span", class_=f"swatch {name}", aria_hidden="true"), text)
-        for name, text in _KEYS.items()
-    ]
+    key = [tag("span", tag("span", class_=f"swatch {name}", aria_hidden="true"), text) for name, text in _KEYS.items()]
     return tag(
         "section",
         tag("h2", "Forecasts", id="forecasts"),
@@ -44,9 +41,7 @@ def _panel(number: int, forecast: Mapping) -> Markup:
     actual, predicted = (_points(values[key], len(history)) for key in ("actual", "forecast"))
     last = max(len(history) + ahead - 1, 1)
     x = Scale(0.0, float(last))
-    y = value_scale(
-        [value for points in (history, actual, predicted) for _, value in points], log=False, pieces=3
-    )
+    y = value_scale([value for points in (history, actual, predicted) for _, value in points], log=False, pieces=3)
     joint = history[-1:]
     lines = {"history": history, "actual": joint + actual, "forecast": joint + predicted}
     title = shorten(forecast.get("title") or f"Forecast {number}", 80)
@@ -59,9 +54,7 @@ def _panel(number: int, forecast: Mapping) -> Markup:
         _HEIGHT + 16,
         value_axis(y, 8, _HEIGHT, 3),
         tag("line", class_="mark", x1=now, x2=now, y1="8", y2=short(_HEIGHT + 8)),
-        layered(
-            8, _HEIGHT, *(curve(thin(line, _COLUMNS), x, y, _HEIGHT, key) for key, line in lines.items())
-        ),
+        layered(8, _HEIGHT, *(curve(thin(line, _COLUMNS), x, y, _HEIGHT, key) for key, line in lines.items())),
     )
     return tag(
         "figure",

@@ -42,16 +42,11 @@ def place_marks(growths: Sequence[Growth], x: Scale) -> list[Mark]:
         at = x.at(growth.step)
         places.setdefault(round(at * MOST), (growth, at))
     names = [shorten(growth.label, 28) for growth, _ in places.values()]
-    rows = _fit(
-        [(at, f"{g.number} {n}") for (g, at), n in zip(places.values(), names, strict=True)], _WIDE, False
-    )
+    rows = _fit([(at, f"{g.number} {n}") for (g, at), n in zip(places.values(), names, strict=True)], _WIDE, False)
     if None in rows:
         names = [""] * len(places)
         rows = _fit([(at, str(growth.number)) for growth, at in places.values()], _NARROW, True)
-    return [
-        Mark(growth, at, row, name)
-        for (growth, at), row, name in zip(places.values(), rows, names, strict=True)
-    ]
+    return [Mark(growth, at, row, name) for (growth, at), row, name in zip(places.values(), rows, names, strict=True)]
 
 
 def rows_of(marks: Sequence[Mark]) -> int:

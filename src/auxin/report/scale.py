@@ -29,9 +29,7 @@ class Scale:
         return log_ticks(self.low, self.high, count) if self.log else round_ticks(self.low, self.high, count)
 
 
-def value_scale(
-    values: Iterable[float], zero: bool = False, log: bool | None = None, pieces: int = 5
-) -> Scale:
+def value_scale(values: Iterable[float], zero: bool = False, log: bool | None = None, pieces: int = 5) -> Scale:
     """A scale that holds every finite value.
 
     Args:

@@ -55,9 +55,7 @@ def decision_section(growths: Sequence[Growth]) -> Markup:
 
 def _decision(growth: Growth) -> Markup:
     entry = growth.entry
-    added = "; ".join(
-        f"{layer.path} ← {layer.source}" if layer.source else layer.path for layer in growth.added
-    )
+    added = "; ".join(f"{layer.path} ← {layer.source}" if layer.source else layer.path for layer in growth.added)
     said = added or entry.get("summary")
     edit = join(
         tag("code", shorten(growth.edit, 60)),

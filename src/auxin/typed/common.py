@@ -10,9 +10,7 @@ import torch
 MAX_DEPTH = 64
 MAX_TEXT = 1 << 28  # characters
 MAX_TENSOR = 1 << 20  # bytes
-BIG = (
-    1 << 512
-)  # an int from here on is written in hexadecimal: Python limits the decimal digits that it reads
+BIG = 1 << 512  # an int from here on is written in hexadecimal: Python limits the decimal digits that it reads
 
 DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 FACTORIES = {"None": None, "int": int, "float": float, "list": list, "dict": dict, "set": set, "str": str}

@@ -69,13 +69,9 @@ def _decode(data: Any, resolve: Resolve | None, at: str, depth: int) -> Any:
     tag = data["$"]
     fields = _FIELDS.get(tag) if type(tag) is str else None
     if fields is None:
-        raise GrowthError(
-            f"{at}: the type {short(tag)} is unknown. The file is damaged, or a newer auxin wrote it."
-        )
+        raise GrowthError(f"{at}: the type {short(tag)} is unknown. The file is damaged, or a newer auxin wrote it.")
     if set(data) != {"$", *fields}:
-        raise GrowthError(
-            f"{at}: a {tag} has the fields {sorted(['$', *fields])}, not {short(sorted(data))}."
-        )
+        raise GrowthError(f"{at}: a {tag} has the fields {sorted(['$', *fields])}, not {short(sorted(data))}.")
     try:
         return _decode_tagged(tag, data, resolve, at, depth)
     except GrowthError:
@@ -96,10 +92,7 @@ def _decode_tagged(tag: str, data: dict[str, Any], resolve: Resolve | None, at: 
         if not all(type(key) is str for key in _expect(dict, parts[2])):
             raise _Bad("the names of its arguments are text")
         return functools.partial(parts[0], *_expect(list, parts[1]), **parts[2])
-    items = [
-        _decode(item, resolve, f"{at}[{index}]", depth + 1)
-        for index, item in enumerate(_expect(list, data["v"]))
-    ]
+    items = [_decode(item, resolve, f"{at}[{index}]", depth + 1) for index, item in enumerate(_expect(list, data["v"]))]
     if tag in ("tuple", "size"):
         return tuple(items) if tag == "tuple" else torch.Size(_sizes(items))
     if tag in ("set", "frozenset"):

@@ -65,9 +65,7 @@ def _encode(value: Any, at: str, depth: int) -> Any:
     if kind is defaultdict:
         of = [known for known, factory in FACTORIES.items() if factory is value.default_factory]
         if not of:
-            raise GrowthError(
-                f"{at}: a defaultdict of {short(value.default_factory)}. Store dict(...) of it."
-            )
+            raise GrowthError(f"{at}: a defaultdict of {short(value.default_factory)}. Store dict(...) of it.")
         return {"$": "defaultdict", "of": of[0], "v": _pairs(value, at, depth)}
     return _encode_object(value, at, depth)
 
@@ -77,9 +75,7 @@ def _encode_object(value: Any, at: str, depth: int) -> Any:
         return _encode_tensor(value, at)
     if type(value) is functools.partial:
         if vars(value):
-            raise GrowthError(
-                f"{at}: a partial with attributes {sorted(vars(value))}. Store it without them."
-            )
+            raise GrowthError(f"{at}: a partial with attributes {sorted(vars(value))}. Store it without them.")
         parts = (("f", value.func), ("args", list(value.args)), ("kwargs", value.keywords))
         return {"$": "partial"} | {key: _encode(part, f"{at}.{key}", depth + 1) for key, part in parts}
     numpy = sys.modules.get("numpy")
@@ -135,9 +131,7 @@ def _pairs(value: dict[Any, Any], at: str, depth: int) -> list[Any]:
     for key, item in value.items():
         place = f"{at}[{short(key)}]"
         if type(key) not in (*_KEYS, *_KEYS_OF_TORCH) and not isinstance(key, type):
-            raise GrowthError(
-                f"{place}: a {type(key).__qualname__} as the key of a dict. Use text or numbers."
-            )
+            raise GrowthError(f"{place}: a {type(key).__qualname__} as the key of a dict. Use text or numbers.")
         pairs.append([_encode(key, f"the key of {place}", depth + 1), _encode(item, place, depth + 1)])
     return pairs
 

@@ -1,0 +1,90 @@
+"""An exact, shallow record of a network, and the way back to it: for probes, surgery and rollbacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Record:
+    """An exact, shallow record of a network's modules: structure, attributes, hooks, modes; ``restore`` returns to it.
+
+    Tensors are kept by reference. With ``values=True`` their contents are kept as well (one copy of the network in
+    memory), for code that may write into them.
+    """
+
+    def __init__(self, model: nn.Module, values: bool = False):
+        self.modules = dict(model.named_modules(remove_duplicate=True))
+        self.parameters = dict(model.named_parameters())
+        self.buffers = dict(model.named_buffers())
+        self.attributes = {path: dict(m.__dict__) for path, m in self.modules.items()}
+        self._inner = {
+            path: {name: _shallow(value) for name, value in own.items() if isinstance(value, (dict, list, set))}
+            for path, own in self.attributes.items()
+        }
+        tensors = [*self.parameters.values(), *self.buffers.values()]
+        self.shapes = {id(t): t.shape for t in tensors}
+        self.requires_grad = {id(t): t.requires_grad for t in tensors}
+        self._tensors = tensors
+        self._grads = [t.grad if t.is_leaf else None for t in tensors]
+        self._storages = [t.detach() for t in tensors]
+        self._values = [t.detach().clone() for t in tensors] if values else None
+
+    def inner(self, path: str, name: str) -> Any:
+        """The recorded content of a dict, list or set attribute."""
+        return self._inner[path][name]
+
+    def continues(self, old: Tensor, new: Tensor) -> bool:
+        """Whether ``new`` begins with the recorded values of ``old``, so that its optimizer state carries on."""
+        if self._values is None or old.dim() != new.dim() or old.dtype != new.dtype or old.device != new.device:
+            return False
+        index = next((i for i, t in enumerate(self._tensors) if t is old), None)
+        if index is None:
+            return False
+        value = self._values[index]
+        region = tuple(slice(0, min(a, b)) for a, b in zip(value.shape, new.shape, strict=True))
+        return _same(new.detach()[region], value[region])
+
+    def restore(self) -> None:
+        """Put every module, attribute, mode and (if recorded) value back, in place."""
+        for path, module in self.modules.items():
+            own = self.attributes[path]
+            for name, content in self._inner[path].items():
+                _refill(own[name], content)
+            _refill(module.__dict__, list(own.items()))
+        for i, tensor in enumerate(self._tensors):
+            if tensor.data_ptr() != self._storages[i].data_ptr() or tensor.shape != self._storages[i].shape:
+                tensor.data = self._storages[i]
+            if self._values is not None and not _same(tensor, self._values[i]):
+                tensor.detach().copy_(self._values[i])
+            if tensor.is_leaf:
+                if tensor.requires_grad != self.requires_grad[id(tensor)]:
+                    tensor.requires_grad_(self.requires_grad[id(tensor)])
+                if tensor.grad is not self._grads[i]:
+                    tensor.grad = self._grads[i]
+
+
+def _shallow(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, dict) else list(value)
+
+
+def _refill(container: Any, content: list[Any]) -> None:
+    """Give a dict, list or set its recorded content back, keeping the object."""
+    if isinstance(container, list):
+        if len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
+            container[:] = content
+    elif isinstance(container, dict):
+        now = list(container.items())
+        if len(now) != len(content) or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(now, content, strict=True)):
+            container.clear()
+            container.update(content)
+    elif len(container) != len(content) or any(item not in container for item in content):
+        container.clear()
+        container.update(content)
+
+
+def _same(tensor: Tensor, value: Tensor) -> bool:
+    """Whether two tensors hold the same bits (NaN equals itself)."""
+    return torch.equal(tensor, value) or bool(((tensor == value) | ((tensor != tensor) & (value != value))).all())
