@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from auxin.anatomy.probe import Look, Probe, tensors_in, untouched
 from auxin.anatomy.tree import unwrap
@@ -280,6 +279,8 @@ class Grower:
 
     def flops(self) -> float:
         """FLOPs of one forward per sample, counted on the probe."""
+        from torch.utils.flop_counter import FlopCounterMode  # only where it is asked for
+
         look = Look(self.model, self.probe)
         with untouched(self.model), FlopCounterMode(display=False) as counter:
             look.run()

@@ -1,0 +1,34 @@
+"""The global random generators: torch on every device in use, Python's, and NumPy's where it is loaded."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def random_data() -> dict[str, Any]:
+    """The generators' states as plain data and small tensors."""
+    data: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_initialized():
+        data["cuda"] = torch.cuda.get_rng_state_all()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        data["numpy"] = (str(name), keys.tolist(), *(float(v) if isinstance(v, float) else int(v) for v in rest))
+    return data
+
+
+def restore_random(data: Mapping[str, Any]) -> None:
+    """Put every generator back that is there in this process."""
+    torch.set_rng_state(data["torch"])
+    random.setstate(data["python"])
+    if "cuda" in data and torch.cuda.is_available() and len(data["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(data["cuda"])
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and "numpy" in data:
+        name, keys, *rest = data["numpy"]
+        numpy.random.set_state((name, numpy.array(keys, dtype="uint32"), *rest))
