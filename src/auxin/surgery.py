@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, PLAIN
 from auxin.anatomy.probe import Look, Probe, random_state
@@ -122,6 +123,7 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
         if rewire is not None:
             rewires.append(rewire)
         swaps += _tensors(path, module, tree)
+        _keep_hooks(path, module, tree, model)
         assigns += _attributes(path, module, tree)
     after = dict(model.named_parameters())
     unfrozen = {id(p) for p in after.values() if p.requires_grad and not tree.requires_grad.get(id(p), True)}
@@ -138,7 +140,22 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
         after=after,
         outputs=True,
         how="surgery",
+        notes=tuple(_untied(model, tree)),
     )
+
+
+def _untied(model: nn.Module, tree: Record) -> Iterator[str]:
+    """Names that held one tensor together and do not any more."""
+    ties: dict[int, list[tuple[str, Tensor | None]]] = {}
+    for path, module in tree.modules.items():
+        for name, before in tree.inner(path, "_parameters"):
+            if before is not None:
+                ties.setdefault(id(before), []).append((join(path, name), module._parameters.get(name)))
+    reachable = {id(p) for p in model.parameters()}
+    for held in ties.values():
+        now = [(name, p) for name, p in held if p is not None and id(p) in reachable]
+        if len({id(p) for _, p in now}) > 1:
+            yield f"{' and '.join(name for name, _ in now)} are no longer tied"
 
 
 def _children(path: str, module: nn.Module, tree: Record) -> Rewire | None:
@@ -164,6 +181,20 @@ def _tensors(path: str, module: nn.Module, tree: Record) -> list[Swap]:
         gone = [name for name, value in old.items() if value is not None and held.get(name) is None]
         swaps += [Swap(path, name, None, None, buffer=kind == "_buffers") for name in gone]
     return swaps
+
+
+def _keep_hooks(path: str, module: nn.Module, tree: Record, model: nn.Module) -> None:
+    """Refuse a parameter that took the place of one with tensor hooks: they would never fire again."""
+    for name, before in tree.inner(path, "_parameters"):
+        value = module._parameters.get(name)
+        if before is None or value is None or value is before or any(p is before for p in model.parameters()):
+            continue
+        if before._backward_hooks or getattr(before, "_post_accumulate_grad_hooks", None):
+            where = join(path, name)
+            raise GrowthError(
+                f"surgery: {where} is a new Parameter, and the hook registered on the old one would never fire again. "
+                f"Keep the object: model.{where}.data = tensor. Or remove the hook, and register it on the new one."
+            )
 
 
 def _attributes(path: str, module: nn.Module, tree: Record) -> list[Assign]:
