@@ -1,0 +1,1 @@
+"""Checkpoints as data: an atomic directory of typed JSON and safetensors, no pickle."""
