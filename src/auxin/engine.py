@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from auxin import typed
 from auxin.anatomy.probe import Look, Probe, random_state
 from auxin.anatomy.tree import unwrap
 from auxin.boundary import StepWatch, why_not_now
@@ -96,6 +97,7 @@ def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Ter
         raise GrowthError(
             f"edit is a {type(edit).__name__}; pass an edit such as Duplicate('blocks') or Insert('net', layer)."
         )
+    written_down(edit)
     check_moment(model, companions, terms.watch)
     verify(model, *companions)
     seed = seed_of(model, edit) if terms.seed is None else terms.seed
@@ -111,6 +113,20 @@ def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Ter
             if terms.dry_run:
                 raise _TakeBack(change)
     return change
+
+
+def written_down(edit: Edit) -> None:
+    """Check that a journal could hold the edit: a dataclass of plain data and importable classes.
+
+    Raises:
+        GrowthError: names the field and what to write instead.
+    """
+    if not dataclasses.is_dataclass(edit):
+        raise GrowthError(
+            f"{type(edit).__name__} is not a dataclass, so a journal could not hold it; make it a frozen one."
+        )
+    for field in dataclasses.fields(edit):
+        typed.encode(getattr(edit, field.name), f"{type(edit).__name__}.{field.name}")
 
 
 class _TakeBack(Exception):

@@ -17,6 +17,7 @@ from auxin.engine import BadMoment, Terms, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.follow import follower_of
 from auxin.journal import Journal, references, replayed
+from auxin.surgery import surgery
 from auxin.verify import verify
 from auxin.when import Reading
 
@@ -187,6 +188,10 @@ class Grower:
         change = transact(self.model, edit, self.companions, terms)
         self.record(change)
         return change
+
+    def surgery(self) -> surgery:
+        """``auxin.surgery`` on this grower's network and companions; record it with ``grower.record(done.change)``."""
+        return surgery(self.model, *self.companions, group=self.group, probe=self.probe, watch=self._watch)
 
     def record(self, change: Change) -> None:
         """Write a change into the journal: one of ``grow``'s, or one that ``surgery`` found."""

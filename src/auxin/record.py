@@ -57,7 +57,7 @@ class Record:
         for i, tensor in enumerate(self._tensors):
             if tensor.data_ptr() != self._storages[i].data_ptr() or tensor.shape != self._storages[i].shape:
                 tensor.data = self._storages[i]
-            if self._values is not None and not _same(tensor, self._values[i]):
+            if self._values is not None and tensor.device.type != "meta" and not _same(tensor, self._values[i]):
                 tensor.detach().copy_(self._values[i])
             if tensor.is_leaf:
                 if tensor.requires_grad != self.requires_grad[id(tensor)]:

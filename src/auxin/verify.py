@@ -108,7 +108,8 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
 
 def _average(model: nn.Module, average: AveragedModel) -> Iterator[str]:
     ours = {n: p.shape for n, p in model.named_parameters()}
-    theirs = {n: p.shape for n, p in average.module.named_parameters()}
+    copy = unwrap(average.module)
+    theirs = {n: p.shape for n, p in copy.named_parameters()}
     for name in ours.keys() | theirs.keys():
         if name not in theirs:
             yield f"AveragedModel lacks {name} {tuple(ours[name])}: it would not be averaged"
@@ -116,5 +117,5 @@ def _average(model: nn.Module, average: AveragedModel) -> Iterator[str]:
             yield f"AveragedModel has {name} {tuple(theirs[name])}, which the model does not have"
         elif ours[name] != theirs[name]:
             yield f"AveragedModel has {name} {tuple(theirs[name])} for {tuple(ours[name])}"
-    if sum(1 for _ in model.buffers()) != sum(1 for _ in average.module.buffers()):
+    if sum(1 for _ in model.buffers()) != sum(1 for _ in copy.buffers()):
         yield "AveragedModel has another number of buffers than the model"

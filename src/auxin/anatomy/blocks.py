@@ -41,7 +41,8 @@ class Container:
                 f"ModuleDict).{known} "
                 "For any other place edit the model inside `with auxin.surgery(model, optimizer):`."
             )
-        return cls(path, module, tuple(module._modules))
+        first = next(known for known, m in model.named_modules() if m is module)
+        return cls(first, module, tuple(module._modules))
 
     @property
     def numbered(self) -> bool:

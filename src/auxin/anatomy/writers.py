@@ -72,6 +72,21 @@ def is_identity(block: nn.Module, call: Call, tolerance: float = TOLERANCE) -> b
     return True
 
 
+def is_finite(block: nn.Module, call: Call) -> bool:
+    """Whether ``block`` returns finite numbers."""
+    with torch.no_grad():
+        out = first_tensor(block(*call.args, **call.kwargs))
+    return out is not None and bool(out.isfinite().all())
+
+
+def _blows_up(twin: nn.Module, call: Call, name: str, values: dict[str, Tensor]) -> bool:
+    """Whether zeroing this one tensor alone divides by zero, as the direction of a weight norm does."""
+    parameters = dict(twin.named_parameters())
+    for other, p in parameters.items():
+        p.zero_() if other == name else p.copy_(values[other])
+    return not is_finite(twin, call)
+
+
 def scratch(block: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters and running statistics are moved by noise, to hide nothing."""
     twin = copy_of(block)
@@ -148,6 +163,10 @@ def last_writers(block: nn.Module, call: Call) -> tuple[str, ...] | None:
         with torch.no_grad():
             for p in parameters.values():
                 p.zero_()
+            if not is_finite(twin, call):
+                order = [name for name in order if not _blows_up(twin, call, name, values)]
+                for name, p in parameters.items():
+                    p.zero_() if name in order else p.copy_(values[name])
             if not is_identity(twin, call):
                 return None
             kept = []

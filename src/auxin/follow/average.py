@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch.optim.swa_utils import AveragedModel
 
+from auxin.anatomy.tree import unwrap
 from auxin.change import Before, Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
@@ -21,9 +22,10 @@ def follow_average(average: AveragedModel, change: Change) -> Iterator[None]:
     """
     assert change.before is not None
     _check(average, change.before)
-    build = builder(change.before, average.module)
+    copy = unwrap(average.module)
+    build = builder(change.before, copy)
     yield
-    undo = apply(average.module, change, build)
+    undo = apply(copy, change, build)
     try:
         yield
     except BaseException:
@@ -33,7 +35,7 @@ def follow_average(average: AveragedModel, change: Change) -> Iterator[None]:
 
 def _check(average: AveragedModel, before: Before) -> None:
     ours = {name: before.shapes[id(p)] for name, p in before.parameters.items()}
-    theirs = {name: p.shape for name, p in average.module.named_parameters()}
+    theirs = {name: p.shape for name, p in unwrap(average.module).named_parameters()}
     if ours != theirs:
         lacks = sorted(ours.keys() - theirs.keys())[:4]
         extra = sorted(theirs.keys() - ours.keys())[:4]

@@ -1,1 +1,0 @@
-"""Checks of a growth on a user's own network, for a user's own tests."""
