@@ -2,6 +2,7 @@
 
 from auxin import choose, init, testing, when
 from auxin.change import Change, Edit
+from auxin.checkpoint import load, save
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.engine import grow
@@ -27,7 +28,9 @@ __all__ = [
     "follow",
     "grow",
     "init",
+    "load",
     "replay",
+    "save",
     "surgery",
     "testing",
     "verify",

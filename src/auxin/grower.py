@@ -165,8 +165,8 @@ class Grower:
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
         """The decision as data, (edit, seed) or None, without carrying it out; counts as one call."""
-        number = None if metric is None else float(metric)
-        named = {name: float(value) for name, value in metrics.items()}
+        number = None if metric is None else _number(metric)
+        named = {name: _number(value) for name, value in metrics.items()}
         self.calls += 1
         self.since_growth += 1
         self._metrics = {**({} if number is None else {"metric": number}), **named}
@@ -291,6 +291,10 @@ class Grower:
             look.run()
         batch = next((t.shape[0] for t in tensors_in(look.batch) if t.dim()), 1)
         return counter.get_total_flops() / batch
+
+
+def _number(value: float | Tensor) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _state_of(part: Any) -> Any:

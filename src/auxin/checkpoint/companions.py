@@ -1,0 +1,80 @@
+"""What hangs on a network, in and out of a checkpoint: one pair of functions per kind, checks before any write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel
+
+from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
+from auxin.checkpoint.optimizer import check_optimizer, optimizer_state, restore_optimizer
+from auxin.checkpoint.scheduler import check_scheduler, restore_scheduler, scheduler_state
+from auxin.errors import GrowthError
+
+State = tuple[dict[str, Tensor], Any]  # tensors by name, and plain data
+Write = Callable[[], None]
+SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
+
+
+def state_of(companion: Any, model: nn.Module) -> State:
+    """Everything that a fresh companion of the same making needs to go on exactly.
+
+    Raises:
+        GrowthError: it has no ``state_dict``.
+    """
+    if isinstance(companion, torch.optim.Optimizer):
+        return optimizer_state(companion, names_of(model))
+    if isinstance(companion, SCHEDULERS):
+        return {}, scheduler_state(companion)
+    if isinstance(companion, AveragedModel):
+        state, rest = network_tensors(companion.module)
+        inner = {**state, **rest}
+        own = {f"own.{n}": b for n, b in companion.named_buffers(recurse=False)}
+        return {**{f"module.{n}": t for n, t in inner.items()}, **own}, network_data(companion.module)
+    if not hasattr(companion, "state_dict"):
+        raise GrowthError(
+            f"{type(companion).__name__} has no state_dict() and load_state_dict(), so a checkpoint cannot hold it; "
+            "give it both, with plain values."
+        )
+    return {}, companion.state_dict()
+
+
+def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], data: Any) -> Write:
+    """Check a saved state against a companion; return what writes it.
+
+    Raises:
+        GrowthError: it does not fit; nothing has been written.
+    """
+    if isinstance(companion, torch.optim.Optimizer):
+        check_optimizer(companion, tensors, data, names_of(model))
+        return lambda: restore_optimizer(companion, tensors, data, names_of(model))
+    if isinstance(companion, SCHEDULERS):
+        check_scheduler(companion, data)
+        return lambda: restore_scheduler(companion, data)
+    if isinstance(companion, AveragedModel):
+        inner = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
+        check_network(companion.module, inner)
+        return lambda: _write_average(companion, inner, tensors, data)
+    return lambda: companion.load_state_dict(data)
+
+
+def kind_of(companion: Any) -> str:
+    """The class of a companion, as text."""
+    return f"{type(companion).__module__}:{type(companion).__qualname__}"
+
+
+def names_of(model: nn.Module) -> dict[int, str]:
+    """Parameter names by ``id``."""
+    return {id(p): name for name, p in model.named_parameters()}
+
+
+def _write_average(
+    average: AveragedModel, inner: Mapping[str, Tensor], tensors: Mapping[str, Tensor], data: Mapping[str, Any]
+) -> None:
+    write_network(average.module, inner, data, run=False)
+    for name, buffer in average.named_buffers(recurse=False):
+        buffer.copy_(tensors[f"own.{name}"])

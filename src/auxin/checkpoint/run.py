@@ -1,0 +1,144 @@
+"""``save`` and ``load``: a whole run as an atomic directory of safetensors and typed JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from auxin import typed
+from auxin.anatomy.tree import unwrap
+from auxin.checkpoint.companions import kind_of, prepared, state_of
+from auxin.checkpoint.directory import Files, read, write
+from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
+from auxin.checkpoint.randomness import random_data, restore_random
+from auxin.errors import GrowthError
+from auxin.journal import FORMAT, replayed
+from auxin.refs import Allowed
+
+KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
+
+
+def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last: int = 2) -> None:
+    """Write a run: network, companions, journal, counts, random generators. Whole or not at all.
+
+    Args:
+        grower: the Grower of the run.
+        path: a directory; every call adds ``checkpoint-000001``, ``checkpoint-000002``, ... inside it.
+        extra: whatever else the loop needs (epoch, position in the data): numbers, texts, lists, dicts, small tensors.
+        keep_last: how many checkpoints stay.
+
+    Raises:
+        GrowthError: the disk is full or not writable, or something has no plain form; earlier checkpoints are untouched.
+    """
+    from auxin import __version__
+
+    model = grower.model
+    state, rest = network_tensors(model)
+    files: dict[str, Any] = {"model.safetensors": state}
+    if rest:
+        files["buffers.safetensors"] = rest
+    companions = []
+    for number, companion in enumerate(grower.companions):
+        tensors, data = state_of(companion, model)
+        name = f"{number}-{type(companion).__name__}.safetensors"
+        if tensors:
+            files[name] = tensors
+        companions.append({"kind": kind_of(companion), "file": name if tensors else None, "data": data})
+    kinds = {"model": f"{type(model).__module__}:{type(model).__qualname__}", "auxin": __version__, "format": FORMAT}
+    own = grower.state_dict()
+    whole = {
+        **kinds,
+        "network": network_data(model),
+        "grower": {key: value for key, value in own.items() if key != "journal"},
+        "companions": companions,
+        "random": random_data(),
+        "extra": extra,
+    }
+    files["run.json"] = typed.dumps(whole, "run").encode()
+    files["journal.json"] = json.dumps(
+        {"format": FORMAT, "entries": own["journal"]}, allow_nan=False, indent=1
+    ).encode()
+    write(path, files, keep_last)
+
+
+def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -> Any:
+    """Continue a run, or read a grown network for inference.
+
+    Args:
+        path: the directory that was given to ``save``, or one ``checkpoint-...`` inside.
+        target: a Grower around the *original* network and companions, freshly built: it grows to where the run was and
+            everything goes on exactly, the random generators too. Or the original network alone: structure and weights.
+        allow: further classes, functions or modules that the journal may name.
+
+    Returns:
+        ``extra``, as it was saved.
+
+    Raises:
+        GrowthError: damaged, or of another model, or with other companions; nothing is changed then.
+    """
+    files = read(path)
+    grower = None if isinstance(target, nn.Module) else target
+    if grower is not None and not hasattr(grower, "companions"):
+        raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")
+    model = unwrap(target) if grower is None else grower.model
+    allowed = [*allow] if grower is None else [*grower.references(), *allow]
+    resolve = Allowed.of(model, allowed).resolve
+    run = _mapping(typed.loads(files.bytes("run.json"), resolve, "run.json"), "run.json", KEYS)
+    entries = _mapping(_raw(files.bytes("journal.json")), "journal.json", {"format", "entries"})["entries"]
+    tensors = files.tensors("model.safetensors")
+    if "buffers.safetensors" in files.manifest:
+        tensors = {**tensors, **files.tensors("buffers.safetensors")}
+    companions = () if grower is None else grower.companions
+    if grower is not None:
+        _same_kinds(companions, run["companions"])
+    with replayed(model, entries, *companions, allow=allowed) as journal:
+        check_network(model, tensors)
+        writes = [_prepared(files, c, model, saved) for c, saved in zip(companions, _cut(run, companions), strict=True)]
+        if grower is not None:
+            grower.restore(run["grower"], journal)
+        write_network(model, tensors, run["network"], run=grower is not None)
+        for write_one in writes:
+            write_one()
+    if grower is not None:
+        restore_random(run["random"])
+    return run["extra"]
+
+
+def _cut(run: Mapping[str, Any], companions: tuple[Any, ...]) -> list[Any]:
+    return run["companions"] if companions else []
+
+
+def _prepared(files: Files, companion: Any, model: nn.Module, saved: Mapping[str, Any]) -> Any:
+    tensors = files.tensors(saved["file"]) if saved["file"] is not None else {}
+    return prepared(companion, model, tensors, saved["data"])
+
+
+def _raw(text: bytes) -> Any:
+    """JSON whose tags and references are resolved later, one growth at a time."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GrowthError(f"journal.json is not valid JSON: {error}") from error
+
+
+def _mapping(value: Any, name: str, keys: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != keys:
+        found = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        raise GrowthError(f"{name} holds {found}, expected {sorted(keys)}: not a checkpoint of this version of auxin.")
+    if value["format"] != FORMAT:
+        raise GrowthError(f"{name} has format {value['format']!r}, this version of auxin reads {FORMAT}.")
+    return value
+
+
+def _same_kinds(companions: tuple[Any, ...], saved: list[Any]) -> None:
+    ours, theirs = [kind_of(c) for c in companions], [s["kind"] for s in saved]
+    if ours != theirs:
+        words = [", ".join(k.partition(":")[2] for k in kinds) or "none" for kinds in (ours, theirs)]
+        raise GrowthError(
+            f"this run was saved with the companions ({words[1]}), the Grower has ({words[0]}). Build the same ones, in the "
+            "same order."
+        )
