@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from auxin import typed
-from auxin.anatomy.probe import Look, Probe, random_state
+from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import unwrap
 from auxin.boundary import StepWatch, why_not_now
 from auxin.change import Change, Edit
@@ -23,6 +23,7 @@ from auxin.follow import follower_of
 from auxin.follow.groups import assign
 from auxin.follow.structure import apply
 from auxin.proof import Outputs, outputs_of, prove
+from auxin.randomness import random_state
 from auxin.verify import verify
 
 
@@ -91,6 +92,16 @@ class Terms:
 
 def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> Change:
     """``grow`` under ``terms``."""
+    change, held = begin(model, edit, companions, terms)
+    if terms.dry_run:
+        take_back(held)
+    else:
+        held.close()
+    return change
+
+
+def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> tuple[Change, contextlib.ExitStack]:
+    """Grow, and hold the transaction open: ``close()`` keeps it, ``take_back`` undoes it exactly."""
     started = time.perf_counter()
     model = unwrap(model)
     if not isinstance(edit, Edit):
@@ -101,18 +112,26 @@ def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Ter
     check_moment(model, companions, terms.watch)
     verify(model, *companions)
     seed = seed_of(model, edit) if terms.seed is None else terms.seed
-    with random_state():
+    with random_state(), contextlib.ExitStack() as stack:
         look = Look(model, terms.probe, seed, evidence=terms.evidence)
         before = outputs_of(look) if look.has_probe else None
         change = edit.plan(model, look)
-        with transaction(model, change, companions, terms.group) as change:
-            change = _proved(model, change, look, before, companions)
-            change = dataclasses.replace(change, seconds=time.perf_counter() - started)
-            if terms.accept is not None:
-                terms.accept(change)
-            if terms.dry_run:
-                raise _TakeBack(change)
-    return change
+        change = stack.enter_context(transaction(model, change, companions, terms.group))
+        change = _proved(model, change, look, before, companions)
+        change = dataclasses.replace(change, seconds=time.perf_counter() - started)
+        if terms.accept is not None:
+            terms.accept(change)
+        return change, stack.pop_all()
+
+
+class TakeBack(Exception):
+    """Ends a transaction that is not to be kept, without an error."""
+
+
+def take_back(held: contextlib.ExitStack) -> None:
+    """Undo a transaction that is still open."""
+    error = TakeBack()
+    held.__exit__(TakeBack, error, error.__traceback__)
 
 
 def written_down(edit: Edit) -> None:
@@ -127,13 +146,6 @@ def written_down(edit: Edit) -> None:
         )
     for field in dataclasses.fields(edit):
         typed.encode(getattr(edit, field.name), f"{type(edit).__name__}.{field.name}")
-
-
-class _TakeBack(Exception):
-    """Ends a transaction whose change was only to be seen."""
-
-    def __init__(self, change: Change):
-        self.change = change
 
 
 @contextlib.contextmanager
@@ -157,28 +169,25 @@ def transaction(
     change = dataclasses.replace(change, optimizers=optimizers)
     change = dataclasses.replace(change, joins=assign(model, change, optimizers, group))
     running = [(c, follower_of(c)(c, change)) for c in companions]
-    done: list[Any] = []
     undo = None
     try:
         for _, follower in running:
             next(follower)
         undo = apply(model, change) if not applied else None
         for companion, follower in running:
-            done.append(follower)
             try:
                 next(follower)
             except StopIteration:
                 raise GrowthError(
                     f"the follower of {type(companion).__name__} ended after its first yield; it must yield a second "
-                    "time, after "
-                    "its changes, so that they can be taken back."
+                    "time, after its changes, so that they can be taken back."
                 ) from None
         yield change
     except BaseException as error:
         _throw([f for _, f in running], error)
         if undo is not None:
             undo()
-        if isinstance(error, _TakeBack):
+        if isinstance(error, TakeBack):
             return
         raise
     for _, follower in running:

@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from auxin import typed
-from auxin.anatomy.probe import Look, random_state
+from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import unwrap
 from auxin.change import Change, Edit
 from auxin.engine import transaction
 from auxin.errors import GrowthError
+from auxin.randomness import random_state
 from auxin.refs import Allowed, name_of
 
 FORMAT = 1

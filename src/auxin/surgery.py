@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, PLAIN
-from auxin.anatomy.probe import Look, Probe, random_state
+from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import join, moves_between, unwrap
 from auxin.boundary import StepWatch
 from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewire, Swap
@@ -20,6 +20,7 @@ from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, transaction
 from auxin.errors import GrowthError
 from auxin.proof import outputs_of, prove
+from auxin.randomness import random_state
 from auxin.record import Record
 from auxin.verify import verify
 

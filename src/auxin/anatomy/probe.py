@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.errors import GrowthError
+from auxin.randomness import random_state
 from auxin.record import Record
 
 Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a callable that returns one of these
@@ -27,27 +26,6 @@ class Call:
     kwargs: dict[str, Any]
     output: Any
     count: int = 1
-
-
-@contextmanager
-def random_state(seed: int | None = None) -> Iterator[None]:
-    """Leave every global random generator bit for bit where it was; inside, start from ``seed``."""
-    numpy = sys.modules.get("numpy")
-    ours = random.getstate()
-    theirs = numpy.random.get_state() if numpy is not None else None
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        if seed is not None:
-            torch.manual_seed(seed % 2**63)
-            random.seed(seed)
-            if numpy is not None:
-                numpy.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(ours)
-            if numpy is not None:
-                numpy.random.set_state(theirs)
 
 
 @contextmanager

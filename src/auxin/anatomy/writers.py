@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.probe import Call, random_state, tensors_in
+from auxin.anatomy.probe import Call, tensors_in
+from auxin.randomness import random_state
 
 NOISE = 0.02
 TOLERANCE = 1e-6

@@ -14,9 +14,9 @@ from auxin.anatomy.tree import unwrap
 from auxin.checkpoint.companions import kind_of, prepared, state_of
 from auxin.checkpoint.directory import Files, read, write
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
-from auxin.checkpoint.randomness import random_data, restore_random
 from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
+from auxin.randomness import random_data, restore_random
 from auxin.refs import Allowed
 
 KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
@@ -32,7 +32,8 @@ def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last
         keep_last: how many checkpoints stay.
 
     Raises:
-        GrowthError: the disk is full or not writable, or something has no plain form; earlier checkpoints are untouched.
+        GrowthError: the disk is full or not writable, or something has no plain form; earlier
+            checkpoints are untouched.
     """
     from auxin import __version__
 
@@ -139,6 +140,6 @@ def _same_kinds(companions: tuple[Any, ...], saved: list[Any]) -> None:
     if ours != theirs:
         words = [", ".join(k.partition(":")[2] for k in kinds) or "none" for kinds in (ours, theirs)]
         raise GrowthError(
-            f"this run was saved with the companions ({words[1]}), the Grower has ({words[0]}). Build the same ones, in the "
-            "same order."
+            f"this run was saved with the companions ({words[1]}), the Grower has ({words[0]}). "
+            "Build the same ones, in the same order."
         )

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from auxin.anatomy.blocks import Container, replica, shared_tensors
-from auxin.anatomy.probe import Call, Look, random_state
+from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join
 from auxin.anatomy.writers import is_identity, last_writers
 from auxin.change import Change, New
 from auxin.edits.start import finish, gets_gradient, zero_writers
 from auxin.errors import GrowthError
+from auxin.randomness import random_state
 
 ORDERS = ("interleave", "stack", "middle", "last")
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from auxin.anatomy.blocks import Container, adopt
-from auxin.anatomy.probe import Call, Look, random_state
+from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.writers import first_tensor, with_input
 from auxin.change import Change, New, Rewire
 from auxin.edits.start import Start, finish, inside, start, takes
 from auxin.errors import GrowthError
+from auxin.randomness import random_state
 from auxin.refs import name_of
 
 

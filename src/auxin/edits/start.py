@@ -11,11 +11,12 @@ from torch import nn
 
 from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
-from auxin.anatomy.probe import Call, Look, random_state
+from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join, moves_between, parameters_after
 from auxin.anatomy.writers import arriving, first_tensor, is_identity, last_writers
 from auxin.change import Before, Change, Rewire
 from auxin.errors import GrowthError
+from auxin.randomness import random_state
 
 OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the function."
 

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+
+@contextmanager
+def random_state(seed: int | None = None) -> Iterator[None]:
+    """Leave every global random generator bit for bit where it was; inside, start from ``seed``."""
+    before = random_data()
+    try:
+        if seed is not None:
+            torch.manual_seed(seed % 2**63)
+            random.seed(seed)
+            numpy = sys.modules.get("numpy")
+            if numpy is not None:
+                numpy.random.seed(seed % 2**32)
+        yield
+    finally:
+        restore_random(before)
 
 
 def random_data() -> dict[str, Any]:
