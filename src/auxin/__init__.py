@@ -12,8 +12,7 @@ from auxin.grower import Grower, Limit
 from auxin.journal import Journal, replay
 from auxin.surgery import surgery
 from auxin.verify import verify
-
-__version__ = "0.1.0"
+from auxin.version import __version__ as __version__
 
 __all__ = [
     "Change",

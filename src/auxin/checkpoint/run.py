@@ -18,6 +18,7 @@ from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
 from auxin.randomness import random_data, restore_random
 from auxin.refs import Allowed
+from auxin.version import __version__
 
 KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
 
@@ -35,8 +36,6 @@ def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last
         GrowthError: the disk is full or not writable, or something has no plain form; earlier
             checkpoints are untouched.
     """
-    from auxin import __version__
-
     model = grower.model
     state, rest = network_tensors(model)
     files: dict[str, Any] = {"model.safetensors": state}
