@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class StepWatch:
     def __init__(self, optimizers: Iterable[Any]):
         self._used: dict[int, tuple[int, int]] = {}
         self.steps = 0
+        self.on_step: Callable[[], None] | None = None
         watch = weakref.ref(self)
 
         def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -35,6 +36,8 @@ class StepWatch:
         self._first = next(iter(optimizers), None) if isinstance(optimizers, (list, tuple)) else None
 
     def _saw(self, optimizer: Any) -> None:
+        if self.on_step is not None:
+            self.on_step()
         if self._first is None or optimizer is self._first:
             self.steps += 1
         for group in optimizer.param_groups:
@@ -45,6 +48,16 @@ class StepWatch:
     def used(self, p: torch.Tensor) -> bool:
         """Whether the gradient that ``p`` has now went into a step already."""
         return p.grad is not None and self._used.get(id(p)) == (id(p.grad), p.grad._version)
+
+    def state(self, model: nn.Module) -> tuple[int, set[int]]:
+        """Count of steps, and ids of the parameters whose gradient is used up: to return to."""
+        return self.steps, {id(p) for p in model.parameters() if self.used(p)}
+
+    def set_state(self, state: tuple[int, set[int]], model: nn.Module) -> None:
+        """Return to what ``state`` gave, once the gradients are what they were (a copy raises their version)."""
+        self.steps, used = state
+        found = ((id(p), p.grad) for p in model.parameters() if id(p) in used)
+        self._used = {key: (id(grad), grad._version) for key, grad in found if grad is not None}
 
     def close(self) -> None:
         """Stop watching."""

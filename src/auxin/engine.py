@@ -183,6 +183,8 @@ def transaction(
                     "time, after its changes, so that they can be taken back."
                 ) from None
         yield change
+    except GeneratorExit:  # dropped while it was held open: kept, as if closed
+        raise
     except BaseException as error:
         _throw([f for _, f in running], error)
         if undo is not None:
@@ -198,10 +200,11 @@ def _throw(followers: list[Any], error: BaseException) -> None:
     """Let every follower take its change back, the last one first."""
     for follower in reversed(followers):
         try:
-            follower.throw(error)
-        except BaseException as raised:  # the follower passes the error on, or ends
-            if raised is not error and not isinstance(raised, (StopIteration, GeneratorExit, RuntimeError)):
-                error.add_note(f"while taking back: {raised!r}")
+            follower.throw(TakeBack())
+        except (TakeBack, StopIteration):
+            continue
+        except Exception as raised:  # a follower's own bug; the others must still be heard
+            error.add_note(f"while taking back: {raised!r}")
 
 
 def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,11 +15,12 @@ from auxin.anatomy.tree import unwrap
 from auxin.boundary import StepWatch
 from auxin.change import Change, Edit
 from auxin.choose import first
-from auxin.engine import BadMoment, Terms, seed_of, transact
+from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, take_back, transact
 from auxin.errors import GrowthError
 from auxin.follow import follower_of
 from auxin.journal import Journal, references, replayed
 from auxin.surgery import surgery
+from auxin.trial import Snapshot, Store
 from auxin.verify import verify
 from auxin.when import Reading
 
@@ -54,7 +57,10 @@ class Grower:
         evidence: a loss and batches for edits that look at data.
         limit: where growing ends.
         group: index of the parameter group for new parameters; None: beside the nearest sibling of the same role.
+        keep: take a snapshot before each growth, so that ``undo`` works after further training too: True ("memory"),
+            "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
         on_growth: called with each change, for whatever cached a list of parameters.
+        on_undo: called after ``undo``, e.g. to put the data back to where it was.
 
     Raises:
         GrowthError: something does not fit together already.
@@ -87,7 +93,9 @@ class Grower:
         evidence: Any = None,
         limit: Limit | None = None,
         group: int | None = None,
+        keep: bool | Store = False,
         on_growth: Callable[[Change], None] | None = None,
+        on_undo: Callable[[], None] | None = None,
     ):
         self.model = unwrap(model)
         self.companions = companions
@@ -101,7 +109,8 @@ class Grower:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
         self._edits = edits
         self.when, self.choose, self.limit = when, choose, limit or Limit()
-        self.probe, self.evidence, self.group, self.on_growth = probe, evidence, group, on_growth
+        self.probe, self.evidence, self.group = probe, evidence, group
+        self.on_growth, self.on_undo = on_growth, on_undo
         self.journal = Journal()
         self.calls, self.since_growth, self.done = 0, 0, False
         self._pending: tuple[Edit, int] | None = None
@@ -111,6 +120,12 @@ class Grower:
         verify(self.model, *companions)
         optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
         self._watch = StepWatch(optimizers)
+        self._watch.on_step = self._close
+        self._store: Store = keep if isinstance(keep, str) else "memory"
+        self._snapshot = Snapshot([self.model, *companions], self._store) if keep else None
+        self._trials: Snapshot | None = None
+        self._held: contextlib.ExitStack | None = None
+        self._mark: dict[str, Any] | None = None
 
     @property
     def optimizer_steps(self) -> int:
@@ -138,8 +153,7 @@ class Grower:
 
         Returns:
             The change, or None. Where the moment is bad (gradients that no step has used, inside autocast) the
-            decision is
-            kept for the next call.
+            decision is kept for the next call.
 
         Raises:
             GrowthError: the growth was refused; everything is as it was.
@@ -185,9 +199,69 @@ class Grower:
             GrowthError: refused, or a bad moment; everything is as it was.
         """
         terms = Terms(self.probe, self.evidence, seed, self.group, watch=self._watch, accept=self._accept)
-        change = transact(self.model, edit, self.companions, terms)
+        mark = self._counts()
+        if self._snapshot is not None:
+            self._close()
+            self._snapshot.take()
+        change, held = begin(self.model, edit, self.companions, terms)
+        self._close()
+        self._held, self._mark = held, mark
+        if self._snapshot is not None:
+            note = f"snapshot {self._snapshot.nbytes / 1e6:,.1f} MB"
+            change = dataclasses.replace(change, notes=(*change.notes, note))
         self.record(change)
         return change
+
+    def undo(self) -> None:
+        """Take the last growth back, exactly: the network, its companions and the journal as before it.
+
+        Before the next optimizer step that is free. Afterwards only ``keep=True`` can: it puts back the whole run as it
+        was at the growth, the random generators too (the position in your data is yours: see ``on_undo``).
+
+        Raises:
+            GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
+        """
+        if self._mark is None:
+            raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
+        if self._held is not None:
+            check_moment(self.model, self.companions, self._watch)
+            take_back(self._held)
+        elif self._snapshot is not None:
+            self._snapshot.restore()
+        else:
+            raise GrowthError(
+                "undo(): the optimizer has stepped since the growth, so every weight has moved. Build the Grower with "
+                "keep=True to be able to go back, or take the new layer out with Remove and keep what was learned."
+            )
+        mark, self._held, self._mark = self._mark, None, None
+        self._set_counts(mark)
+        if self.on_undo is not None:
+            self.on_undo()
+
+    @contextlib.contextmanager
+    def trial(self, edit: Edit, seed: int | None = None) -> Iterator[Change]:
+        """Grow, train and measure inside; afterwards everything is bit for bit as before.
+
+        Network, companions, gradients, hooks, random generators and this grower's own counts come back; only your data
+        loader does not. Costs one copy of the run's tensors in memory, kept for the next trial. ``on_growth`` is not
+        called.
+
+        Args:
+            edit: what to try.
+            seed: of the new weights.
+        """
+        if self._trials is None:
+            self._trials = Snapshot([self.model, *self.companions], self._store)
+        snapshot, counts = self._trials, self._counts()
+        held, self._held = self._held, None
+        snapshot.take()
+        try:
+            terms = Terms(self.probe, self.evidence, seed, self.group, watch=self._watch)
+            yield transact(self.model, edit, self.companions, terms)
+        finally:
+            snapshot.restore()
+            self._set_counts(counts)
+            self._held = held
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; record it with ``grower.record(done.change)``."""
@@ -268,6 +342,29 @@ class Grower:
         if callable(self._edits) and not isinstance(self._edits, Edit):
             return []
         return [ref for edit in self.edits() for ref in references(edit)]
+
+    def _close(self) -> None:
+        """Keep the last growth for good (the first optimizer step after it does)."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+    def _counts(self) -> dict[str, Any]:
+        """This grower's own counts, to return to."""
+        return {
+            "entries": list(self.journal.entries),
+            "own": (self.calls, self.since_growth, self.done, self._pending, dict(self._metrics)),
+            "watch": self._watch.state(self.model),
+            "parts": [copy.deepcopy(_state_of(part)) for part in (self.when, self.choose)],
+        }
+
+    def _set_counts(self, counts: dict[str, Any]) -> None:
+        self.journal.entries[:] = counts["entries"]
+        self.calls, self.since_growth, self.done, self._pending, self._metrics = counts["own"]
+        self._watch.set_state(counts["watch"], self.model)
+        for part, state in zip((self.when, self.choose), counts["parts"], strict=True):
+            if state is not None:
+                part.load_state_dict(state)  # type: ignore[attr-defined]
 
     def _full(self) -> bool:
         reached = self.limit.growths is not None and len(self.journal) >= self.limit.growths

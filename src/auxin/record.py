@@ -52,10 +52,10 @@ class Record:
         for path, module in self.modules.items():
             own = self.attributes[path]
             for name, content in self._inner[path].items():
-                _refill(own[name], content)
-            _refill(module.__dict__, list(own.items()))
+                refill(own[name], content)
+            refill(module.__dict__, list(own.items()))
         for i, tensor in enumerate(self._tensors):
-            if tensor.data_ptr() != self._storages[i].data_ptr() or tensor.shape != self._storages[i].shape:
+            if storage_of(tensor) != storage_of(self._storages[i]):
                 tensor.data = self._storages[i]
             if self._values is not None and tensor.device.type != "meta" and not _same(tensor, self._values[i]):
                 tensor.detach().copy_(self._values[i])
@@ -70,19 +70,42 @@ def _shallow(value: Any) -> Any:
     return list(value.items()) if isinstance(value, dict) else list(value)
 
 
-def _refill(container: Any, content: list[Any]) -> None:
+def refill(container: Any, content: list[Any]) -> None:
     """Give a dict, list or set its recorded content back, keeping the object."""
     if isinstance(container, list):
         if len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
             container[:] = content
     elif isinstance(container, dict):
-        now = list(container.items())
-        if len(now) != len(content) or any(a[0] != b[0] or a[1] is not b[1] for a, b in zip(now, content, strict=True)):
+        if not _same_items(list(container.items()), content):
             container.clear()
             container.update(content)
-    elif len(container) != len(content) or any(item not in container for item in content):
+    elif isinstance(container, set):
+        if len(container) != len(content) or any(item not in container for item in content):
+            container.clear()
+            container.update(content)
+    else:
         container.clear()
-        container.update(content)
+        container.extend(content)
+
+
+def _same_items(now: list[Any], content: list[Any]) -> bool:
+    """Whether two lists of (key, value) hold the same objects under the same keys (a key may be a tensor)."""
+    if len(now) != len(content):
+        return False
+    for (key, value), (old_key, old) in zip(now, content, strict=True):
+        same_key = key is old_key or (
+            not isinstance(key, Tensor) and not isinstance(old_key, Tensor) and key == old_key
+        )
+        if not same_key or value is not old:
+            return False
+    return True
+
+
+def storage_of(tensor: Tensor) -> Any:
+    """Where a tensor's values live, and how they are laid out."""
+    if tensor.layout != torch.strided:
+        return tensor.layout
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _same(tensor: Tensor, value: Tensor) -> bool:

@@ -1,9 +1,8 @@
 """What hangs on a network and must keep step with it: one follower per kind of companion, found by its type.
 
 A follower is a generator ``f(companion, change)`` that yields twice. Before its first ``yield`` it checks, and may
-raise:
-nothing has been touched yet. Between the two it changes the companion. At the second it waits for the growth to be
-proved: what is thrown into it there makes it take its change back.
+raise: nothing has been touched yet. Between the two it changes the companion. At the second it waits for the growth
+to be proved: what is thrown into it there makes it take its change back.
 
     @auxin.follow(MyAverage)
     def follow_my_average(average, change):
@@ -12,7 +11,7 @@ proved: what is thrown into it there makes it take its change back.
         before = grow(average, change)
         try:
             yield                   # the growth is proved here
-        except BaseException:
+        except Exception:
             restore(average, before)
             raise
 """

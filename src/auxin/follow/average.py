@@ -28,6 +28,8 @@ def follow_average(average: AveragedModel, change: Change) -> Iterator[None]:
     undo = apply(copy, change, build)
     try:
         yield
+    except GeneratorExit:
+        raise
     except BaseException:
         undo()
         raise

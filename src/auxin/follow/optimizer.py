@@ -39,6 +39,8 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
     try:
         _apply(optimizer, change)
         yield
+    except GeneratorExit:
+        raise
     except BaseException:
         for group, params, entries, names, old_names in groups:
             group["params"] = params
