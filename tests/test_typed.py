@@ -212,7 +212,7 @@ def loop() -> list[Any]:
         (loop(), "or it contains itself"),
         (bytearray(b"x"), "a builtins.bytearray"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_refusals_name_the_place(value: Any, text: str) -> None:
     with pytest.raises(GrowthError) as info:
@@ -302,27 +302,19 @@ def test_hostile_text_is_only_refused(text: str | bytes) -> None:
         loads(text, ALLOWED.resolve)
 
 
-@pytest.mark.parametrize(
-    "data", [math.nan, (1,), {1: 2}, {"$": "tuple", "v": (1,)}, object(), {"$": "tuple", 1: 2}]
-)
+@pytest.mark.parametrize("data", [math.nan, (1,), {1: 2}, {"$": "tuple", "v": (1,)}, object(), {"$": "tuple", 1: 2}])
 def test_hostile_data_is_only_refused(data: Any) -> None:
     with pytest.raises(GrowthError):
         decode(data)
 
 
 JUNK = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from(["AA==", "0x1"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["AA==", "0x1"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(["$", "v", "of", "f", "args", "kwargs", "dtype", "shape"]),
-            inner
-            | st.sampled_from(["tuple", "size", "set", "dict", "tensor", "partial", "ref", "Counter", "int"]),
+            inner | st.sampled_from(["tuple", "size", "set", "dict", "tensor", "partial", "ref", "Counter", "int"]),
         )
     ),
     max_leaves=20,

@@ -229,6 +229,12 @@ def test_functions_stay_those_of_the_fresh_object() -> None:
     assert scheduler._scale_fn_custom is halve
 
 
+def test_the_mode_of_a_cycle_is_the_saved_one() -> None:
+    scheduler = made("CyclicLR")
+    restore_scheduler(scheduler, scheduler_state(made("CyclicLR exp_range")))
+    assert scheduler.scale_fn(3) == 0.97**3
+
+
 def test_nothing_is_shared_with_the_saved_data() -> None:
     scheduler = made("LambdaLR object")
     data = scheduler_state(scheduler)
