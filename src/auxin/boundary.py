@@ -84,6 +84,11 @@ def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch 
         if p.grad is None or (watch is not None and watch.used(p)):
             continue
         if bool(p.grad.count_nonzero() if not p.grad.is_sparse else p.grad._nnz()):
+            if watch is None:
+                return (
+                    f"{name} has a gradient, and only a Grower knows whether an optimizer step has used it; "
+                    "call optimizer.zero_grad() first"
+                )
             return (
                 f"{name} has a gradient that no optimizer step has used; grow right after optimizer.step(), "
                 "or after zero_grad()"
