@@ -7,6 +7,7 @@ from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.engine import grow
 from auxin.errors import GrowthError
+from auxin.evidence import Evidence
 from auxin.follow import follow
 from auxin.grower import Grower, Limit
 from auxin.journal import Journal, replay
@@ -18,6 +19,7 @@ __all__ = [
     "Change",
     "Duplicate",
     "Edit",
+    "Evidence",
     "Grower",
     "GrowthError",
     "Insert",

@@ -4,8 +4,9 @@ A chooser is called when the trigger has fired. None means that nothing is grown
 something has `state_dict()` and `load_state_dict()`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from auxin.errors import GrowthError
 
@@ -68,3 +69,65 @@ class _Cycle:
 
     def __repr__(self) -> str:
         return "cycle()"
+
+
+def by_trial(
+    score: Callable[[Any], float] | None = None,
+    steps: int | Callable[[Any], None] = 32,
+    margin: float = 0.0,
+) -> "_ByTrial":
+    """Try every edit in a short branch on the same data, and take the best one if it beats not growing.
+
+    Each branch starts from the very same state, random generators included, and leaves no trace (`grower.trial`).
+    It is judged at its end, after the new layer has had `steps` steps, not at its first loss: short probes can
+    mislead all the same (arXiv:2604.04281), so give them as many steps as you can afford.
+
+    Args:
+        score: `score(model) -> number`, lower is better; None: the mean of the Grower's `evidence`.
+        steps: optimizer steps on the Grower's `evidence`; or `steps(grower)`, which trains by itself.
+        margin: by how much the best must beat the branch that did not grow.
+
+    Returns:
+        A chooser; its `results` hold what the last decision was made on, as (edit or None, score).
+
+    Raises:
+        GrowthError: when it is asked, if it needs evidence and the Grower has none.
+    """
+    return _ByTrial(score, steps, margin)
+
+
+class _ByTrial:
+    def __init__(self, score: Callable[[Any], float] | None, steps: int | Callable[[Any], None], margin: float) -> None:
+        if not callable(steps) and (type(steps) is not int or steps < 1):
+            raise GrowthError(f"by_trial(steps={steps!r}): pass a whole number of steps from 1, or steps(grower).")
+        self.score, self.steps, self.margin = score, steps, margin
+        self.results: list[tuple[Any, float]] = []
+
+    def __call__(self, edits: Sequence[E], grower: Any) -> E | None:
+        if grower.evidence is None and (self.score is None or not callable(self.steps)):
+            raise GrowthError(
+                "by_trial(...) needs a loss and batches to branch on: give the Grower "
+                "evidence=auxin.Evidence(loss, batches), or by_trial a score(model) and steps(grower)."
+            )
+        candidates: list[E | None] = [None, *edits]
+        self.results = [(edit, self._branch(edit, grower)) for edit in candidates]
+        number = range(1, len(candidates))
+        best = min(number, key=lambda i: _worst_if_nan(self.results[i][1]), default=None)
+        if best is None or not self.results[best][1] < self.results[0][1] - self.margin:
+            return None
+        return candidates[best]
+
+    def _branch(self, edit: E | None, grower: Any) -> float:
+        with grower.trial(edit):
+            if callable(self.steps):
+                self.steps(grower)
+            else:
+                grower.evidence.train(grower.model, grower.optimizers, self.steps)
+            return float(self.score(grower.model) if self.score is not None else grower.evidence.mean(grower.model))
+
+    def __repr__(self) -> str:
+        return f"by_trial(steps={self.steps!r}, margin={self.margin!r})"
+
+
+def _worst_if_nan(value: float) -> float:
+    return math.inf if math.isnan(value) else value

@@ -15,12 +15,12 @@ from auxin.anatomy.tree import unwrap
 from auxin.boundary import StepWatch
 from auxin.change import Change, Edit
 from auxin.choose import first
-from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, take_back, transact
+from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.follow import follower_of
 from auxin.journal import Journal, references, replayed
 from auxin.surgery import surgery
-from auxin.trial import Snapshot, Store
+from auxin.trial import Past, Store
 from auxin.verify import verify
 from auxin.when import Reading
 
@@ -114,18 +114,19 @@ class Grower:
         self.journal = Journal()
         self.calls, self.since_growth, self.done = 0, 0, False
         self._pending: tuple[Edit, int] | None = None
+        self._fired = False
         self._metrics: dict[str, float] = {}
         self._steps_before = 0
         self.edits()
         verify(self.model, *companions)
-        optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
-        self._watch = StepWatch(optimizers)
-        self._watch.on_step = self._close
-        self._store: Store = keep if isinstance(keep, str) else "memory"
-        self._snapshot = Snapshot([self.model, *companions], self._store) if keep else None
-        self._trials: Snapshot | None = None
-        self._held: contextlib.ExitStack | None = None
-        self._mark: dict[str, Any] | None = None
+        self._watch = StepWatch(self.optimizers)
+        self._past = Past([self.model, *companions], keep)
+        self._watch.on_step = self._past.settle
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """Those of the companions that step parameters."""
+        return [c for c in self.companions if isinstance(getattr(c, "param_groups", None), list)]
 
     @property
     def optimizer_steps(self) -> int:
@@ -187,9 +188,14 @@ class Grower:
         if self._full():
             return None
         reading = Reading(number, named, self.calls, self.optimizer_steps, len(self.journal), self.since_growth)
-        if not self.when(reading) or self._pending is not None:
+        self._fired = self.when(reading) or self._fired
+        if not self._fired or self._pending is not None:
             return None
-        edit = self.choose(self.edits(), self)
+        try:
+            edit = self.choose(self.edits(), self)
+        except BadMoment:  # a chooser that tries: it is asked again at the next call
+            return None
+        self._fired = False
         return None if edit is None else (edit, seed_of(self.model, edit))
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
@@ -200,15 +206,10 @@ class Grower:
         """
         terms = Terms(self.probe, self.evidence, seed, self.group, watch=self._watch, accept=self._accept)
         mark = self._counts()
-        if self._snapshot is not None:
-            self._close()
-            self._snapshot.take()
+        note = self._past.before_growth()
         change, held = begin(self.model, edit, self.companions, terms)
-        self._close()
-        self._held, self._mark = held, mark
-        if self._snapshot is not None:
-            note = f"snapshot {self._snapshot.nbytes / 1e6:,.1f} MB"
-            change = dataclasses.replace(change, notes=(*change.notes, note))
+        self._past.hold(held, mark)
+        change = dataclasses.replace(change, notes=(*change.notes, *note))
         self.record(change)
         return change
 
@@ -221,25 +222,14 @@ class Grower:
         Raises:
             GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
         """
-        if self._mark is None:
-            raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
-        if self._held is not None:
+        if self._past.held is not None:
             check_moment(self.model, self.companions, self._watch)
-            take_back(self._held)
-        elif self._snapshot is not None:
-            self._snapshot.restore()
-        else:
-            raise GrowthError(
-                "undo(): the optimizer has stepped since the growth, so every weight has moved. Build the Grower with "
-                "keep=True to be able to go back, or take the new layer out with Remove and keep what was learned."
-            )
-        mark, self._held, self._mark = self._mark, None, None
-        self._set_counts(mark)
+        self._set_counts(self._past.take_back())
         if self.on_undo is not None:
             self.on_undo()
 
     @contextlib.contextmanager
-    def trial(self, edit: Edit, seed: int | None = None) -> Iterator[Change]:
+    def trial(self, edit: Edit | None, seed: int | None = None) -> Iterator[Change | None]:
         """Grow, train and measure inside; afterwards everything is bit for bit as before.
 
         Network, companions, gradients, hooks, random generators and this grower's own counts come back; only your data
@@ -247,21 +237,15 @@ class Grower:
         called.
 
         Args:
-            edit: what to try.
+            edit: what to try; None: a branch that does not grow, to compare with.
             seed: of the new weights.
         """
-        if self._trials is None:
-            self._trials = Snapshot([self.model, *self.companions], self._store)
-        snapshot, counts = self._trials, self._counts()
-        held, self._held = self._held, None
-        snapshot.take()
-        try:
+        check_moment(self.model, self.companions, self._watch)
+        counts = self._counts()
+        with self._past.branch():
             terms = Terms(self.probe, self.evidence, seed, self.group, watch=self._watch)
-            yield transact(self.model, edit, self.companions, terms)
-        finally:
-            snapshot.restore()
-            self._set_counts(counts)
-            self._held = held
+            yield None if edit is None else transact(self.model, edit, self.companions, terms)
+        self._set_counts(counts)
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; record it with ``grower.record(done.change)``."""
@@ -343,24 +327,18 @@ class Grower:
             return []
         return [ref for edit in self.edits() for ref in references(edit)]
 
-    def _close(self) -> None:
-        """Keep the last growth for good (the first optimizer step after it does)."""
-        held, self._held = self._held, None
-        if held is not None:
-            held.close()
-
     def _counts(self) -> dict[str, Any]:
         """This grower's own counts, to return to."""
         return {
             "entries": list(self.journal.entries),
-            "own": (self.calls, self.since_growth, self.done, self._pending, dict(self._metrics)),
+            "own": (self.calls, self.since_growth, self.done, self._pending, self._fired, dict(self._metrics)),
             "watch": self._watch.state(self.model),
             "parts": [copy.deepcopy(_state_of(part)) for part in (self.when, self.choose)],
         }
 
     def _set_counts(self, counts: dict[str, Any]) -> None:
         self.journal.entries[:] = counts["entries"]
-        self.calls, self.since_growth, self.done, self._pending, self._metrics = counts["own"]
+        self.calls, self.since_growth, self.done, self._pending, self._fired, self._metrics = counts["own"]
         self._watch.set_state(counts["watch"], self.model)
         for part, state in zip((self.when, self.choose), counts["parts"], strict=True):
             if state is not None:

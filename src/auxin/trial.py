@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import tempfile
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.randomness import random_data, restore_random
 from auxin.record import refill, storage_of
@@ -154,6 +156,75 @@ class Snapshot:
             return torch.from_file(file, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
         pinned = self.store == "pinned" and torch.cuda.is_available()
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
+
+
+class Past:
+    """What a run can go back to: the last growth while that is free, a snapshot from before it, a branch.
+
+    Args:
+        roots: the network and its companions.
+        keep: take a snapshot before each growth, and where to keep it.
+    """
+
+    def __init__(self, roots: Iterable[Any], keep: bool | Store):
+        self._roots = list(roots)
+        self._store: Store = keep if isinstance(keep, str) else "memory"
+        self._snapshot = Snapshot(self._roots, self._store) if keep else None
+        self._branch: Snapshot | None = None
+        self.held: contextlib.ExitStack | None = None
+        self._mark: Any = None
+
+    def before_growth(self) -> tuple[str, ...]:
+        """Take the snapshot, if one is kept; a word about its size."""
+        if self._snapshot is None:
+            return ()
+        self.settle()
+        self._snapshot.take()
+        return (f"snapshot {self._snapshot.nbytes / 1e6:,.1f} MB",)
+
+    def hold(self, held: contextlib.ExitStack, mark: Any) -> None:
+        """Remember an open growth, and whatever its owner wants to have back with it."""
+        self.settle()
+        self.held, self._mark = held, mark
+
+    def settle(self) -> None:
+        """Keep the last growth; from now on only a snapshot leads back."""
+        held, self.held = self.held, None
+        if held is not None:
+            held.close()
+
+    def take_back(self) -> Any:
+        """Undo the last growth; returns its mark.
+
+        Raises:
+            GrowthError: there is none, or training has gone on and no snapshot was kept.
+        """
+        if self._mark is None:
+            raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
+        if self.held is not None:
+            take_back(self.held)
+        elif self._snapshot is not None:
+            self._snapshot.restore()
+        else:
+            raise GrowthError(
+                "undo(): the optimizer has stepped since the growth, so every weight has moved. Build the Grower with "
+                "keep=True to be able to go back, or take the new layer out with Remove and keep what was learned."
+            )
+        mark, self.held, self._mark = self._mark, None, None
+        return mark
+
+    @contextlib.contextmanager
+    def branch(self) -> Iterator[None]:
+        """Whatever happens to the run inside is gone afterwards."""
+        if self._branch is None:
+            self._branch = Snapshot(self._roots, self._store)
+        held, self.held = self.held, None
+        self._branch.take()
+        try:
+            yield
+        finally:
+            self._branch.restore()
+            self.held = held
 
 
 class _Held:

@@ -199,7 +199,7 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]
                 f"shape {tuple(old)}, so it is not known how to resize it to {tuple(new)}. Drop it first: del "
                 "optimizer.state[p]."
             )
-        mapped[key] = _resized(value, shape, _fill(optimizer, key, value, move))
+        mapped[key] = _resized(value, shape, _fill(optimizer, key, value, move), move.new)
     return mapped
 
 
@@ -234,8 +234,10 @@ def _fill(optimizer: Any, key: str, value: Tensor, move: Move) -> float | Tensor
     return 0.0
 
 
-def _resized(value: Tensor, shape: tuple[int, ...], fill: float | Tensor) -> Tensor:
-    new = value.new_empty(shape)
+def _resized(value: Tensor, shape: tuple[int, ...], fill: float | Tensor, parameter: Tensor) -> Tensor:
+    """In the parameter's own memory order: fused kernels step wrongly, without a word, where the two differ."""
+    own = tuple(parameter.shape) == shape
+    new = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False) if own else value.new_empty(shape)
     new.copy_(fill.expand(shape)) if isinstance(fill, Tensor) else new.fill_(fill)
     kept = tuple(slice(0, min(a, b)) for a, b in zip(value.shape, shape, strict=True))
     new[kept] = value[kept]
