@@ -176,3 +176,47 @@ def test_by_trial_on_evidence_trains_each_branch_on_the_same_batches(expected):
     choose(same, run.grower)
     assert choose.results[1][1] == choose.results[2][1] and choose.results[0][1] != choose.results[1][1]
     assert run.train(10) == expected
+
+
+def probationer(slope, **kwargs):
+    run = Run(when=ax.when.at([6]), probation=ax.Probation(calls=3, window=5), **kwargs)
+    changes = []
+    for call in range(1, 15):
+        run.train(1)
+        after = call > 6 and run.model and len(run.model.blocks) > 2
+        metric = 10.0 - call + (slope if after else 0.0)
+        changes.append(run.grower.step(metric))
+    return run, changes
+
+
+def test_a_growth_behind_the_run_without_it_is_rolled_back_and_not_tried_again():
+    put_back = []
+    run, _ = probationer(5.0, on_undo=lambda: put_back.append(1))
+    assert len(run.model.blocks) == 2 and len(run.grower.journal) == 0 and put_back == [1]
+    assert [entry["undone_at"] for entry in run.grower.undone] == [{"calls": 9}]
+    assert run.grower.done  # its only edit did not pay
+    run.grower.verify()
+
+
+def test_a_growth_ahead_of_the_run_without_it_stays():
+    run, changes = probationer(-0.5)
+    assert len(run.model.blocks) == 3 and not run.grower.undone and sum(c is not None for c in changes) == 1
+
+
+def test_a_roll_back_leaves_the_run_that_never_grew(expected):
+    run = Run(when=ax.when.at([5]), probation=ax.Probation(calls=2, window=3))
+    for call in range(1, 6):
+        run.train(1)
+        run.grower.step(5.0 - call)
+    assert len(run.model.blocks) == 3
+    for _ in range(2):
+        run.train(1)
+        run.grower.step(100.0)
+    assert len(run.model.blocks) == 2
+    assert run.train(10) == expected
+
+
+@pytest.mark.parametrize("words", [{"calls": 0}, {"window": 2}, {"mode": "least"}])
+def test_bad_probations(words):
+    with pytest.raises(ax.GrowthError, match="calls is at least 1"):
+        ax.Probation(**words)

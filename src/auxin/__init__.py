@@ -9,8 +9,10 @@ from auxin.engine import grow
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.follow import follow
-from auxin.grower import Grower, Limit
+from auxin.grower import Grower
 from auxin.journal import Journal, replay
+from auxin.limit import Limit
+from auxin.probation import Probation
 from auxin.surgery import surgery
 from auxin.verify import verify
 from auxin.version import __version__ as __version__
@@ -25,6 +27,7 @@ __all__ = [
     "Insert",
     "Journal",
     "Limit",
+    "Probation",
     "choose",
     "follow",
     "grow",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from auxin.anatomy.probe import Look, Probe, tensors_in, untouched
+from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
 from auxin.boundary import StepWatch
 from auxin.change import Change, Edit
@@ -19,25 +19,12 @@ from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transac
 from auxin.errors import GrowthError
 from auxin.follow import follower_of
 from auxin.journal import Journal, references, replayed
+from auxin.limit import Limit
+from auxin.probation import Probation
 from auxin.surgery import surgery
 from auxin.trial import Past, Store
 from auxin.verify import verify
 from auxin.when import Reading
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """Where growing ends, whichever comes first.
-
-    Args:
-        parameters: of the whole network.
-        flops: of one forward per sample, on the probe.
-        growths: how many.
-    """
-
-    parameters: float | None = None
-    flops: float | None = None
-    growths: int | None = None
 
 
 class _TooLarge(Exception):
@@ -59,6 +46,8 @@ class Grower:
         group: index of the parameter group for new parameters; None: beside the nearest sibling of the same role.
         keep: take a snapshot before each growth, so that ``undo`` works after further training too: True ("memory"),
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
+        probation: judge each growth some calls later, and roll the run back if it is behind (implies ``keep``). An edit
+            that was rolled back is not chosen again; ``undone`` lists them.
         on_growth: called with each change, for whatever cached a list of parameters.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
 
@@ -94,6 +83,7 @@ class Grower:
         limit: Limit | None = None,
         group: int | None = None,
         keep: bool | Store = False,
+        probation: Probation | None = None,
         on_growth: Callable[[Change], None] | None = None,
         on_undo: Callable[[], None] | None = None,
     ):
@@ -108,6 +98,8 @@ class Grower:
         if limit is not None and limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
         self._edits = edits
+        self.undone: list[dict[str, Any]] = []
+        self._refused: list[Edit] = []
         self.when, self.choose, self.limit = when, choose, limit or Limit()
         self.probe, self.evidence, self.group = probe, evidence, group
         self.on_growth, self.on_undo = on_growth, on_undo
@@ -120,7 +112,10 @@ class Grower:
         self.edits()
         verify(self.model, *companions)
         self._watch = StepWatch(self.optimizers)
-        self._past = Past([self.model, *companions], keep)
+        self.probation = probation
+        self._history: list[tuple[float, float]] = []
+        self._on_trial: tuple[Edit, int] | None = None
+        self._past = Past([self.model, *companions], keep or probation is not None)
         self._watch.on_step = self._past.settle
 
     @property
@@ -143,7 +138,7 @@ class Grower:
         for edit in found:
             if not isinstance(edit, Edit):
                 raise GrowthError(f"edits holds a {type(edit).__name__}; pass edits such as Duplicate('blocks', by=1).")
-        return found
+        return [edit for edit in found if edit not in self._refused]
 
     def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | None:
         """Say how training goes; grows at most once.
@@ -185,11 +180,15 @@ class Grower:
         self.calls += 1
         self.since_growth += 1
         self._metrics = {**({} if number is None else {"metric": number}), **named}
+        if number is not None:
+            self._history = [*self._history[-999:], (self.calls, number)]
+        self._judge()
         if self._full():
             return None
         reading = Reading(number, named, self.calls, self.optimizer_steps, len(self.journal), self.since_growth)
         self._fired = self.when(reading) or self._fired
-        if not self._fired or self._pending is not None:
+        judged = self.probation is None or self._on_trial is None
+        if not self._fired or self._pending is not None or not judged:
             return None
         try:
             edit = self.choose(self.edits(), self)
@@ -210,6 +209,7 @@ class Grower:
         change, held = begin(self.model, edit, self.companions, terms)
         self._past.hold(held, mark)
         change = dataclasses.replace(change, notes=(*change.notes, *note))
+        self._on_trial = (edit, self.calls)
         self.record(change)
         return change
 
@@ -222,8 +222,7 @@ class Grower:
         Raises:
             GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
         """
-        if self._past.held is not None:
-            check_moment(self.model, self.companions, self._watch)
+        check_moment(self.model, self.companions, self._watch)
         self._set_counts(self._past.take_back())
         if self.on_undo is not None:
             self.on_undo()
@@ -346,26 +345,32 @@ class Grower:
 
     def _full(self) -> bool:
         reached = self.limit.growths is not None and len(self.journal) >= self.limit.growths
-        self.done = self.done or reached
+        self.done = self.done or reached or (bool(self._refused) and not self.edits())
         return self.done
 
     def _accept(self, change: Change) -> None:
         """Refuse a proved growth that goes beyond the limit."""
-        total = sum(p.numel() for p in self.model.parameters())
-        if self.limit.parameters is not None and total > self.limit.parameters:
-            raise _TooLarge
-        if self.limit.flops is not None and self.flops() > self.limit.flops:
+        if self.limit.exceeded(self.model, self.probe):
             raise _TooLarge
 
-    def flops(self) -> float:
-        """FLOPs of one forward per sample, counted on the probe."""
-        from torch.utils.flop_counter import FlopCounterMode  # only where it is asked for
-
-        look = Look(self.model, self.probe)
-        with untouched(self.model), FlopCounterMode(display=False) as counter:
-            look.run()
-        batch = next((t.shape[0] for t in tensors_in(look.batch) if t.dim()), 1)
-        return counter.get_total_flops() / batch
+    def _judge(self) -> None:
+        """End a probation: keep the growth, or roll the run back and never choose that edit again."""
+        if self.probation is None or self._on_trial is None or self.since_growth < self.probation.calls:
+            return
+        edit, born = self._on_trial
+        before = [point for point in self._history if point[0] <= born]
+        after = [point for point in self._history if point[0] > born]
+        if self.probation.behind(before, after):
+            at, entry = self.calls, self.journal.to_json()[-1]
+            try:
+                self.undo()
+            except BadMoment:
+                return
+            self.undone.append({**entry, "undone_at": {"calls": at}})
+            self._refused.append(edit)
+            self._history = before
+            self._pending, self._fired = None, False
+        self._on_trial = None
 
 
 def _number(value: float | Tensor) -> float:
