@@ -239,7 +239,8 @@ class Change:
         share = f" ({100 * count / self.parameters_before:+.0f} %)" if self.parameters_before else ""
         yield f"{count:+,} parameters{share}"
         if self.max_difference is not None:
-            kept = "function unchanged" if self.preserves else "function changed"
+            same = self.preserves or self.max_difference == 0
+            kept = "function unchanged" if same else "function changed"
             yield f"{kept} (max |d| = {self.max_difference:.3g})"
         elif not self.outputs:
             yield "not probed"

@@ -46,6 +46,8 @@ def start(module: nn.Module, init: Any, call: Call | None, where: str) -> Start:
         known = ", ".join(map(repr, ["preserve", *inits.NAMED]))
         raise GrowthError(f"{where}: init={init!r} is not known; use one of {known}, or an importable f(module).")
     function(module)
+    if function is inits.identity and call is not None and is_identity(module, call):
+        return Start("identity", preserves=True)
     return Start(init if isinstance(init, str) else getattr(init, "__name__", "own init"))
 
 
