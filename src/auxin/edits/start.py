@@ -47,7 +47,7 @@ def start(module: nn.Module, init: Any, call: Call | None, where: str) -> Start:
         raise GrowthError(f"{where}: init={init!r} is not known; use one of {known}, or an importable f(module).")
     function(module)
     if function is inits.identity and call is not None and is_identity(module, call):
-        return Start("identity", preserves=True)
+        return Start("identity", _matrices(module), preserves=True)
     return Start(init if isinstance(init, str) else getattr(init, "__name__", "own init"))
 
 
@@ -124,7 +124,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
         trial = copy.deepcopy(module)
         inits.identity(trial)
         # Only Linear and convolutions were set: they must carry the identity, and be able to leave it.
-        held = tuple(n for n, p in trial.named_parameters() if p.requires_grad and p.dim() >= 2)
+        held = _matrices(trial)
         if held and is_identity(trial, call) and gets_gradient(trial, call, held):
             inits.identity(module)
             return Start("identity", held, preserves=True)
@@ -141,6 +141,10 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
         "what "
         f"arrives there. A residual block x + f(x) can. {OTHERS}"
     )
+
+
+def _matrices(module: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad and p.dim() >= 2)
 
 
 def _words(module: nn.Module) -> str:
