@@ -1,0 +1,286 @@
+"""The conformance checks on the run that has just grown, one function each: what must hold of every growth."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from auxin.anatomy.probe import Look, tensors_in
+from auxin.anatomy.tree import join
+from auxin.change import Change
+from auxin.proof import EPSILONS
+from auxin.randomness import random_state
+from auxin.testing.before import Before, changed_by, hooks_of, name_after, state_of
+from auxin.testing.exact import digest, exact
+from auxin.testing.run import Options, Recipe, Run
+
+GRADIENT_STEPS = 3
+
+
+@dataclasses.dataclass
+class Grown:
+    """A run that has grown, beside what was recorded before, and what the checks find out.
+
+    Attributes:
+        recipe: how to set such a run up.
+        edit: as the user passed it.
+        run: the run that has grown.
+        before: the record of it.
+        change: what ``grow`` returned.
+        ungrown: a copy of the network right before the growth.
+        moved: whether a global random generator has moved.
+        figures: measured differences, by name.
+        notes: what could not be checked, and why.
+    """
+
+    recipe: Recipe
+    edit: Any
+    run: Run
+    before: Before
+    change: Change
+    ungrown: nn.Module
+    moved: bool
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        old = {id(p) for p in self.before.parameters.values()}
+        self.born = {n: p for n, p in self.run.model.named_parameters() if id(p) not in old}
+        self.born_bits = {n: digest(p) for n, p in self.born.items()}
+        self.changed = changed_by(self.change)
+
+
+def fail(check: str, text: str) -> NoReturn:
+    """Raise the one error of this package: which check, and what was found."""
+    raise AssertionError(f"auxin.testing.check: {check}: {text}")
+
+
+def randomness(grown: Grown) -> None:
+    """Global random generators where they were."""
+    if grown.moved:
+        fail("random", "the growth has moved a global random generator: data order and dropout masks would change")
+
+
+def old_tensors(grown: Grown) -> None:
+    """Old parameters and buffers: the same objects, to the bit, under the names that the change says."""
+    model = grown.run.model
+    now = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    for name, (tensor, bits, trains) in grown.before.tensors.items():
+        if name in grown.changed:
+            continue
+        new_name = name_after(name, grown.change)
+        if id(tensor) not in now:
+            fail("old tensors", f"{name} is another Python object now; whoever holds the old one has lost it")
+        if now[id(tensor)] != new_name:
+            fail("old tensors", f"{name} stands at {now[id(tensor)]}, the change says {new_name}")
+        if digest(tensor) != bits:
+            fail("old tensors", f"the values of {name} have changed")
+        if tensor.requires_grad != trains:
+            fail("old tensors", f"requires_grad of {name} has become {tensor.requires_grad}")
+    for path, (module, training, hooks) in grown.before.modules.items():
+        if module.training != training:
+            fail("old tensors", f"the train flag of {path or 'the network'} has changed")
+        if hooks.differences(exact(hooks_of(module))):
+            fail("old tensors", f"the hooks of {path or 'the network'} have changed")
+
+
+def inherited(grown: Grown) -> None:
+    """New modules have the train flag, new tensors the dtype and device, that all old ones share."""
+    flags = {training for _, training, _ in grown.before.modules.values()}
+    kinds = {(p.dtype, p.device) for p in grown.before.parameters.values() if p.is_floating_point()}
+    for path, new in grown.change.added:
+        for module in new.module.modules():
+            if len(flags) == 1 and module.training not in flags:
+                fail("inherited", f"{path} is in {'train' if module.training else 'eval'} mode, the rest is not")
+        for name, p in new.module.named_parameters():
+            if len(kinds) == 1 and p.is_floating_point() and (p.dtype, p.device) not in kinds:
+                fail("inherited", f"{join(path, name)} is {p.dtype} on {p.device}, the rest is not")
+
+
+def optimizers(grown: Grown) -> None:
+    """Each trainable parameter in one group of one optimizer, once; old groups and their order as they were."""
+    names = {id(p): name for name, p in grown.run.model.named_parameters()}
+    homes: dict[int, list[tuple[int, int]]] = {}
+    for index, optimizer in enumerate(grown.run.optimizers):
+        old = grown.before.groups[index]
+        if len(optimizer.param_groups) != len(old):
+            count = f"{len(optimizer.param_groups)} parameter groups, it had {len(old)}"
+            fail("optimizer", f"{type(optimizer).__name__} has {count}: schedulers and checkpoints do not expect that")
+        for number, (group, record) in enumerate(zip(optimizer.param_groups, old, strict=True)):
+            for p in group["params"]:
+                homes.setdefault(id(p), []).append((index, number))
+            problem = record.problem(group, names, grown.changed)
+            if problem is not None:
+                fail("optimizer", f"{type(optimizer).__name__} group {number}: {problem}")
+    for name, p in grown.run.model.named_parameters():
+        count = len(homes.get(id(p), ()))
+        if p.requires_grad and count != 1 and grown.run.optimizers:
+            fail("optimizer", f"{name} is held {count} times, it must be once")
+    foreign = set(homes) - set(names) - grown.before.foreign
+    if foreign:
+        fail("optimizer", f"{len(foreign)} tensors are held that the network does not have")
+    for name, source in sources_of(grown.change).items():
+        here, there = homes.get(id(grown.born.get(name))), homes.get(id(grown.before.parameters.get(source)))
+        if here is not None and there is not None and here != there:
+            fail("optimizer", f"{name} is in another group than {source}, whose copy it is")
+
+
+def state(grown: Grown) -> None:
+    """Old optimizer state: the same tensors, to the bit. State of a new one: none, zeros, or its source's values."""
+    sources = sources_of(grown.change)
+    continued = {id(m.new) for m in grown.change.moves if m.old is not None}
+    for index, optimizer in enumerate(grown.run.optimizers):
+        if isinstance(optimizer, torch.optim.LBFGS):
+            continue  # flat vectors over all parameters, which a growth starts afresh
+        before = grown.before.state[index]
+        kind = type(optimizer).__name__
+        for name, facts in before.items():
+            if name not in grown.changed and state_of(optimizer, grown.before.parameters[name]) != facts:
+                fail("state", f"{kind}'s state of {name} has changed")
+        theirs = {identity for facts in before.values() for identity, _ in facts.values() if identity}
+        for name, p in grown.born.items():
+            source = before.get(sources.get(name, ""), {})
+            for key, (identity, bits) in state_of(optimizer, p).items() if id(p) not in continued else ():
+                if identity in theirs:
+                    fail(
+                        "state", f"{kind}'s {key} of {name} is an old parameter's very tensor: a step would write both"
+                    )
+                value = optimizer.state[p][key]
+                empty = not value.count_nonzero() if isinstance(value, Tensor) else not value
+                if not empty and (key not in source or source[key][1] != bits):
+                    fail("state", f"{kind}'s {key} of the new {name} is neither fresh nor that of the tensor it copies")
+
+
+def others(grown: Grown) -> None:
+    """Schedulers, scalers and what else holds no parameters: as they were."""
+    left = [grown.run.model, *grown.run.optimizers]
+    for companion, record in zip(grown.run.others, grown.before.others, strict=True):
+        differences = record.differences(exact(companion, leave_out=left))
+        if differences:
+            fail("schedule", f"the growth has changed {type(companion).__name__}{differences[0]}")
+
+
+def averages(grown: Grown) -> None:
+    """Old averages to the bit and the same objects, new entries there, the averaged network's own function kept."""
+    ours = [(n, p.shape) for n, p in grown.run.model.named_parameters()]
+    live = {id(p) for p in grown.run.model.parameters()}
+    for average, (tensors, outputs, count) in zip(grown.run.averages, grown.before.averages, strict=True):
+        theirs = [(n, p.shape) for n, p in average.module.named_parameters()]
+        if ours != theirs:
+            wrong = next((a[0] for a in ours if a not in theirs), "the order")
+            fail("average", f"AveragedModel does not follow ({wrong}): it would mix layers or lack one")
+        now = dict((*average.module.named_parameters(), *average.module.named_buffers()))
+        for name, (tensor, bits, _) in tensors.items():
+            there = now.get(name_after(name, grown.change))
+            if name not in grown.changed and (there is not tensor or digest(tensor) != bits):
+                fail("average", f"the average of {name} is not what and where it was")
+        if int(average.n_averaged) != count:
+            fail("average", "n_averaged has changed")
+        if any(id(p) in live for p in average.module.parameters()):
+            fail("average", "it holds parameters of the live network, so it would average nothing")
+        if grown.change.preserves:
+            change = gap(outputs, eval_outputs(average.module, grown.recipe.probe))
+            if change > _limit(grown.change, outputs):
+                fail("average", f"the averaged network's own outputs changed by {change:.3g}")
+
+
+def function(grown: Grown) -> None:
+    """Outputs as promised: in eval mode, and in train mode without dropout, each on copies."""
+    if not grown.change.preserves:
+        return
+    model, probe = grown.run.model, grown.recipe.probe
+    old, new = eval_outputs(grown.ungrown, probe), eval_outputs(model, probe)
+    grown.figures["eval"] = _judge("in eval mode", grown.change, old, new)
+    old = train_outputs(grown.ungrown, probe, seed=0)
+    if gap(old, train_outputs(grown.ungrown, probe, seed=1)) > 0:
+        grown.notes.append("train mode not compared: the network is random there even without dropout")
+        return
+    new = train_outputs(model, probe, seed=0)
+    grown.figures["train"] = _judge("in train mode without dropout", grown.change, old, new)
+
+
+def learning(grown: Grown) -> None:
+    """Every new trainable tensor has got a gradient within three steps, and each new module has moved."""
+    known = grown.before.reached
+    reached = set().union(*grown.run.reached[:GRADIENT_STEPS])
+    sources = sources_of(grown.change)
+    for name, p in grown.born.items():
+        if not p.requires_grad or name in reached:
+            continue
+        if sources.get(name) in grown.before.parameters and sources[name] not in known:
+            grown.notes.append(f"{name} gets no gradient, and neither does {sources[name]}")
+            continue
+        fail("learning", f"no gradient has reached {name} in {GRADIENT_STEPS} steps, so it would never train")
+    for path, _ in grown.change.added:
+        trained = [n for n, p in grown.born.items() if p.requires_grad and f"{n}.".startswith(f"{path}.")]
+        if trained and all(digest(grown.born[n]) == grown.born_bits[n] for n in trained):
+            fail("learning", f"{path} has not moved though gradients reached it: no optimizer steps it")
+
+
+def schedule(history: list[Options], twin: list[Options]) -> None:
+    """Options of all old groups, the learning rate first, as in a run that never grew."""
+    for number, (ours, theirs) in enumerate(zip(history, twin, strict=True)):
+        pairs = [
+            (i, g, key, value) for i, o in enumerate(theirs) for g, own in enumerate(o) for key, value in own.items()
+        ]
+        for index, place, key, value in pairs:
+            now = ours[index][place].get(key)
+            if repr(now) != repr(value):
+                when = f"{number + 1} steps after the growth"
+                fail("schedule", f"{when} group {place} has {key}={now!r}, a run that never grew {value!r}")
+
+
+def sources_of(change: Change) -> dict[str, str]:
+    """New name -> old name of the tensor that it copies."""
+    found = {}
+    for path, new in change.added:
+        if new.source is not None:
+            found |= {join(path, n): join(new.source, n) for n, _ in new.module.named_parameters()}
+    return found
+
+
+def gap(old: list[Tensor], new: list[Tensor]) -> float:
+    """Largest absolute difference; infinite where shapes differ or numbers are lost."""
+    if [(t.shape, t.dtype) for t in old] != [(t.shape, t.dtype) for t in new]:
+        return float("inf")
+    unequal = [(a, b) for a, b in zip(old, new, strict=True) if digest(a) != digest(b) and not torch.equal(a, b)]
+    wide = torch.complex128 if any(a.is_complex() for a, _ in unequal) else torch.float64
+    gaps = [(a.to(wide) - b.to(wide)).abs().nan_to_num(nan=float("inf")) for a, b in unequal]
+    return max((float(g.max()) for g in gaps), default=0.0)
+
+
+def eval_outputs(model: nn.Module, probe: Any) -> list[Tensor]:
+    """Outputs on the probe in eval mode."""
+    return Run(model, [], [], probe, None).outputs()
+
+
+def train_outputs(model: nn.Module, probe: Any, seed: int) -> list[Tensor]:
+    """Outputs of a copy in train mode with dropout at 0."""
+    twin = copy.deepcopy(model).train()
+    for module in twin.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+            module.dropout = 0.0
+    with random_state(seed), torch.no_grad():
+        return [t.detach().clone() for t in tensors_in(Look(twin, probe).run())]
+
+
+def _judge(where: str, change: Change, old: list[Tensor], new: list[Tensor]) -> float:
+    found = gap(old, new)
+    if found > _limit(change, old):
+        fail("function", f"{where} the outputs changed by {found:.3g}, though {change.how} was to keep them")
+    return found
+
+
+def _limit(change: Change, outputs: list[Tensor]) -> float:
+    """Zero, except where a product with an identity matrix may round."""
+    floating = [t for t in outputs if t.is_floating_point()]
+    if change.how != "identity" or not floating:
+        return 0.0
+    return max(EPSILONS * torch.finfo(t.dtype).eps * max(1.0, float(t.abs().max())) for t in floating)
