@@ -78,6 +78,7 @@ class Terms:
 
     Attributes:
         watch: knows which gradients an optimizer step has used.
+        memory: of block kinds, see ``Look``.
         accept: gets the last word on the proved change; raises to refuse it.
     """
 
@@ -88,6 +89,7 @@ class Terms:
     dry_run: bool = False
     watch: StepWatch | None = None
     accept: Callable[[Change], None] | None = None
+    memory: dict[str, tuple[str, ...]] | None = None
 
 
 def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> Change:
@@ -113,7 +115,7 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms)
     verify(model, *companions)
     seed = seed_of(model, edit) if terms.seed is None else terms.seed
     with random_state(), contextlib.ExitStack() as stack:
-        look = Look(model, terms.probe, seed, evidence=terms.evidence)
+        look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         before = outputs_of(look) if look.has_probe else None
         change = edit.plan(model, look)
         change = stack.enter_context(transaction(model, change, companions, terms.group))

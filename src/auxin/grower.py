@@ -99,6 +99,7 @@ class Grower:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
         self._edits = edits
         self.undone: list[dict[str, Any]] = []
+        self._memory: dict[str, tuple[str, ...]] = {}
         self._refused: list[Edit] = []
         self.when, self.choose, self.limit = when, choose, limit or Limit()
         self.probe, self.evidence, self.group = probe, evidence, group
@@ -203,7 +204,7 @@ class Grower:
         Raises:
             GrowthError: refused, or a bad moment; everything is as it was.
         """
-        terms = Terms(self.probe, self.evidence, seed, self.group, watch=self._watch, accept=self._accept)
+        terms = self._terms(seed, accept=self._accept)
         mark = self._counts()
         note = self._past.before_growth()
         change, held = begin(self.model, edit, self.companions, terms)
@@ -242,8 +243,7 @@ class Grower:
         check_moment(self.model, self.companions, self._watch)
         counts = self._counts()
         with self._past.branch():
-            terms = Terms(self.probe, self.evidence, seed, self.group, watch=self._watch)
-            yield None if edit is None else transact(self.model, edit, self.companions, terms)
+            yield None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
         self._set_counts(counts)
 
     def surgery(self) -> surgery:
@@ -325,6 +325,10 @@ class Grower:
         if callable(self._edits) and not isinstance(self._edits, Edit):
             return []
         return [ref for edit in self.edits() for ref in references(edit)]
+
+    def _terms(self, seed: int | None, accept: Callable[[Change], None] | None = None) -> Terms:
+        own = {"watch": self._watch, "memory": self._memory, "accept": accept}
+        return Terms(self.probe, self.evidence, seed, self.group, **own)
 
     def _counts(self) -> dict[str, Any]:
         """This grower's own counts, to return to."""

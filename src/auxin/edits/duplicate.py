@@ -6,15 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from auxin.anatomy.blocks import Container, replica, shared_tensors
+from auxin.anatomy.blocks import Container, replica
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join
-from auxin.anatomy.writers import is_identity, last_writers
 from auxin.change import Change, New
-from auxin.edits.start import finish, gets_gradient, zero_writers
+from auxin.edits.start import finish
+from auxin.edits.zeroing import kind_of, silence
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
 
@@ -85,13 +84,12 @@ class Duplicate:
         states: dict[int, nn.Parameter] = {}
         writers: list[str] = []
         incumbents: list[str] = []
-        solved: dict[int, tuple[str, ...]] = {}
         homes = {source: position for position, source in reversed(list(enumerate(sources)))}
         for position, source in enumerate(sources):
             if homes[source] == position:
                 items.append(container.names[source])
                 continue
-            new = self._copy(model, container, source, calls, solved, look)
+            new = self._copy(model, container, source, calls, look)
             items.append(new)
             original = dict(container.child(source).named_parameters())
             if self.state == "copy":
@@ -119,15 +117,14 @@ class Duplicate:
         if not container.numbered:
             raise GrowthError(
                 f"Duplicate(at={self.at!r}): the children of {self.at!r} have names "
-                f"({', '.join(container.names[:6])}), not "
-                "the indices 0, 1, ...; use Insert(at, layer, key=...) for one of them."
+                f"({', '.join(container.names[:6])}), not the "
+                "indices 0, 1, ...; use Insert(at, layer, key=...) for one of them."
             )
         ids = [id(container.child(i)) for i in range(len(container.names))]
         if len(set(ids)) != len(ids):
             raise GrowthError(
                 f"Duplicate(at={self.at!r}): the same module stands in it more than once (shared weights); a copy of "
-                "one "
-                "occurrence would untie them. Share further by hand inside `with auxin.surgery(model, optimizer):`."
+                "one occurrence would untie them. Share further by hand inside `with auxin.surgery(model, optimizer):`."
             )
         return container
 
@@ -142,10 +139,13 @@ class Duplicate:
                     f"Duplicate(at={self.at!r}, {name}={value!r}): {name} is one of {', '.join(map(repr, known))}."
                 )
 
-    def _calls(self, container: Container, wanted: list[int], look: Look) -> dict[int, Call]:
+    def _calls(self, container: Container, wanted: list[int], look: Look) -> dict[int, Call | None]:
+        """What arrives at each block that is to be zeroed; None where its kind is remembered and there is no probe."""
         if look.structural or self.output == "keep":
             return {}
         if not look.has_probe:
+            if all(kind_of(container.child(i)) in look.memory for i in wanted):
+                return dict.fromkeys(wanted)
             raise GrowthError(
                 f"Duplicate(at={self.at!r}, output='zero') needs one batch to find which weights must be zero: pass "
                 "probe=batch. Without one output='keep' would run and change the function."
@@ -161,59 +161,17 @@ class Duplicate:
         return {i: calls[container.names[i]] for i in wanted}
 
     def _copy(
-        self,
-        model: nn.Module,
-        container: Container,
-        source: int,
-        calls: dict[int, Call],
-        solved: dict[int, tuple[str, ...]],
-        look: Look,
+        self, model: nn.Module, container: Container, source: int, calls: dict[int, Call | None], look: Look
     ) -> New:
         original, path = container.child(source), join(self.at, container.names[source])
         twin = replica(model, original)
         if self.content == "fresh" and not look.structural:
             _reset(twin, path, look.seed + source)
         names: tuple[str, ...] = ()
-        if calls:
-            names = self._zero(model, original, twin, calls[source], solved, path)
+        if source in calls:
+            where = f"Duplicate(at={self.at!r}, output='zero')"
+            names = silence(model, original, twin, calls[source], look, where)
         return New(twin, source=path if self.content == "copy" else None, zeroed=names)
-
-    def _zero(
-        self,
-        model: nn.Module,
-        original: nn.Module,
-        twin: nn.Module,
-        call: Call,
-        solved: dict[int, tuple[str, ...]],
-        path: str,
-    ) -> tuple[str, ...]:
-        """Zero the twin's last writers; those of an earlier block of the same build are tried first."""
-        modes = {m: m.training for m in twin.modules()}
-        twin.eval()
-        try:
-            for names in (*solved.values(), last_writers(original, call)):
-                if not names or any(name not in dict(twin.named_parameters()) for name in names):
-                    continue
-                values = {n: p.detach().clone() for n, p in twin.named_parameters() if n in names}
-                tied = shared_tensors(model, original)
-                if not any(id(p) in tied for n, p in twin.named_parameters() if n in names):
-                    with random_state(seed=0):
-                        zero_writers(twin, call, names)
-                        holds = is_identity(twin, call, tolerance=1e-6)
-                    if holds and (gets_gradient(twin, call, names) or not _trainable(twin)):
-                        solved[id(original)] = names
-                        return names
-                _give_back(twin, values)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        raise GrowthError(
-            f"Duplicate(at={self.at!r}, output='zero'): no tensors of {path} ({type(original).__name__}) can be "
-            "zeroed so that "
-            "a copy returns its input and still learns (a norm after the residual sum, a block without a residual, "
-            "or tied "
-            "weights). output='keep' would run and change the function."
-        )
 
 
 def _copied(sources: list[int]) -> list[int]:
@@ -257,14 +215,3 @@ def _reset(block: nn.Module, path: str, seed: int) -> None:
                     f"{', '.join(own)} and has no "
                     "reset_parameters(); give it one, or use content='copy'."
                 )
-
-
-def _trainable(block: nn.Module) -> bool:
-    return any(p.requires_grad for p in block.parameters())
-
-
-def _give_back(block: nn.Module, values: dict[str, Any]) -> None:
-    parameters = dict(block.named_parameters())
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)

@@ -80,7 +80,7 @@ def gets_gradient(module: nn.Module, call: Call, names: tuple[str, ...]) -> bool
     return all(g is not None and bool(g.any()) for g in grads)
 
 
-def zero_writers(module: nn.Module, call: Call, names: tuple[str, ...]) -> None:
+def zero_writers(module: nn.Module, names: tuple[str, ...]) -> None:
     """Set the named tensors to zero."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
@@ -116,9 +116,9 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
     names = last_writers(module, call)
     if names:
         trial = copy.deepcopy(module)
-        zero_writers(trial, call, names)
+        zero_writers(trial, names)
         if gets_gradient(trial, call, names):
-            zero_writers(module, call, names)
+            zero_writers(module, names)
             return Start("last writers zero", names, preserves=True)
     try:
         trial = copy.deepcopy(module)

@@ -1,0 +1,90 @@
+"""Making a copy of a residual block return its input, by zeroing its last writers; what was found is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.blocks import shared_tensors
+from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.writers import is_identity, last_writers
+from auxin.edits.start import gets_gradient, zero_writers
+from auxin.errors import GrowthError
+from auxin.randomness import random_state
+
+
+def silence(
+    model: nn.Module, original: nn.Module, twin: nn.Module, call: Call | None, look: Look, where: str
+) -> tuple[str, ...]:
+    """Zero the twin's last writers.
+
+    Args:
+        model: the network.
+        original: the block that was copied.
+        twin: its copy.
+        call: what arrives at the original; None: take what is remembered of its kind.
+        look: its memory holds the writers of every kind of block that was solved before.
+        where: for messages.
+
+    Returns:
+        Names of the zeroed tensors inside the block.
+
+    Raises:
+        GrowthError: no zeroing makes the copy return its input and still learn.
+    """
+    kind = kind_of(original)
+    if call is None:
+        zero_writers(twin, look.memory[kind])
+        return look.memory[kind]
+    modes = {m: m.training for m in twin.modules()}
+    twin.eval()
+    try:
+        for names in _candidates(original, call, look, kind):
+            if _holds(model, original, twin, call, names):
+                look.memory[kind] = names
+                return names
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    raise GrowthError(
+        f"{where}: no tensors of a {type(original).__name__} can be zeroed so that a copy returns its input and still "
+        "learns (a norm after the residual sum, a block without a residual, or tied weights). output='keep' would run "
+        "and change the function."
+    )
+
+
+def kind_of(block: nn.Module) -> str:
+    """The same for blocks of the same classes and shapes."""
+    text = [f"{name} {type(module).__module__}:{type(module).__qualname__}" for name, module in block.named_modules()]
+    text += [f"{name} {tuple(p.shape)}" for name, p in block.named_parameters()]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
+
+
+def _candidates(original: nn.Module, call: Call, look: Look, kind: str) -> Iterator[tuple[str, ...]]:
+    """What is remembered first; the solver only where that does not hold."""
+    if kind in look.memory:
+        yield look.memory[kind]
+    solved = last_writers(original, call)
+    if solved:
+        yield solved
+
+
+def _holds(model: nn.Module, original: nn.Module, twin: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
+    """Zero ``names`` in the twin; if that does not do, give them back."""
+    parameters = dict(twin.named_parameters())
+    tied = shared_tensors(model, original)
+    if any(name not in parameters or id(parameters[name]) in tied for name in names):
+        return False
+    values: dict[str, Tensor] = {name: parameters[name].detach().clone() for name in names}
+    with random_state(seed=0):
+        zero_writers(twin, names)
+        frozen = not any(p.requires_grad for p in twin.parameters())
+        if is_identity(twin, call) and (frozen or gets_gradient(twin, call, names)):
+            return True
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+    return False
