@@ -34,16 +34,17 @@ def verify(model: nn.Module, *companions: Any) -> None:
 
 
 def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
-    names = {id(p): name for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    names = {id(p): name for name, p in parameters.items()}
     optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
     if optimizers:
-        yield from _membership(model, optimizers, names)
-    for name, p in model.named_parameters():
+        yield from _membership(parameters, optimizers, names)
+    for name, p in parameters.items():
         if p.grad is not None and p.grad.shape != p.shape:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
     for companion in companions:
         if isinstance(companion, AveragedModel):
-            yield from _average(model, companion)
+            yield from _average(model, parameters, companion)
         lists = {
             k: v for k, v in getattr(companion, "__dict__", {}).items() if k in ("base_lrs", "_last_lr", "min_lrs")
         }
@@ -53,10 +54,10 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
                 yield f"{type(companion).__name__}.{key} has {len(value)} entries for {len(groups)} groups"
 
 
-def _membership(model: nn.Module, optimizers: list[Any], names: dict[int, str]) -> Iterator[str]:
+def _membership(parameters: dict[str, nn.Parameter], optimizers: list[Any], names: dict[int, str]) -> Iterator[str]:
     held = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
     counts = Counter(id(p) for _, p in held)
-    lost = [f"{n} {tuple(p.shape)}" for n, p in model.named_parameters() if p.requires_grad and id(p) not in counts]
+    lost = [f"{n} {tuple(p.shape)}" for n, p in parameters.items() if p.requires_grad and id(p) not in counts]
     for text in lost:
         yield f"{text} is in no optimizer: it would never train (or freeze it: requires_grad_(False))"
     for p_id, count in counts.items():
@@ -65,19 +66,18 @@ def _membership(model: nn.Module, optimizers: list[Any], names: dict[int, str]) 
             yield f"{name} is held {count} times: it would be stepped {count} times"
     for optimizer in optimizers:
         kind = type(optimizer).__name__
-        stale = _stale(optimizer, names, model, bool(lost))
+        stale = _stale(optimizer, names, parameters, bool(lost))
         yield from (f"{kind} holds {text}, which the model does not have" for text in stale)
         members = {id(p) for g in optimizer.param_groups for p in g["params"]}
-        orphans = [p for p in optimizer.state if isinstance(p, Tensor) and id(p) not in members]
+        orphans = [p for p in optimizer.state if id(p) not in members and isinstance(p, Tensor)]
         if orphans:
             example = tuple(orphans[0].shape)
             yield f"{kind}.state has {len(orphans)} entries of tensors that are in no group (e.g. {example})"
         yield from _state_shapes(optimizer, names)
 
 
-def _stale(optimizer: Any, names: dict[int, str], model: nn.Module, lost: bool) -> Iterator[str]:
+def _stale(optimizer: Any, names: dict[int, str], current: dict[str, nn.Parameter], lost: bool) -> Iterator[str]:
     """Tensors that were the model's: named like one of it, or foreign while the model has lost some."""
-    current = dict(model.named_parameters())
     for group in optimizer.param_groups:
         listed = group.get("param_names") or []
         if listed and len(listed) != len(group["params"]):
@@ -97,7 +97,7 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
         return
     for p, state in optimizer.state.items():
         for key, value in state.items() if isinstance(p, Tensor) else ():
-            if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
+            if not isinstance(value, Tensor) or value.shape == p.shape or value.numel() == 1:
                 continue
             fits = value.dim() == p.dim() and all(s in (1, n) for s, n in zip(value.shape, p.shape, strict=True))
             if not fits:
@@ -106,8 +106,8 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
                 yield f"{kind}: state {key!r} {shapes} has another shape"
 
 
-def _average(model: nn.Module, average: AveragedModel) -> Iterator[str]:
-    ours = {n: p.shape for n, p in model.named_parameters()}
+def _average(model: nn.Module, parameters: dict[str, nn.Parameter], average: AveragedModel) -> Iterator[str]:
+    ours = {n: p.shape for n, p in parameters.items()}
     copy = unwrap(average.module)
     theirs = {n: p.shape for n, p in copy.named_parameters()}
     for name in ours.keys() | theirs.keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from auxin.errors import GrowthError
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
+
+BARE = frozenset(nn.Module().__dict__)
+HOOKS = tuple(name for name in BARE if name.endswith("hooks"))
 
 
 @dataclass(frozen=True)
@@ -105,32 +109,27 @@ def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:
     inside = {id(m) for m in block.modules()}
     outside: dict[int, Any] = {}
     for module in model.modules():
-        if id(module) in inside:
-            continue
-        for own in (module._parameters, module._buffers, module.__dict__):
-            for value in own.values():
-                if not isinstance(value, (PLAIN, dict)):
-                    outside[id(value)] = value
-    memo: dict[int, Any] = {}
+        if id(module) not in inside:
+            outside.update((id(value), value) for value in _held_by(module))
+    memo = {id(value): value for module in block.modules() for value in _held_by(module) if id(value) in outside}
     for module in block.modules():
-        for own in (module._parameters, module._buffers, module.__dict__):
-            memo.update({id(v): v for v in own.values() if id(v) in outside})
-        for name, hooks in module.__dict__.items():
-            if name.endswith("hooks") and isinstance(hooks, dict):
-                foreign = (h for h in hooks.values() if id(getattr(h, "__self__", None)) not in inside)
-                memo.update({id(h): h for h in foreign})
-        memo.update(_outside_children(model, module, inside))
+        for name in HOOKS:
+            for hook in (module.__dict__.get(name) or {}).values():
+                if id(getattr(hook, "__self__", None)) not in inside:
+                    memo[id(hook)] = hook
     return memo
 
 
-def _outside_children(model: nn.Module, module: nn.Module, inside: set[int]) -> dict[int, Any]:
-    """Child modules that are also registered somewhere outside the block."""
-    children = {id(c): c for c in module._modules.values() if c is not None}
-    shared = {}
-    for other in model.modules():
-        if id(other) not in inside:
-            shared.update({id(c): c for c in other._modules.values() if c is not None and id(c) in children})
-    return shared
+def _held_by(module: nn.Module) -> Iterator[Any]:
+    """Parameters, buffers, children and attributes of a module that could be shared."""
+    own = module.__dict__
+    for held in (module._parameters, module._buffers, module._modules):
+        for value in held.values():
+            if value is not None:
+                yield value
+    for name in own.keys() - BARE:
+        if not isinstance(own[name], PLAIN):
+            yield own[name]
 
 
 def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,7 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     """Choose for each new trainable parameter the group of its nearest sibling of the same role.
 
     Role is the type of the owning module, the leaf name and the number of dimensions. Nearest is, in this order: the
-    same
-    place inside another child of the same container, the same role inside that container, the same role anywhere.
+    same place inside another child of the same container, the same role inside that container, the same role anywhere.
 
     Args:
         model: the network.
@@ -41,14 +41,17 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     forced = _forced(optimizers, group)
     roles = _roles(model, change)
     places = {id(p): place for place, p in enumerate(change.after.values())}
-    candidates = [(name, p) for name, p in change.after.items() if id(p) in homes and id(p) in roles]
+    candidates: dict[Any, list[tuple[str, nn.Parameter]]] = {}
+    for name, p in change.after.items():
+        if id(p) in homes and id(p) in roles:
+            candidates.setdefault(roles[id(p)], []).append((name, p))
     joins: dict[int, Join] = {}
     for move in wanted:
         assert move.new is not None and move.name is not None
         sibling = (
             leaving[move.name]
             if move.name in leaving
-            else _sibling(move.name, move.new, change, candidates, roles, places)
+            else _sibling(move.name, move.new, change, candidates.get(roles.get(id(move.new)), []), places)
         )
         if forced is not None:
             home = forced
@@ -62,31 +65,35 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     return joins
 
 
-def place_in(group: list[Any], new: Any, sibling: Any, order: Mapping[int, int]) -> tuple[int, bool]:
-    """Index at which ``new`` enters a group's list, and whether the list runs in the network's order.
+def places_in(
+    group: Sequence[Any], entering: Sequence[tuple[Any, Any]], order: Mapping[int, int]
+) -> list[tuple[int, Any]]:
+    """At which index each new parameter enters a group's list.
+
+    In a list that runs in model order (or exactly against it) the index that keeps it so; else right behind the
+    sibling, or at the end.
 
     Args:
         group: the list, which may hold foreign parameters.
-        new: the parameter that enters.
-        sibling: the one of the same role that it belongs beside.
+        entering: (new parameter, its sibling) in model order.
         order: position in ``named_parameters()`` after the change, by ``id``.
 
     Returns:
-        In a list that runs in model order (or exactly against it) the index that keeps it so; else right behind the
-        sibling, or the end.
+        (index, parameter), to be inserted one after the other.
     """
     known = [(i, order[id(p)]) for i, p in enumerate(group) if id(p) in order]
     ranks = [rank for _, rank in known]
-    mine = order.get(id(new), len(order))
-    if ranks == sorted(ranks):
-        before = [i for i, rank in known if rank < mine]
-        first = known[0][0] if known else len(group)
-        return (before[-1] + 1 if before else first), True
-    if ranks == sorted(ranks, reverse=True):
-        before = [i for i, rank in known if rank > mine]
-        return (before[-1] + 1 if before else known[0][0]), False
-    index = next((i for i, p in enumerate(group) if p is sibling), len(group) - 1)
-    return index + 1, False
+    forward, backward = ranks == sorted(ranks), ranks == sorted(ranks, reverse=True)
+    if not forward and not backward:
+        ids = [id(p) for p in group]
+        places = [(ids.index(id(s)) + 1 if s is not None and id(s) in ids else len(ids), new) for new, s in entering]
+        return sorted(reversed(places), key=lambda place: -place[0])
+    ranks = ranks if forward else [-rank for rank in ranks]
+    sign = 1 if forward else -1
+    entering = sorted(entering, key=lambda pair: -sign * order[id(pair[0])])
+    at = [bisect.bisect_left(ranks, sign * order[id(new)]) for new, _ in entering]
+    first = known[0][0] if known else len(group)
+    return [(known[k - 1][0] + 1 if k else first, new) for k, (new, _) in zip(at, entering, strict=True)]
 
 
 def _forced(optimizers: Sequence[Any], group: int | None) -> tuple[Any, int] | None:
@@ -112,7 +119,6 @@ def _sibling(
     new: nn.Parameter,
     change: Change,
     candidates: list[tuple[str, nn.Parameter]],
-    roles: dict[int, tuple[type, str, int]],
     places: dict[int, int],
 ) -> nn.Parameter | None:
     """The nearest parameter of the same role that an optimizer holds."""
@@ -124,8 +130,6 @@ def _sibling(
     tail = name[len(prefix) :].partition(".")[2] if home is not None else None
     best: tuple[tuple[int, int, int], nn.Parameter] | None = None
     for other, p in candidates:
-        if roles[id(p)] != roles.get(id(new)):
-            continue
         inside = home is not None and other.startswith(prefix)
         same = inside and other[len(prefix) :].partition(".")[2] == tail
         distance = places[id(p)] - places[id(new)]

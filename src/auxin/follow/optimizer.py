@@ -15,7 +15,7 @@ from torch import Tensor
 from auxin.change import Change, Move
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.groups import place_in
+from auxin.follow.groups import places_in
 
 # Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -107,10 +107,11 @@ def _apply(optimizer: Any, change: Change) -> None:
     for move in change.moves:
         if move.old is not None and move.new is not None:
             touched |= _continue(optimizer, move)
-        join = change.joins.get(id(move.new)) if move.new is not None else None
-        if join is not None and join.optimizer is optimizer:
+    for index, group in enumerate(optimizer.param_groups):
+        joined = [m for m in change.moves if _joins(change, m, optimizer, index)]
+        if joined:
             touched = True
-            _enter(optimizer, optimizer.param_groups[join.group], move, join.sibling, order)
+            _enter(optimizer, group, joined, change, order)
     for move in change.moves:
         if move.removed:
             touched |= _drop(optimizer, move)
@@ -119,13 +120,25 @@ def _apply(optimizer: Any, change: Change) -> None:
         _forget_history(optimizer, first)
 
 
-def _enter(optimizer: Any, group: dict[str, Any], move: Move, sibling: Any, order: dict[int, int]) -> None:
+def _joins(change: Change, move: Move, optimizer: Any, index: int) -> bool:
+    join = change.joins.get(id(move.new)) if move.new is not None else None
+    return join is not None and join.optimizer is optimizer and join.group == index
+
+
+def _enter(optimizer: Any, group: dict[str, Any], joined: list[Move], change: Change, order: dict[int, int]) -> None:
+    names = {id(move.new): move.name for move in joined}
+    entering = [(move.new, change.joins[id(move.new)].sibling) for move in joined]
+    for index, new in places_in(group["params"], entering, order):
+        group["params"].insert(index, new)
+        if group.get("param_names") is not None:
+            group["param_names"].insert(index, names[id(new)])
+    for move in joined:
+        _begin_state(optimizer, group, move)
+
+
+def _begin_state(optimizer: Any, group: dict[str, Any], move: Move) -> None:
     new = move.new
     assert new is not None
-    index, _ = place_in(group["params"], new, sibling, order)
-    group["params"].insert(index, new)
-    if group.get("param_names") is not None:
-        group["param_names"].insert(index, move.name)
     if move.source is not None and move.source in optimizer.state:
         copied = optimizer.state[move.source]
         optimizer.state[new] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in copied.items()}
