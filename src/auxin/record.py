@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
 
 class Record:
     """An exact, shallow record of a network's modules: structure, attributes, hooks, modes; ``restore`` returns to it.
 
-    Tensors are kept by reference. With ``values=True`` their contents are kept as well (one copy of the network in
-    memory), for code that may write into them.
+    Objects that modules refer to (a configuration) are recorded as well. Tensors are kept by reference. With
+    ``values=True`` their contents are kept as well (one copy of the network in memory), for code that may write into
+    them.
     """
 
     def __init__(self, model: nn.Module, values: bool = False):
@@ -24,13 +28,16 @@ class Record:
             path: {name: _shallow(value) for name, value in own.items() if isinstance(value, (dict, list, set))}
             for path, own in self.attributes.items()
         }
+        self._objects = list(_objects(value for own in self.attributes.values() for value in own.values()))
         tensors = [*self.parameters.values(), *self.buffers.values()]
         self.shapes = {id(t): t.shape for t in tensors}
         self.requires_grad = {id(t): t.requires_grad for t in tensors}
         self._tensors = tensors
         self._grads = [t.grad if t.is_leaf else None for t in tensors]
         self._storages = [t.detach() for t in tensors]
+        self._hooks = [[(kind, _hooks(t, kind)) for kind in HOOKS] for t in tensors]
         self._values = [t.detach().clone() for t in tensors] if values else None
+        self._grad_values = [None if g is None or not values else g.detach().clone() for g in self._grads]
 
     def inner(self, path: str, name: str) -> Any:
         """The recorded content of a dict, list or set attribute."""
@@ -54,6 +61,8 @@ class Record:
             for name, content in self._inner[path].items():
                 refill(own[name], content)
             refill(module.__dict__, list(own.items()))
+        for container, content in self._objects:
+            refill(container, content)
         for i, tensor in enumerate(self._tensors):
             if storage_of(tensor) != storage_of(self._storages[i]):
                 tensor.data = self._storages[i]
@@ -62,8 +71,38 @@ class Record:
             if tensor.is_leaf:
                 if tensor.requires_grad != self.requires_grad[id(tensor)]:
                     tensor.requires_grad_(self.requires_grad[id(tensor)])
-                if tensor.grad is not self._grads[i]:
-                    tensor.grad = self._grads[i]
+                grad, grad_value = self._grads[i], self._grad_values[i]
+                if tensor.grad is not grad:
+                    tensor.grad = grad
+                if grad is not None and grad_value is not None and not _same(grad, grad_value):
+                    grad.detach().copy_(grad_value)
+            for kind, hooks in self._hooks[i]:
+                _hook_again(tensor, kind, hooks)
+
+
+def _objects(values: Iterable[Any], depth: int = 3, seen: set[int] | None = None) -> Iterator[tuple[Any, list[Any]]]:
+    """The attributes of plain objects, and the dicts, lists and sets in them, each with its content."""
+    seen = set() if seen is None else seen
+    for value in values:
+        own = getattr(value, "__dict__", None)
+        if isinstance(value, (nn.Module, Tensor)) or callable(value) or type(own) is not dict or id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield own, _shallow(own)
+        yield from ((inner, _shallow(inner)) for inner in own.values() if type(inner) in (dict, list, set))
+        if depth:
+            yield from _objects(list(own.values()), depth - 1, seen)
+
+
+def _hooks(tensor: Tensor, kind: str) -> list[Any] | None:
+    held = getattr(tensor, kind, None)
+    return None if held is None else _shallow(held)
+
+
+def _hook_again(tensor: Tensor, kind: str, hooks: list[Any] | None) -> None:
+    held = getattr(tensor, kind, None)
+    if held is not None:
+        refill(held, hooks or [])
 
 
 def _shallow(value: Any) -> Any:
@@ -109,5 +148,7 @@ def storage_of(tensor: Tensor) -> Any:
 
 
 def _same(tensor: Tensor, value: Tensor) -> bool:
-    """Whether two tensors hold the same bits (NaN equals itself)."""
-    return torch.equal(tensor, value) or bool(((tensor == value) | ((tensor != tensor) & (value != value))).all())
+    """Whether two tensors hold the same bits (a negative zero is not a zero, a NaN equals itself)."""
+    if tensor.layout != torch.strided or tensor.dtype != value.dtype or tensor.shape != value.shape:
+        return torch.equal(tensor, value)
+    return torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (tensor, value)))
