@@ -1,4 +1,4 @@
-"""A block is appended at step 500 under Adam: it trains from the next step, and nothing else holds or loses anything."""
+"""A block is appended at step 500 under Adam: it trains from the next step, and nothing else is held or lost."""
 
 import functools
 from collections import Counter

@@ -1,0 +1,198 @@
+"""Whatever goes wrong inside a surgery, everything is bit for bit as before, and the user's own error passes on."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from growing import Block, Net, assert_same, batch, ema_of, picture, train
+from torch import nn
+
+import auxin as ax
+
+torch.set_num_threads(1)
+
+
+class Mine(Exception):
+    """An error of the user's own code."""
+
+
+class Settings:
+    """A configuration object, as large libraries hang on their networks."""
+
+    def __init__(self):
+        self.depth, self.sizes = 2, [1, 2]
+
+
+def ready():
+    torch.manual_seed(0)
+    model = Net(dropout=0.1)
+    model.running = nn.BatchNorm1d(5)
+    model.settings = Settings()
+    model.note = [1, 2]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train(model, optimizer, 3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=50)
+    scaler, ema = torch.amp.GradScaler("cpu"), ema_of(model)
+    ema.update_parameters(model)
+    return model, optimizer, scheduler, ema, scaler
+
+
+def adds(model):
+    model.blocks.append(Block())
+
+
+def inserts_and_removes(model):
+    model.blocks.insert(0, Block())
+    del model.blocks[1]
+
+
+def replaces(model):
+    model.head = nn.Linear(8, 1)
+
+
+def assigns_parameters(model):
+    model.head.weight = nn.Parameter(torch.zeros(1, 8))
+    del model.head.bias
+    model.head.bias = None
+
+
+def resizes(model):
+    model.head.weight.data = torch.zeros(4, 8)
+    model.head.bias.data = torch.zeros(4)
+    model.head.out_features = 4
+
+
+def writes_in_place(model):
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(1)
+
+
+def turns_signs(model):
+    """Zeros become negative zeros, which compare equal and are other bits."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+            p.neg_()
+
+
+def freezes(model):
+    model.stem.requires_grad_(False)
+    model.eval()
+
+
+def hooks(model):
+    model.blocks[0].register_forward_hook(lambda *_: None)
+    model.blocks[0].register_forward_pre_hook(lambda *_: None, with_kwargs=True)
+    model.stem.weight.register_hook(lambda grad: None)
+
+
+def attributes(model):
+    model.depth = 7
+    model.note.append(3)
+    model.blocks[0].drop.p = 0.5
+    del model.settings
+
+
+def settings(model):
+    model.settings.depth = 3
+    model.settings.sizes.append(4)
+
+
+def gradients(model):
+    model(batch()[0]).sum().backward()
+
+
+def buffers(model):
+    model.register_buffer("extra", torch.ones(3))
+    model.running.running_mean = torch.ones(5)
+    model.running(batch()[0])
+
+
+def random_numbers(model):
+    torch.randn(10), random.random(), np.random.rand(3)
+    nn.init.normal_(model.stem.weight)
+
+
+CODE = [
+    adds,
+    inserts_and_removes,
+    replaces,
+    assigns_parameters,
+    resizes,
+    writes_in_place,
+    turns_signs,
+    freezes,
+    hooks,
+    attributes,
+    settings,
+    gradients,
+    buffers,
+    random_numbers,
+]
+
+
+@pytest.mark.parametrize("code", CODE, ids=lambda code: code.__name__)
+def test_an_error_of_the_users_own_passes_on_and_leaves_everything_as_it_was(code):
+    everything = ready()
+    before = picture(*everything)
+    with pytest.raises(Mine) as raised, ax.surgery(*everything):
+        code(everything[0])
+        raise Mine("no")
+    assert raised.value.args == ("no",) and type(raised.value) is Mine
+    assert_same(before, picture(*everything))
+    assert train(everything[0], everything[1], 1)[0] > 0
+
+
+@pytest.mark.parametrize("code", CODE, ids=lambda code: code.__name__)
+def test_a_refusal_on_leaving_leaves_everything_as_it_was(code):
+    """The scheduler's optimizer is not given, so nothing can be followed."""
+    model, optimizer, scheduler, ema, scaler = everything = ready()
+    before = picture(*everything)
+    with pytest.raises(ax.GrowthError, match="OneCycleLR drives a AdamW that was not given"):  # noqa: SIM117
+        with ax.surgery(model, torch.optim.SGD(model.parameters(), lr=0.1), scheduler, ema, scaler):
+            code(model)
+    assert_same(before, picture(*everything))
+
+
+def test_gradients_that_were_zero_are_zero_again():
+    """A loop with set_to_none=False: a backward inside the surgery adds to the same tensors."""
+    everything = model, optimizer, *_ = ready()
+    train(model, optimizer, 1, clear=False)
+    optimizer.zero_grad(set_to_none=False)
+    before = picture(*everything)
+    with pytest.raises(Mine), ax.surgery(*everything):
+        gradients(model)
+        raise Mine
+    assert_same(before, picture(*everything))
+
+
+def test_nested_code_that_is_interrupted():
+    everything = ready()
+    before = picture(*everything)
+    with pytest.raises(KeyboardInterrupt), ax.surgery(*everything):
+        adds(everything[0])
+        writes_in_place(everything[0])
+        raise KeyboardInterrupt
+    assert_same(before, picture(*everything))
+
+
+def test_a_follower_that_fails_after_the_others_changed_takes_all_back():
+    class Shadow:
+        """A companion of the user's own."""
+
+    @ax.follow(Shadow)
+    def follow_shadow(shadow, change):
+        yield
+        raise Mine("late")
+        yield
+
+    everything = ready()
+    before = picture(*everything)
+    with pytest.raises(Mine, match="late"), ax.surgery(*everything, Shadow()):
+        adds(everything[0])
+    assert_same(before, picture(*everything))
+    with pytest.raises(Mine, match="late"):
+        ax.grow(everything[0], ax.Duplicate("blocks"), *everything[1:], Shadow(), probe=batch()[0])
+    assert_same(before, picture(*everything))
