@@ -15,6 +15,7 @@ from auxin.anatomy.tree import moves_between, parameters_after
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
 from auxin.errors import GrowthError
 
+FLAT = {"_flat_weights", "_flat_weight_refs"}  # of an RNN: derived from its parameters
 INTERNAL = {"_parameters", "_buffers", "_modules", "training", "_non_persistent_buffers_set"}
 
 
@@ -114,7 +115,11 @@ def _module(module: nn.Module, where: str, known: Mapping[int, str], tensors: Ma
     attributes = {}
     bare = nn.Module().__dict__
     for name, value in module.__dict__.items():
-        if name in INTERNAL or (name in bare and not value and not bare[name]):
+        if (
+            name in INTERNAL
+            or (isinstance(module, nn.RNNBase) and name in FLAT)
+            or (name in bare and not value and not bare[name])
+        ):
             continue
         if name in bare and value == bare[name]:
             continue
@@ -172,6 +177,8 @@ class _Rebuilder:
         for name, shape in data["buffers"].items():
             module._buffers[name] = None if shape is None else self.tensor(shape, buffer=True)
         module._non_persistent_buffers_set.update(data["temporary"])
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
         for name, child in data["children"].items():
             module._modules[name] = None if child is None else self.module(child)
         return module
