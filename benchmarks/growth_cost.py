@@ -85,9 +85,8 @@ def main() -> None:
         for name, value in values.items():
             rows.setdefault(name, []).append(value)
     print(change)
-    print(
-        f"block init {1e3 * init:.1f} ms, deepcopy {1e3 * twin:.1f} ms, growth {1e3 * bare:.1f} ms, rebuild {1e3 * other:.0f} ms"
-    )
+    last = {"block init": init, "deepcopy": twin, "growth": bare, "rebuild": other}
+    print(", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in last.items()))
     for name, values in rows.items():
         print(f"{name:48s} median {statistics.median(values):8.2f}   ({min(values):.2f} .. {max(values):.2f})")
 
