@@ -1,4 +1,3 @@
-import doctest
 import json
 
 import pytest
@@ -52,7 +51,3 @@ def test_a_restored_cycle_goes_on_where_it_was() -> None:
 def test_the_state_of_something_else_is_refused() -> None:
     with pytest.raises(GrowthError, match=r"holds \['best'\], expected \['turn'\]: it is another chooser's"):
         choose.cycle().load_state_dict({"best": 1})
-
-
-def test_the_examples_run() -> None:
-    assert doctest.testmod(choose).failed == 0

@@ -1,7 +1,6 @@
 """The code of the README runs, in its order, as it stands there."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,11 @@ def blocks() -> list[tuple[int, str]]:
     return [(README.count("\n", 0, found.start(1)) + 1, found[1]) for found in BLOCK.finditer(README)]
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def grown(text: str) -> list[str]:
     """What grew, of lines such as `249 blocks.1 <- copy of blocks.0 · ... · 20 ms`; moments and times differ."""
     return [line.split(" · gradient")[0].split(" ", 1)[1] for line in text.splitlines() if " <- " in line]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_code_runs_and_prints_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

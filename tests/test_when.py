@@ -1,4 +1,3 @@
-import doctest
 import io
 import json
 import math
@@ -189,8 +188,7 @@ def test_a_one_element_tensor_is_a_number() -> None:
         (
             when.plateau(patience=3),
             reading(),
-            "plateau(patience=3) needs a metric, but grower.step() got none by position. "
-            "Call grower.step(loss).",
+            "plateau(patience=3) needs a metric, but grower.step() got none by position. Call grower.step(loss).",
         ),
         (
             when.threshold(0.5),
@@ -329,7 +327,3 @@ def test_a_state_does_not_carry_the_arguments() -> None:
     fires(old, [1, 1, 1])
     new.load_state_dict(old.state_dict())
     assert fires(new, [1]) == [1]
-
-
-def test_the_examples_run() -> None:
-    assert doctest.testmod(when).failed == 0
