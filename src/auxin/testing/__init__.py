@@ -107,17 +107,7 @@ def check(
         lasting.replays(grown, lasting.journal(grown))
         twin = _rolled_back(recipe, edit, group)
         _train_on(grown, twin, steps)
-    names = ("random", "old tensors", "inherited", "optimizer", "state", "schedule", "average", "function", "learning")
-    return Report(
-        change=str(grown.change),
-        preserves=grown.change.preserves,
-        difference=grown.figures.get("eval"),
-        train_difference=grown.figures.get("train"),
-        parameters=len(grown.born),
-        checks=(*names, "journal", "replay", "rollback", "checkpoint"),
-        notes=tuple(dict.fromkeys(grown.notes)),
-        seconds=time.perf_counter() - started,
-    )
+    return _report(grown, time.perf_counter() - started)
 
 
 def _grow(recipe: Recipe, edit: Any, group: int | None) -> Grown:
@@ -127,7 +117,7 @@ def _grow(recipe: Recipe, edit: Any, group: int | None) -> Grown:
     start = exact(random_data())
     change = run.grow(edit, group)
     moved = start.values() != exact(random_data()).values()
-    return Grown(recipe, edit, run, before, change, ungrown, moved)
+    return Grown(recipe, edit, group, run, before, change, ungrown, moved)
 
 
 def _rolled_back(recipe: Recipe, edit: Any, group: int | None) -> Run:
@@ -176,3 +166,17 @@ class _Interrupt:
 def _follow_interrupt(companion: _Interrupt, change: Change) -> Iterator[None]:
     yield
     raise _Interruption
+
+
+def _report(grown: Grown, seconds: float) -> Report:
+    names = ("random", "old tensors", "inherited", "optimizer", "state", "schedule", "average", "function", "learning")
+    return Report(
+        change=str(grown.change),
+        preserves=grown.change.preserves,
+        difference=grown.figures.get("eval"),
+        train_difference=grown.figures.get("train"),
+        parameters=len(grown.born),
+        checks=(*names, "journal", "replay", "rollback", "checkpoint"),
+        notes=tuple(dict.fromkeys(grown.notes)),
+        seconds=seconds,
+    )

@@ -9,10 +9,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from auxin.anatomy.probe import Look, tensors_in
 from auxin.anatomy.tree import join
-from auxin.change import Change
+from auxin.change import Change, Edit
 from auxin.proof import EPSILONS
 from auxin.randomness import random_state
 from auxin.testing.before import Before, changed_by, hooks_of, name_after, state_of
@@ -28,7 +29,7 @@ class Grown:
 
     Attributes:
         recipe: how to set such a run up.
-        edit: as the user passed it.
+        edit, group: as the user passed them.
         run: the run that has grown.
         before: the record of it.
         change: what ``grow`` returned.
@@ -40,6 +41,7 @@ class Grown:
 
     recipe: Recipe
     edit: Any
+    group: int | None
     run: Run
     before: Before
     change: Change
@@ -73,11 +75,10 @@ def old_tensors(grown: Grown) -> None:
     for name, (tensor, bits, trains) in grown.before.tensors.items():
         if name in grown.changed:
             continue
-        new_name = name_after(name, grown.change)
         if id(tensor) not in now:
             fail("old tensors", f"{name} is another Python object now; whoever holds the old one has lost it")
-        if now[id(tensor)] != new_name:
-            fail("old tensors", f"{name} stands at {now[id(tensor)]}, the change says {new_name}")
+        if isinstance(grown.edit, Edit) and now[id(tensor)] != name_after(name, grown.change):
+            fail("old tensors", f"{name} stands at {now[id(tensor)]}, not where the change says")
         if digest(tensor) != bits:
             fail("old tensors", f"the values of {name} have changed")
         if tensor.requires_grad != trains:
@@ -157,9 +158,11 @@ def state(grown: Grown) -> None:
 
 
 def others(grown: Grown) -> None:
-    """Schedulers, scalers and what else holds no parameters: as they were."""
+    """Schedulers and scalers: as they were; a companion of the user's own may change."""
     left = [grown.run.model, *grown.run.optimizers]
     for companion, record in zip(grown.run.others, grown.before.others, strict=True):
+        if not isinstance(companion, (LRScheduler, ReduceLROnPlateau, torch.amp.GradScaler)):
+            continue
         differences = record.differences(exact(companion, leave_out=left))
         if differences:
             fail("schedule", f"the growth has changed {type(companion).__name__}{differences[0]}")
@@ -168,7 +171,7 @@ def others(grown: Grown) -> None:
 def averages(grown: Grown) -> None:
     """Old averages to the bit and the same objects, new entries there, the averaged network's own function kept."""
     ours = [(n, p.shape) for n, p in grown.run.model.named_parameters()]
-    live = {id(p) for p in grown.run.model.parameters()}
+    live = {id(t): n for n, t in (*grown.run.model.named_parameters(), *grown.run.model.named_buffers())}
     for average, (tensors, outputs, count) in zip(grown.run.averages, grown.before.averages, strict=True):
         theirs = [(n, p.shape) for n, p in average.module.named_parameters()]
         if ours != theirs:
@@ -176,7 +179,7 @@ def averages(grown: Grown) -> None:
             fail("average", f"AveragedModel does not follow ({wrong}): it would mix layers or lack one")
         now = dict((*average.module.named_parameters(), *average.module.named_buffers()))
         for name, (tensor, bits, _) in tensors.items():
-            there = now.get(name_after(name, grown.change))
+            there = now.get(live.get(id(grown.before.tensors[name][0]), ""))
             if name not in grown.changed and (there is not tensor or digest(tensor) != bits):
                 fail("average", f"the average of {name} is not what and where it was")
         if int(average.n_averaged) != count:

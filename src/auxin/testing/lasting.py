@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from auxin.change import Edit
@@ -50,8 +51,14 @@ def replays(grown: Grown, read: Journal) -> None:
         if found != wanted:
             wrong = next((a for a in wanted if a not in found), "the order, or something more")
             fail("replay", f"on {where} the structure is another one: {wrong}")
-    bare.load_state_dict(grown.run.model.state_dict())
-    outputs = [eval_outputs(model, grown.recipe.probe) for model in (grown.run.model, bare)]
+    live = copy.deepcopy(grown.run.model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in live.parameters():  # moved, since zeroed writers would hide what stands before them
+            if p.is_floating_point():
+                p.add_(0.05 * torch.randn(p.shape, generator=generator).to(p))
+    bare.load_state_dict(live.state_dict())
+    outputs = [eval_outputs(model, grown.recipe.probe) for model in (live, bare)]
     if (difference := gap(*outputs)) > 0:
         fail("replay", f"with the same weights the outputs of a replayed network differ by {difference:.3g}")
 
@@ -69,7 +76,7 @@ class Saved:
 
     def __init__(self, grown: Grown):
         self.grown, self._directory = grown, tempfile.TemporaryDirectory()
-        grower = _grower(grown.run, grown.edit)
+        grower = _grower(grown.run, grown)
         grower.record(grown.change)
         save(grower, self._directory.name, extra=EXTRA)
 
@@ -77,7 +84,7 @@ class Saved:
         """Load and train: to the bit what the run that went on has."""
         fresh = self.grown.recipe.run()
         with self._directory as path, random_state(seed=0):
-            extra = load(path, _grower(fresh, self.grown.edit), allow=references(self.grown.change.edit))
+            extra = load(path, _grower(fresh, self.grown), allow=references(self.grown.change.edit))
         if extra != EXTRA:
             fail("checkpoint", f"extra={EXTRA} came back as {extra!r}")
         fresh.train(steps, seed)
@@ -87,9 +94,9 @@ class Saved:
                     fail("checkpoint", f"{steps} steps after loading {what} {key} is not as in the run that went on")
 
 
-def _grower(run: Run, edit: Any) -> Grower:
-    edits = [edit] if isinstance(edit, Edit) else []
-    return Grower(run.model, *run.optimizers, *run.companions, edits=edits, when=_never)
+def _grower(run: Run, grown: Grown) -> Grower:
+    edits = [grown.edit] if isinstance(grown.edit, Edit) else []
+    return Grower(run.model, *run.optimizers, *run.companions, edits=edits, when=_never, group=grown.group)
 
 
 def _never(reading: Any) -> bool:

@@ -1,0 +1,127 @@
+"""Which cells of the table run: each companion varied alone, all pairs of companions, and the full product."""
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import NamedTuple
+
+from companions import ALL_OPTIMIZERS, AVERAGES, GROUPS, OPTIMIZERS, SCALERS, SCHEDULES, SPECIAL
+from edits import rows
+from families import FAMILIES
+
+
+class Cell(NamedTuple):
+    """One cell of the table."""
+
+    family: str
+    edit: str
+    optimizer: str = "AdamW-foreach"
+    schedule: str = "LambdaLR"
+    average: str = "ema"
+    scaler: str = "none"
+    groups: str = "one"
+
+    @property
+    def fits(self) -> bool:
+        """Whether a person could run this at all."""
+        if self.edit not in rows(self.family):
+            return False
+        if self.optimizer in SPECIAL and (self.groups != "one" or self.scaler != "none"):
+            return False
+        if self.optimizer == "Adafactor-loop" and self.groups == "layered" and self.scaler == "never":
+            return False
+        return self.optimizer != "SparseAdam+AdamW" or self.family == "gpt"
+
+    def __str__(self) -> str:
+        base = Cell(self.family, self.edit)
+        told = [value for value, usual in zip(self[2:], base[2:], strict=True) if value != usual]
+        return "-".join([self.family, self.edit, *told])
+
+
+LEVELS = {
+    "optimizer": ALL_OPTIMIZERS,
+    "schedule": tuple(SCHEDULES),
+    "average": tuple(AVERAGES),
+    "scaler": tuple(SCALERS),
+    "groups": tuple(GROUPS),
+}
+PAIRED = {
+    "family": tuple(FAMILIES),
+    "edit": ("interleave", "list", "keep", "insert", "insert-default", "by-hand-block", "identity"),
+    **LEVELS,
+    "optimizer": tuple(f"{name}-foreach" for name in OPTIMIZERS),
+    "schedule": tuple(name for name in SCHEDULES if name not in ("none", "ConstantLR", "LinearLR", "PolynomialLR")),
+}
+
+
+def all_edits() -> list[Cell]:
+    """Every family with every edit."""
+    return [Cell(family, edit) for family in FAMILIES for edit in rows(family)]
+
+
+def varied(base: Cell) -> list[Cell]:
+    """One companion varied at a time."""
+    return [cell for field, levels in LEVELS.items() for v in levels if (cell := base._replace(**{field: v})).fits]
+
+
+def paired() -> list[Cell]:
+    """Few cells in which every two levels of two fields meet, where they can; built greedily, always the same."""
+    fields = list(PAIRED)
+    missing = {
+        pair
+        for a, b in combinations(fields, 2)
+        for x in PAIRED[a]
+        for y in PAIRED[b]
+        if _can_meet(pair := ((a, x), (b, y)))
+    }
+    cells = []
+    while missing:
+        chosen: dict[str, str] = dict(min(missing))
+        for field in sorted(fields, key=lambda name: -len(PAIRED[name])):
+            if field not in chosen:
+                best = [(_gain(chosen, field, level, missing), level) for level in PAIRED[field]]
+                fitting = [(gain, level) for gain, level in best if _possible({**chosen, field: level})]
+                chosen[field] = max(fitting)[1]
+        cells.append(Cell(**chosen))
+        missing -= pairs_of(cells[-1])
+    return cells
+
+
+def pairs_of(cell: Cell) -> set:
+    """The pairs of levels that a cell shows, of the fields and levels that are paired."""
+    levels = [(field, getattr(cell, field)) for field in PAIRED]
+    return set(combinations(levels, 2))
+
+
+def _gain(chosen: dict[str, str], field: str, level: str, missing: set) -> int:
+    order = list(PAIRED)
+    pairs = [tuple(sorted(((field, level), other), key=lambda p: order.index(p[0]))) for other in chosen.items()]
+    return sum(pair in missing for pair in pairs)
+
+
+def _possible(chosen: dict[str, str]) -> bool:
+    """Whether a family has the edit that was chosen."""
+    families = [chosen["family"]] if "family" in chosen else list(FAMILIES)
+    return "edit" not in chosen or any(chosen["edit"] in rows(family) for family in families)
+
+
+def _can_meet(pair: tuple) -> bool:
+    return _possible(dict(pair))
+
+
+def daily() -> list[Cell]:
+    """What `make test` runs, without repetition."""
+    extra = [
+        Cell("gpt", "interleave", optimizer="SparseAdam+AdamW"),
+        Cell("gpt", "by-hand-resize", optimizer="Adafactor-loop"),
+    ]
+    return list(dict.fromkeys([*all_edits(), *varied(Cell("mlp", "interleave")), *extra, *paired()]))
+
+
+def product() -> Iterator[Cell]:
+    """Every family with every edit and every companion varied alone."""
+    seen = set()
+    for base in all_edits():
+        for cell in varied(base):
+            if cell not in seen:
+                seen.add(cell)
+                yield cell

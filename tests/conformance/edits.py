@@ -1,0 +1,117 @@
+"""The rows of the table: every edit that fits a family, by name. A new edit is one new line here."""
+
+from functools import partial
+
+import families as f
+import torch
+from torch import nn
+
+from auxin import Duplicate, Insert
+
+BLOCKS = {
+    "mlp": f.MlpBlock,
+    "cnn": f.ConvBlock,
+    "gpt": partial(f.GptBlock, heads=2),
+    "encoder": f.encoder_layer,
+    "lstm": f.LstmBlock,
+    "tcn": partial(f.TcnBlock, dilation=2),
+}
+STEMS = {
+    "mlp": partial(nn.Linear, f.WIDTH, f.WIDTH),
+    "cnn": partial(nn.Conv2d, f.WIDTH, f.WIDTH, 3, padding=1),
+    "encoder": partial(nn.Linear, f.WIDTH, f.WIDTH),
+    "lstm": partial(nn.Linear, f.WIDTH, f.WIDTH),
+    "tcn": partial(nn.Conv1d, f.WIDTH, f.WIDTH, 3, padding=1),
+}
+
+KEPT = {
+    "interleave": Duplicate("blocks", by=1),
+    "double": Duplicate("blocks"),
+    "three": Duplicate("blocks", by=3),
+    "stack": Duplicate("blocks", order="stack"),
+    "middle": Duplicate("blocks", by=1, order="middle"),
+    "last": Duplicate("blocks", by=1, order="last", state="copy"),
+    "list": Duplicate("blocks", order=[0, 0, 1, 1, 1], state="copy"),
+    "fresh": Duplicate("blocks", by=1, content="fresh"),
+}
+CHANGED = {
+    "keep": Duplicate("blocks", by=1, output="keep"),
+    "keep-stack": Duplicate("blocks", order="stack", output="keep", state="copy"),
+    "keep-fresh": Duplicate("blocks", order="last", content="fresh", output="keep"),
+}
+
+
+def by_hand_block(model: nn.Module) -> None:
+    """What people write: a ready block into the container."""
+    block = BLOCKS[next(name for name, kind in f.FAMILIES.items() if type(model) is kind)]()
+    if isinstance(model.blocks, nn.ModuleDict):
+        model.blocks["2"] = block
+    else:
+        model.blocks.insert(1, block)
+
+
+def by_hand_head(model: nn.Module) -> None:
+    """Another head."""
+    model.head = nn.Linear(f.WIDTH, 5)
+
+
+def by_hand_resize(model: nn.Module) -> None:
+    """More rows for an embedding, the old ones first."""
+    old = model.places
+    model.places = nn.Embedding(9, f.WIDTH)
+    with torch.no_grad():
+        model.places.weight[:6] = old.weight
+
+
+class Adapter(nn.Module):
+    """A narrow detour around an old layer."""
+
+    def __init__(self, inner: nn.Linear):
+        super().__init__()
+        self.inner = inner
+        self.down = nn.Linear(inner.in_features, 2, bias=False)
+        self.up = nn.Linear(2, inner.out_features, bias=False)
+
+    def forward(self, x):
+        return self.inner(x) + self.up(self.down(x))
+
+
+def by_hand_adapter(model: nn.Module) -> None:
+    """An adapter in every block."""
+    for block in model.blocks:
+        block.down = Adapter(block.down)
+
+
+def rows(family: str) -> dict:
+    """Name -> edit, or a function that changes the network by hand."""
+    block = BLOCKS[family]
+    found: dict = {} if family == "encoder" else dict(KEPT)
+    found |= CHANGED
+    if family != "encoder":
+        found["insert"] = Insert("blocks", block, index=1)
+        found["insert-end"] = Insert("blocks", block)
+        found["insert-front"] = Insert("blocks", block, index=-2)
+    found["insert-default"] = Insert("blocks", block, index=1, init="default")
+    found["insert-kaiming"] = Insert("blocks", block, init="kaiming")
+    found["insert-xavier"] = Insert("blocks", block, index=0, init="xavier")
+    if family in STEMS:
+        found["identity"] = Insert("stem", STEMS[family], init="identity")
+        found["stem-default"] = Insert("stem", STEMS[family], init="default")
+    if family in STEMS and family != "encoder":
+        found["stem-preserve"] = Insert("stem", STEMS[family])
+    if family == "tcn":
+        found["named"] = Insert("named", block, key="middle", before="last")
+    found["by-hand-block"] = by_hand_block
+    if family in ("mlp", "cnn", "encoder", "lstm"):
+        found["by-hand-head"] = by_hand_head
+    if family == "mlp":
+        found["by-hand-adapter"] = by_hand_adapter
+    if family == "gpt":
+        found["by-hand-resize"] = by_hand_resize
+    return found
+
+
+REFUSED = {
+    "zero": Duplicate("blocks", by=1),
+    "insert": Insert("blocks", f.encoder_layer),
+}

@@ -1,0 +1,72 @@
+"""The conformance table: edits x families x companions, each cell through ``auxin.testing.check``."""
+
+import families
+import pytest
+from cells import FAMILIES, PAIRED, Cell, all_edits, daily, paired, pairs_of, product
+from companions import make_companions, make_optimizers
+from edits import REFUSED, rows
+
+from auxin import GrowthError, grow
+from auxin.testing import Report, check
+
+
+def run(cell: Cell) -> Report:
+    model = families.build(cell.family, **({"sparse": True} if cell.optimizer.startswith("SparseAdam") else {}))
+    return check(
+        model,
+        rows(cell.family)[cell.edit],
+        lambda model: make_optimizers(model, cell.optimizer, cell.groups),
+        families.batch(cell.family),
+        companions=lambda model, *opts: make_companions(model, list(opts), cell.schedule, cell.average, cell.scaler),
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is test_cell:
+        metafunc.parametrize("cell", daily(), ids=str)
+    if metafunc.function is test_full_product:
+        asked = metafunc.config.getoption("markexpr") == "conformance"
+        cells = sorted(set(product()) - set(daily())) if asked else [Cell("mlp", "interleave")]
+        metafunc.parametrize("cell", cells, ids=str)
+
+
+def test_cell(cell: Cell) -> None:
+    verify_report(cell, run(cell))
+
+
+@pytest.mark.conformance
+def test_full_product(cell: Cell) -> None:
+    verify_report(cell, run(cell))
+
+
+def verify_report(cell: Cell, report: Report) -> None:
+    """No check may have been left out without a reason that we know."""
+    promised = not cell.edit.startswith(("keep", "by-hand")) and not cell.edit.endswith(
+        ("default", "kaiming", "xavier")
+    )
+    if promised and cell.edit != "identity":
+        assert report.preserves and report.difference == 0.0 and report.train_difference == 0.0
+    assert not report.notes, report.notes
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_post_norm_is_refused(name: str) -> None:
+    model = families.build("encoder")
+    opts = make_optimizers(model, "AdamW-foreach", "one")
+    before = {n: (id(p), p.detach().clone()) for n, p in model.named_parameters()}
+    with pytest.raises(GrowthError, match="would run and change the function"):
+        grow(model, REFUSED[name], *opts, probe=families.batch("encoder"))
+    assert {n: id(p) for n, p in model.named_parameters()} == {n: i for n, (i, _) in before.items()}
+    assert all((p == before[n][1]).all() for n, p in model.named_parameters())
+
+
+def test_the_table_is_whole() -> None:
+    cells = daily()
+    assert len(cells) <= 400
+    assert set(all_edits()) <= set(cells)
+    assert {c.family for c in cells} == set(FAMILIES)
+    shown = set().union(*(pairs_of(c) for c in cells))
+    for a, b in [("optimizer", "schedule"), ("family", "optimizer"), ("edit", "groups"), ("average", "scaler")]:
+        wanted = {((a, x), (b, y)) for x in PAIRED[a] for y in PAIRED[b]}
+        assert not {p for p in wanted if p not in shown and tuple(reversed(p)) not in shown}
+    assert all(c.fits for c in paired())

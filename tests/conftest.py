@@ -1,0 +1,14 @@
+"""One thread and one seed for every test: no figure depends on the machine's cores or on the order of the tests."""
+
+import random
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
