@@ -22,7 +22,7 @@ from auxin.errors import GrowthError
 from auxin.follow import follower_of
 from auxin.follow.groups import assign
 from auxin.follow.structure import apply
-from auxin.proof import Outputs, outputs_of, prove
+from auxin.proof import Seen, prove, seen
 from auxin.randomness import random_state
 from auxin.verify import verify
 
@@ -116,7 +116,7 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms)
     seed = seed_of(model, edit) if terms.seed is None else terms.seed
     with random_state(), contextlib.ExitStack() as stack:
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
-        before = outputs_of(look) if look.has_probe else None
+        before = seen(look) if look.has_probe else None
         change = edit.plan(model, look)
         change = stack.enter_context(transaction(model, change, companions, terms.group))
         change = _proved(model, change, look, before, companions)
@@ -223,7 +223,7 @@ def seed_of(model: nn.Module, edit: Edit | None) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(text).encode()).digest()[:6], "big")
 
 
-def _proved(model: nn.Module, change: Change, look: Look, before: Outputs | None, companions: Sequence[Any]) -> Change:
+def _proved(model: nn.Module, change: Change, look: Look, before: Seen | None, companions: Sequence[Any]) -> Change:
     """Check the grown network on the probe, and that nothing around it was lost."""
     verify(model, *companions)
     if before is None:

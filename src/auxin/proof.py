@@ -8,14 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import Container, counters
+from auxin.anatomy.blocks import CONTAINERS, Container, counters
 from auxin.anatomy.probe import Look, tensors_in, untouched
-from auxin.anatomy.tree import module_at
+from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
 from auxin.errors import GrowthError
 
 Outputs = list[Tensor]
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """The network's output tensors on the probe, in eval mode, and which children of containers ran (by ``id``)."""
+
+    outputs: Outputs
+    called: frozenset[int]
 
 
 def outputs_of(look: Look) -> Outputs:
@@ -24,41 +32,69 @@ def outputs_of(look: Look) -> Outputs:
     Raises:
         GrowthError: the network does not run on the probe.
     """
+    return seen(look).outputs
+
+
+def seen(look: Look) -> Seen:
+    """What the network does on the probe before it grows.
+
+    Raises:
+        GrowthError: the network does not run on the probe.
+    """
+    called: set[int] = set()
+    children = [c for m in look.model.modules() if isinstance(m, CONTAINERS) for c in m.children()]
     try:
         with untouched(look.model), torch.no_grad():
+            for child in children:
+                child.register_forward_hook(lambda module, *_: called.add(id(module)))
             found = [t.detach().clone() for t in tensors_in(look.run())]
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
             f"probe: {type(look.model).__name__} does not run on it: {error}. Pass the batch as the training loop "
-            "calls the "
-            "model: a tensor, a tuple of positional arguments, or a dict of keywords."
+            "calls "
+            "the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
     if not found:
         raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
-    return found
+    return Seen(found, frozenset(called))
 
 
-def prove(model: nn.Module, change: Change, look: Look, before: Outputs) -> Change:
+def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     """Run the grown network on the probe; fill in what was measured.
 
     Raises:
-        GrowthError: it does not run, its outputs changed where they must not, a new module was not called, or no
-        gradient
-            reaches it.
+        GrowthError: it does not run, its outputs changed where they must not, a new module was not called, an old one
+            is not called any more, or no gradient reaches a new one.
     """
     called: set[str] = set()
+    beside = {p: m for p, m in _kept(model, change).items() if id(m) in before.called}
     with untouched(model):
-        for path, new in change.added:
-            new.module.register_forward_hook(lambda *_, path=path: called.add(path))
+        for path, module in (*((path, new.module) for path, new in change.added), *beside.items()):
+            module.register_forward_hook(lambda *_, path=path: called.add(path))
         after, grads = _run(model, change, look)
     missing = [path for path, _ in change.added if path not in called]
     if missing:
         raise GrowthError(_never_called(model, missing[0], change))
-    difference = _compare(before, after, change)
+    displaced = [path for path in beside if path not in called]
+    if displaced and change.how != "surgery":
+        raise GrowthError(_displaced(model, displaced[0], change))
+    notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
+    difference = _compare(before.outputs, after, change)
     ratio = _gradients(change, grads)
-    return dataclasses.replace(change, max_difference=difference, gradient_ratio=ratio)
+    return dataclasses.replace(change, max_difference=difference, gradient_ratio=ratio, notes=notes)
+
+
+def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
+    """Children of containers that got new ones beside them, by path after the change."""
+    kept: dict[str, nn.Module] = {}
+    for rewire in change.rewires:
+        container = change.before.modules[rewire.path] if change.before is not None else None
+        if isinstance(container, CONTAINERS):
+            names = [name for name, child in rewire.children if isinstance(child, str)]
+            kept |= {join(rewire.path, n): c for n in names if (c := container._modules.get(n)) is not None}
+    return kept
 
 
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
@@ -92,18 +128,30 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
 
 def _never_called(model: nn.Module, path: str, change: Change) -> str:
     at = path.rpartition(".")[0]
-    hint = ""
-    module = module_at(model, at)
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        length = len(module._modules) - len(change.added)
-        names = tuple(str(i) for i in range(length))
-        found = counters(model, Container(at, module, names))
-        hint = f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
     return (
         f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, "
-        "a stored "
-        f"depth, or fixed names in forward).{hint} Let forward iterate over {at or 'the container'} itself."
+        f"a stored depth, or fixed names in forward).{_counted(model, at, change)} Let forward iterate over "
+        f"{at or 'the container'} itself."
     )
+
+
+def _displaced(model: nn.Module, path: str, change: Change) -> str:
+    at = path.rpartition(".")[0]
+    return (
+        f"{path}: the network's forward called this layer before the growth and never calls it now (a stored depth, or "
+        f"fixed indices in forward).{_counted(model, at, change)} Let forward iterate over "
+        f"{at or 'the container'} itself."
+    )
+
+
+def _counted(model: nn.Module, at: str, change: Change) -> str:
+    """A guess at the attribute that counts the children of a container."""
+    module = module_at(model, at)
+    if not isinstance(module, CONTAINERS):
+        return ""
+    length = len(module._modules) - len(change.added)
+    found = counters(model, Container(at, module, tuple(str(i) for i in range(length))))
+    return f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
 
 
 def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:

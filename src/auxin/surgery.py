@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,7 @@ from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewi
 from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, transaction
 from auxin.errors import GrowthError
-from auxin.proof import outputs_of, prove
+from auxin.proof import prove, seen
 from auxin.randomness import random_state
 from auxin.record import Record
 from auxin.verify import verify
@@ -74,7 +74,7 @@ class surgery:
         verify(self.model, *self.companions)
         self._seed = seed_of(self.model, None)
         self._look = Look(self.model, self.probe, self._seed)
-        self._outputs = outputs_of(self._look) if self._look.has_probe else None
+        self._seen = seen(self._look) if self._look.has_probe else None
         self._before = Before.of(self.model)
         self._tree = Record(self.model, values=True)
         self._random = random_state(self._seed)
@@ -103,8 +103,8 @@ class surgery:
         _settle_modes(change, self._tree)
         with transaction(self.model, change, self.companions, self.group, applied=True) as change:
             verify(self.model, *self.companions)
-            if self._outputs is not None:
-                change = prove(self.model, change, self._look, self._outputs)
+            if self._seen is not None:
+                change = prove(self.model, change, self._look, self._seen)
             seconds = time.perf_counter() - self._started
             self.change = dataclasses.replace(change, edit=describe(change), seconds=seconds)
 
@@ -126,6 +126,7 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
         swaps += _tensors(path, module, tree)
         _keep_hooks(path, module, tree, model)
         assigns += _attributes(path, module, tree)
+    _refuse_strays(model, tree)
     after = dict(model.named_parameters())
     unfrozen = {id(p) for p in after.values() if p.requires_grad and not tree.requires_grad.get(id(p), True)}
     moves = moves_between(before.parameters, after, before.shapes, touched=unfrozen)
@@ -257,19 +258,40 @@ def _followed_lists(model: nn.Module, tree: Record, rewires: list[Rewire]) -> tu
             for name, value in module.__dict__.items():
                 if type(value) not in (list, tuple) or not old:
                     continue
-                recorded = tree.inner(path, name) if type(value) is list and name in tree.attributes[path] else value
-                if [id(c) for c in recorded] != [id(c) for c in old]:
+                if [id(c) for c in _recorded(tree, path, name)] != [id(c) for c in old]:
                     continue
                 if [id(c) for c in value] != [id(c) for c in new]:
                     raise GrowthError(
                         f"surgery: {join(path, name)} is a plain {type(value).__name__} of the blocks in "
-                        f"{rewire.path!r}, which was "
-                        f"changed without it; a forward that iterates over {name} would never run the new layer. "
-                        "Change both: "
-                        f"e.g. model.{join(path, name)}[:] = list(model.{rewire.path})."
+                        f"{rewire.path!r}, which was changed without it; a forward that iterates over {name} would "
+                        "never run the new layer. Change both: "
+                        f"e.g. model.{join(path, name)} = {type(value).__name__}(model.{rewire.path})."
                     )
                 aliases.append(Alias(path, name, rewire))
     return tuple(aliases)
+
+
+def _recorded(tree: Record, path: str, name: str) -> Sequence[Any]:
+    """What a plain list or tuple held before."""
+    value = tree.attributes[path].get(name)
+    return tree.inner(path, name) if isinstance(value, list) else value if isinstance(value, tuple) else ()
+
+
+def _refuse_strays(model: nn.Module, tree: Record) -> None:
+    """Refuse a new module that stands in a plain list only: it would run, and no optimizer could train it."""
+    registered = {id(m) for m in model.modules()}
+    for path, module in tree.modules.items():
+        for name, value in module.__dict__.items():
+            if type(value) not in (list, tuple):
+                continue
+            known = {id(item) for item in _recorded(tree, path, name)}
+            for item in value:
+                if isinstance(item, nn.Module) and id(item) not in registered | known:
+                    raise GrowthError(
+                        f"surgery: {join(path, name)} holds a {type(item).__name__} that is not part of the network: "
+                        f"a plain {type(value).__name__} registers nothing, so it would never train, move or be saved. "
+                        "Add it to an nn.ModuleList as well."
+                    )
 
 
 def _settle_modes(change: Change, tree: Record) -> None:
