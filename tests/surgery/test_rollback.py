@@ -150,7 +150,7 @@ def test_a_refusal_on_leaving_leaves_everything_as_it_was(code):
     """The scheduler's optimizer is not given, so nothing can be followed."""
     model, optimizer, scheduler, ema, scaler = everything = ready()
     before = picture(*everything)
-    with pytest.raises(ax.GrowthError, match="OneCycleLR drives a AdamW that was not given"):  # noqa: SIM117
+    with pytest.raises(ax.GrowthError, match="OneCycleLR drives a AdamW that was not given"):
         with ax.surgery(model, torch.optim.SGD(model.parameters(), lr=0.1), scheduler, ema, scaler):
             code(model)
     assert_same(before, picture(*everything))
