@@ -62,8 +62,9 @@ def grow(
         GrowthError: refused or not proved; the model, the companions and the random generators are as they were.
 
     Example:
-        >>> import torch
+        >>> import functools, torch
         >>> from torch import nn
+        >>> from auxin import Insert
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> change = grow(net, Insert("", functools.partial(nn.Linear, 4, 4), index=2), probe=torch.randn(8, 4))
         >>> len(net)
