@@ -1,6 +1,9 @@
 """Grow PyTorch networks while they train, in place, with everything that hangs on them kept in step."""
 
-from auxin import choose, init, testing, when
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from auxin import choose, init, when
 from auxin.change import Change, Edit
 from auxin.checkpoint import load, save
 from auxin.edits.duplicate import Duplicate
@@ -16,6 +19,9 @@ from auxin.probation import Probation
 from auxin.surgery import surgery
 from auxin.verify import verify
 from auxin.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from auxin import testing
 
 __all__ = [
     "Change",
@@ -40,3 +46,10 @@ __all__ = [
     "verify",
     "when",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``auxin.testing`` where it is asked for: training does not need it."""
+    if name == "testing":
+        return importlib.import_module("auxin.testing")
+    raise AttributeError(f"module 'auxin' has no attribute {name!r}")
