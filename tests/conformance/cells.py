@@ -27,8 +27,8 @@ class Cell(NamedTuple):
             return False
         if self.optimizer in SPECIAL and (self.groups != "one" or self.scaler != "none"):
             return False
-        if self.optimizer == "Adafactor-loop" and self.groups == "layered" and self.scaler == "never":
-            return False
+        if self.optimizer == "Muon+AdamW" and self.family in ("cnn", "tcn"):
+            return False  # their blocks hold no matrices
         return self.optimizer != "SparseAdam+AdamW" or self.family == "gpt"
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from auxin.anatomy.tree import join
 from auxin.change import Change, Edit
 from auxin.proof import EPSILONS
 from auxin.randomness import random_state
-from auxin.testing.before import Before, changed_by, hooks_of, name_after, state_of
+from auxin.testing.before import Before, Facts, changed_by, hooks_of, name_after, state_of
 from auxin.testing.exact import digest, exact
 from auxin.testing.run import Options, Recipe, Run
 
@@ -133,28 +133,33 @@ def optimizers(grown: Grown) -> None:
 
 def state(grown: Grown) -> None:
     """Old optimizer state: the same tensors, to the bit. State of a new one: none, zeros, or its source's values."""
-    sources = sources_of(grown.change)
-    continued = {id(m.new) for m in grown.change.moves if m.old is not None}
-    for index, optimizer in enumerate(grown.run.optimizers):
+    for optimizer, before in zip(grown.run.optimizers, grown.before.state, strict=True):
         if isinstance(optimizer, torch.optim.LBFGS):
             continue  # flat vectors over all parameters, which a growth starts afresh
-        before = grown.before.state[index]
         kind = type(optimizer).__name__
         for name, facts in before.items():
             if name not in grown.changed and state_of(optimizer, grown.before.parameters[name]) != facts:
                 fail("state", f"{kind}'s state of {name} has changed")
-        theirs = {identity for facts in before.values() for identity, _ in facts.values() if identity}
-        for name, p in grown.born.items():
-            source = before.get(sources.get(name, ""), {})
-            for key, (identity, bits) in state_of(optimizer, p).items() if id(p) not in continued else ():
-                if identity in theirs:
-                    fail(
-                        "state", f"{kind}'s {key} of {name} is an old parameter's very tensor: a step would write both"
-                    )
-                value = optimizer.state[p][key]
-                empty = not value.count_nonzero() if isinstance(value, Tensor) else not value
-                if not empty and (key not in source or source[key][1] != bits):
-                    fail("state", f"{kind}'s {key} of the new {name} is neither fresh nor that of the tensor it copies")
+        _state_of_new(grown, optimizer, before)
+
+
+def _state_of_new(grown: Grown, optimizer: Any, before: dict[str, Facts]) -> None:
+    kind, sources = type(optimizer).__name__, sources_of(grown.change)
+    continued = {id(m.new) for m in grown.change.moves if m.old is not None}
+    theirs = {identity for facts in before.values() for identity, _ in facts.values() if identity}
+    zeroed = {join(path, name) for path, new in grown.change.added for name in new.zeroed}
+    for name, p in grown.born.items():
+        source, found = before.get(sources.get(name, ""), {}), state_of(optimizer, p)
+        for key, (identity, bits) in found.items() if id(p) not in continued else ():
+            if identity in theirs:
+                fail("state", f"{kind}'s {key} of {name} is an old parameter's very tensor: a step would write both")
+            value = optimizer.state[p][key]
+            empty = not value.count_nonzero() if isinstance(value, Tensor) else not value
+            if not empty and (key not in source or source[key][1] != bits):
+                fail("state", f"{kind}'s {key} of the new {name} is neither fresh nor that of the tensor it copies")
+        asked = getattr(grown.edit, "state", None) == "copy" and name not in zeroed
+        if asked and {k: bits for k, (_, bits) in found.items()} != {k: bits for k, (_, bits) in source.items()}:
+            fail("state", f"{kind}'s state of {name} is not a copy of that of {sources[name]}, which state='copy' asks")
 
 
 def others(grown: Grown) -> None:
