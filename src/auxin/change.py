@@ -73,7 +73,10 @@ class Alias:
 
 @dataclass(frozen=True, eq=False)
 class Assign:
-    """A plain attribute of the module at ``path``: ``value`` after, ``old`` before (``MISSING``: it was not there)."""
+    """A plain attribute of the module at ``path``: ``value`` after, ``old`` before (``MISSING``: it was not there).
+
+    ``name`` may lead through objects that the module refers to, as in ``config.vocab_size``.
+    """
 
     path: str
     name: str
@@ -85,8 +88,8 @@ class Assign:
 class Swap:
     """A tensor that is a module's own and is replaced, resized, added or removed (``value`` None).
 
-    ``tensor`` is what the module at ``path`` holds afterwards under ``name``, ``kept`` the leading shape whose values
-    every copy of the network takes from its own old tensor.
+    ``value`` is what the module at ``path`` holds afterwards under ``name``, ``kept`` the leading shape whose values
+    every copy of the network takes from its own old tensor, ``resized`` says that it is the same object as before.
     """
 
     path: str
@@ -94,6 +97,7 @@ class Swap:
     value: Tensor | None
     kept: tuple[int, ...] | None
     buffer: bool
+    resized: bool = False
 
 
 MISSING = object()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ class Record:
             path: {name: _shallow(value) for name, value in own.items() if isinstance(value, (dict, list, set))}
             for path, own in self.attributes.items()
         }
-        self._objects = list(_objects(value for own in self.attributes.values() for value in own.values()))
+        self.classes = {path: type(m) for path, m in self.modules.items()}
+        self._contents: list[tuple[Any, list[Any]]] = []
+        self.objects = list(self._walk_objects())
         tensors = [*self.parameters.values(), *self.buffers.values()]
         self.shapes = {id(t): t.shape for t in tensors}
         self.requires_grad = {id(t): t.requires_grad for t in tensors}
@@ -38,6 +40,24 @@ class Record:
         self._hooks = [[(kind, _hooks(t, kind)) for kind in HOOKS] for t in tensors]
         self._values = [t.detach().clone() for t in tensors] if values else None
         self._grad_values = [None if g is None or not values else g.detach().clone() for g in self._grads]
+
+    def _walk_objects(self) -> Iterator[tuple[tuple[str, str], dict[str, Any], list[Any]]]:
+        """Plain objects that modules refer to, up to four levels deep: (path, attribute), attributes, their content."""
+        seen: set[int] = set()
+        level = [((path, name), value) for path, own in self.attributes.items() for name, value in own.items()]
+        for _ in range(4):
+            deeper = []
+            for (path, name), value in level:
+                own = getattr(value, "__dict__", None)
+                if isinstance(value, (nn.Module, Tensor)) or callable(value) or type(own) is not dict:
+                    continue
+                if id(value) in seen:
+                    continue
+                seen.add(id(value))
+                yield (path, name), own, _shallow(own)
+                self._contents += [(v, _shallow(v)) for v in own.values() if type(v) in (dict, list, set)]
+                deeper += [((path, f"{name}.{key}"), inner) for key, inner in own.items() if isinstance(key, str)]
+            level = deeper
 
     def inner(self, path: str, name: str) -> Any:
         """The recorded content of a dict, list or set attribute."""
@@ -61,7 +81,9 @@ class Record:
             for name, content in self._inner[path].items():
                 refill(own[name], content)
             refill(module.__dict__, list(own.items()))
-        for container, content in self._objects:
+            if type(module) is not self.classes[path]:
+                module.__class__ = self.classes[path]
+        for container, content in (*self._contents, *((own, content) for _, own, content in self.objects)):
             refill(container, content)
         for i, tensor in enumerate(self._tensors):
             if storage_of(tensor) != storage_of(self._storages[i]):
@@ -78,20 +100,6 @@ class Record:
                     grad.detach().copy_(grad_value)
             for kind, hooks in self._hooks[i]:
                 _hook_again(tensor, kind, hooks)
-
-
-def _objects(values: Iterable[Any], depth: int = 3, seen: set[int] | None = None) -> Iterator[tuple[Any, list[Any]]]:
-    """The attributes of plain objects, and the dicts, lists and sets in them, each with its content."""
-    seen = set() if seen is None else seen
-    for value in values:
-        own = getattr(value, "__dict__", None)
-        if isinstance(value, (nn.Module, Tensor)) or callable(value) or type(own) is not dict or id(value) in seen:
-            continue
-        seen.add(id(value))
-        yield own, _shallow(own)
-        yield from ((inner, _shallow(inner)) for inner in own.values() if type(inner) in (dict, list, set))
-        if depth:
-            yield from _objects(list(own.values()), depth - 1, seen)
 
 
 def _hooks(tensor: Tensor, kind: str) -> list[Any] | None:

@@ -126,6 +126,7 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
         swaps += _tensors(path, module, tree)
         _keep_hooks(path, module, tree, model)
         assigns += _attributes(path, module, tree)
+    assigns += _settings(tree)
     _refuse_strays(model, tree)
     after = dict(model.named_parameters())
     unfrozen = {id(p) for p in after.values() if p.requires_grad and not tree.requires_grad.get(id(p), True)}
@@ -179,7 +180,7 @@ def _tensors(path: str, module: nn.Module, tree: Record) -> list[Swap]:
             if value is None or (value is before and tree.shapes[id(value)] == value.shape):
                 continue
             kept = _overlap(tree.shapes.get(id(before)), value.shape) if before is not None else None
-            swaps.append(Swap(path, name, value, kept, buffer=kind == "_buffers"))
+            swaps.append(Swap(path, name, value, kept, buffer=kind == "_buffers", resized=value is before))
         gone = [name for name, value in old.items() if value is not None and held.get(name) is None]
         swaps += [Swap(path, name, None, None, buffer=kind == "_buffers") for name in gone]
     return swaps
@@ -210,6 +211,20 @@ def _attributes(path: str, module: nn.Module, tree: Record) -> list[Assign]:
             assigns.append(Assign(path, name, before, value))
     gone = [name for name, value in old.items() if name not in module.__dict__ and _is_plain(value)]
     return assigns + [Assign(path, name, old[name], MISSING) for name in gone]
+
+
+def _settings(tree: Record) -> list[Assign]:
+    """Plain values that changed in objects which modules refer to: ``config.vocab_size``."""
+    assigns = []
+    for (path, through), own, content in tree.objects:
+        old = dict(content)
+        for name, value in own.items():
+            before = old.get(name, MISSING)
+            if value is before or not _is_plain(value) or not (before is MISSING or _is_plain(before)):
+                continue
+            if before is MISSING or before != value:
+                assigns.append(Assign(path, f"{through}.{name}", before, value))
+    return assigns
 
 
 def _is_plain(value: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
-from auxin.change import Move, New, Rewire
+from auxin.change import Move, New, Rewire, Swap
 from auxin.errors import GrowthError
 
 
@@ -37,9 +37,12 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def parameters_after(model: nn.Module, rewires: Iterable[Rewire]) -> dict[str, nn.Parameter]:
-    """Parameters by name, in ``named_parameters()`` order, as they will be once ``rewires`` are applied."""
+def parameters_after(
+    model: nn.Module, rewires: Iterable[Rewire], swaps: Iterable[Swap] = ()
+) -> dict[str, nn.Parameter]:
+    """Parameters by name, in ``named_parameters()`` order, as they will be once all of these are applied."""
     by_path = {rewire.path: rewire for rewire in rewires}
+    swapped = {(id(module_at(model, s.path)), s.name): s for s in swaps if not s.buffer}
     names: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     visited: set[int] = set()
@@ -48,8 +51,11 @@ def parameters_after(model: nn.Module, rewires: Iterable[Rewire]) -> dict[str, n
         if id(module) in visited:
             return
         visited.add(id(module))
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
+        for name in dict.fromkeys((*module._parameters, *(n for m, n in swapped if m == id(module)))):
+            swap, parameter = swapped.get((id(module), name)), module._parameters.get(name)
+            if swap is not None and not swap.resized:
+                parameter = swap.value
+            if isinstance(parameter, nn.Parameter):
                 yield join(after, name), parameter
         rewire = by_path.get(before) if before is not None else None
         if rewire is not None:

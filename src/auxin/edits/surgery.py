@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from auxin import typed
 from auxin.anatomy.probe import Look
-from auxin.anatomy.tree import moves_between, parameters_after
+from auxin.anatomy.tree import join, moves_between, parameters_after
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
 from auxin.errors import GrowthError
 
@@ -52,15 +52,15 @@ class Surgery:
                 rewires.append(Rewire(path, children))
                 aliases += [Alias(a["path"], a["name"], rewires[-1]) for a in step.get("aliases", ())]
             for name, data in step.get("tensors", {}).items():
-                value = None if data is None else rebuilder.tensor(data)
-                kept = None if data is None or data.get("kept") is None else tuple(data["kept"])
-                swaps.append(
-                    Swap(path, name, value, kept, buffer=bool(step.get("buffers") and name in step["buffers"]))
-                )
+                buffer, resized = name in step.get("buffers", ()), name in step.get("resized", ())
+                value = None if data is None else rebuilder.tensor(data["is"], buffer)
+                kept = None if data is None or data["kept"] is None else tuple(data["kept"])
+                swaps.append(Swap(path, name, value, kept, buffer, resized))
             for name, data in step.get("attributes", {}).items():
                 assigns.append(Assign(path, name, MISSING, data["value"] if "value" in data else MISSING))
-        after = parameters_after(model, rewires)
-        moves = moves_between(before.parameters, after)
+        after = parameters_after(model, rewires, swaps)
+        resized = {id(before.parameters.get(join(s.path, s.name))) for s in swaps if s.resized}
+        moves = moves_between(before.parameters, after, touched=resized)
         return Change(
             self,
             look.seed,
@@ -78,22 +78,25 @@ class Surgery:
 def describe(change: Change) -> Surgery:
     """Write a surgery down; where a part has no plain form, say which."""
     assert change.before is not None
-    known = {id(m): path for path, m in change.before.modules.items()}
-    tensors = {id(t): name for name, t in (*change.before.parameters.items(), *change.before.buffers.items())}
+    known: Known = {id(m): {"old": path} for path, m in change.before.modules.items()}
+    old = (*change.before.parameters.items(), *change.before.buffers.items())
+    resized = {id(swap.value) for swap in change.swaps if swap.resized}
+    known |= {id(t): {"tied": name} for name, t in old if id(t) not in resized}
     steps: dict[str, dict[str, Any]] = {}
     try:
         for rewire in change.rewires:
-            children = {n: _child(c, n, rewire.path, known, tensors) for n, c in rewire.children}
+            children = {n: _child(c, n, rewire.path, known) for n, c in rewire.children}
             steps.setdefault(rewire.path, {"path": rewire.path})["children"] = children
             aliases = [{"path": a.path, "name": a.name} for a in change.aliases if a.rewire is rewire]
             if aliases:
                 steps[rewire.path]["aliases"] = aliases
         for swap in change.swaps:
             step = steps.setdefault(swap.path, {"path": swap.path})
-            data = None if swap.value is None else {**_shape(swap.value, {}), "kept": swap.kept}
+            data = None if swap.value is None else {"is": _shape(swap.value, known), "kept": swap.kept}
             step.setdefault("tensors", {})[swap.name] = data
-            if swap.buffer:
-                step.setdefault("buffers", []).append(swap.name)
+            for word, holds in (("buffers", swap.buffer), ("resized", swap.resized)):
+                if holds:
+                    step.setdefault(word, []).append(swap.name)
         for assign in change.assigns:
             step = steps.setdefault(assign.path, {"path": assign.path})
             value = {} if assign.value is MISSING else {"value": _plain(assign.value, f"{assign.path}.{assign.name}")}
@@ -103,15 +106,19 @@ def describe(change: Change) -> Surgery:
     return Surgery(tuple(steps.values()))
 
 
-def _child(child: str | New, name: str, path: str, known: Mapping[int, str], tensors: Mapping[int, str]) -> Any:
+Known = dict[int, dict[str, Any]]  # how to name what is there already, or was written down before, by ``id``
+
+
+def _child(child: str | New, name: str, path: str, known: Known) -> Any:
     if isinstance(child, str):
         return {"kept": child}
-    return _module(child.module, f"{path}.{name}" if path else name, known, tensors)
+    return _module(child.module, join(path, name), known)
 
 
-def _module(module: nn.Module, where: str, known: Mapping[int, str], tensors: Mapping[int, str]) -> dict[str, Any]:
+def _module(module: nn.Module, where: str, known: Known) -> dict[str, Any]:
     if id(module) in known:
-        return {"old": known[id(module)]}
+        return known[id(module)]
+    known[id(module)] = {"again": len(known)}
     attributes = {}
     bare = nn.Module().__dict__
     for name, value in module.__dict__.items():
@@ -127,15 +134,14 @@ def _module(module: nn.Module, where: str, known: Mapping[int, str], tensors: Ma
     cls = type(module)
     typed.encode(cls)
     return {
+        "number": known[id(module)]["again"],
         "class": cls,
         "attributes": attributes,
         "training": module.training,
-        "parameters": {n: None if p is None else _shape(p, tensors) for n, p in module._parameters.items()},
-        "buffers": {n: None if b is None else _shape(b, tensors) for n, b in module._buffers.items()},
+        "parameters": {n: None if p is None else _shape(p, known) for n, p in module._parameters.items()},
+        "buffers": {n: None if b is None else _shape(b, known) for n, b in module._buffers.items()},
         "temporary": sorted(module._non_persistent_buffers_set),
-        "children": {
-            n: None if c is None else _module(c, f"{where}.{n}", known, tensors) for n, c in module._modules.items()
-        },
+        "children": {n: None if c is None else _module(c, f"{where}.{n}", known) for n, c in module._modules.items()},
     }
 
 
@@ -147,10 +153,16 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
-def _shape(tensor: Tensor, tensors: Mapping[int, str]) -> dict[str, Any]:
-    if id(tensor) in tensors:
-        return {"tied": tensors[id(tensor)]}
-    return {"shape": list(tensor.shape), "dtype": tensor.dtype, "trains": tensor.requires_grad}
+def _shape(tensor: Tensor, known: Known) -> dict[str, Any]:
+    if id(tensor) in known:
+        return known[id(tensor)]
+    known[id(tensor)] = {"again": len(known)}
+    return {
+        "number": known[id(tensor)]["again"],
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "trains": tensor.requires_grad,
+    }
 
 
 class _Rebuilder:
@@ -158,6 +170,7 @@ class _Rebuilder:
 
     def __init__(self, before: Before, device: torch.device):
         self.before, self.device = before, device
+        self.made: dict[int, Any] = {}
 
     def child(self, data: Mapping[str, Any]) -> str | New:
         """An old child's name, or a new module."""
@@ -167,8 +180,10 @@ class _Rebuilder:
         """One module with all below it."""
         if "old" in data:
             return self.before.modules[data["old"]]
+        if "again" in data:
+            return self.made[data["again"]]
         cls = data["class"]
-        module = cls.__new__(cls)
+        module = self.made[data["number"]] = cls.__new__(cls)
         nn.Module.__init__(module)
         module.__dict__.update(data["attributes"])
         module.training = data["training"]
@@ -187,5 +202,7 @@ class _Rebuilder:
         """One tensor of the recorded shape and dtype, zeros until the checkpoint's values come."""
         if "tied" in data:
             return self.before.parameters.get(data["tied"], self.before.buffers.get(data["tied"]))
-        value = torch.zeros(data["shape"], dtype=data["dtype"], device=self.device)
-        return value if buffer else nn.Parameter(value, requires_grad=data["trains"])
+        if "again" not in data:
+            value = torch.zeros(data["shape"], dtype=data["dtype"], device=self.device)
+            self.made[data["number"]] = value if buffer else nn.Parameter(value, requires_grad=data["trains"])
+        return self.made[data["again"] if "again" in data else data["number"]]

@@ -28,11 +28,12 @@ def apply(model: nn.Module, change: Change, build: Callable[[New], nn.Module] | 
     """
     modules = dict(model.named_modules())
     made: dict[int, nn.Module] = {}
+    twins: dict[int, Tensor] | None = None if build is None else {}
 
     def of(new: New) -> nn.Module:
-        if id(new) not in made:
-            made[id(new)] = new.module if build is None else build(new)
-        return made[id(new)]
+        if id(new.module) not in made:
+            made[id(new.module)] = new.module if build is None else build(new)
+        return made[id(new.module)]
 
     undos: list[Undo] = []
 
@@ -50,7 +51,7 @@ def apply(model: nn.Module, change: Change, build: Callable[[New], nn.Module] | 
         for assign in change.assigns:
             undos.append(_set(modules[assign.path], assign))
         for swap in change.swaps:
-            undos.append(_swap(modules[swap.path], swap, copied=build is not None))
+            undos.append(_swap(modules[swap.path], swap, twins))
     except BaseException:
         undo()
         raise
@@ -77,7 +78,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
                 for name in new.zeroed:
                     parameters[name].zero_()
         else:
-            module = copy.deepcopy(new.module, dict(memo))
+            module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
         device = next((p.device for p in own.parameters.values()), None)
         return module if device is None or device.type == "meta" else module.to(device)
 
@@ -124,26 +125,37 @@ def _relist(module: nn.Module, name: str, items: list[Any]) -> Undo:
 
 
 def _set(module: nn.Module, assign: Assign) -> Undo:
+    *through, name = assign.name.split(".")
     own = module.__dict__
-    before = own.get(assign.name, MISSING)
+    for part in through:
+        own = vars(own[part])
+    before = own.get(name, MISSING)
 
     def undo() -> None:
         if before is MISSING:
-            own.pop(assign.name, None)
+            own.pop(name, None)
         else:
-            own[assign.name] = before
+            own[name] = before
 
     if assign.value is MISSING:
-        own.pop(assign.name, None)
+        own.pop(name, None)
     else:
-        own[assign.name] = assign.value
+        own[name] = assign.value
     return undo
 
 
-def _swap(module: nn.Module, swap: Swap, copied: bool) -> Undo:
-    """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit."""
+def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None) -> Undo:
+    """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit.
+
+    ``twins`` holds, in a copy, what stands for each new tensor already (ties); None: the network itself.
+    """
     held: dict[str, Any] = module._buffers if swap.buffer else module._parameters
     names, before = list(held), held.get(swap.name, MISSING)
+    value: Tensor | None = swap.value
+    if twins is not None and value is not None:
+        value = twins.setdefault(id(value), _own(swap, value, before))
+    if swap.resized and isinstance(before, Tensor) and value is not None:
+        return _resize(before, value)
 
     def undo() -> None:
         if before is MISSING:
@@ -152,18 +164,28 @@ def _swap(module: nn.Module, swap: Swap, copied: bool) -> Undo:
             held[swap.name] = before
             _reorder(held, names)
 
-    value: Tensor | None = swap.value
-    if copied and value is not None:
-        fresh = value.detach().clone()
-        if swap.kept is not None and isinstance(before, Tensor):
-            fresh = fresh.to(device=before.device, dtype=before.dtype)
-            region = tuple(slice(0, size) for size in swap.kept)
-            fresh[region] = before.detach()[region]
-        value = nn.Parameter(fresh, requires_grad=value.requires_grad) if not swap.buffer else fresh
-    if swap.value is None:
-        held.pop(swap.name, None)
-    else:
-        held[swap.name] = value
+    held[swap.name] = value
+    return undo
+
+
+def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:
+    """What a copy of the network holds for ``value``: its own old values where they fit."""
+    fresh = value.detach().clone()
+    if swap.kept is not None and isinstance(before, Tensor):
+        fresh = fresh.to(device=before.device, dtype=before.dtype)
+        region = tuple(slice(0, size) for size in swap.kept)
+        fresh[region] = before.detach()[region]
+    return fresh if swap.buffer else nn.Parameter(fresh, requires_grad=value.requires_grad)
+
+
+def _resize(tensor: Tensor, value: Tensor) -> Undo:
+    """Give a tensor another shape; it stays the same object, so ties and whoever holds it stay true."""
+    old = tensor.detach()
+
+    def undo() -> None:
+        tensor.data = old
+
+    tensor.data = value.detach()
     return undo
 
 
