@@ -51,7 +51,7 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
     """
     if isinstance(companion, torch.optim.Optimizer):
         check_optimizer(companion, tensors, data, names_of(model))
-        return lambda: restore_optimizer(companion, tensors, data, names_of(model))
+        return lambda: restore_optimizer(companion, tensors, data, names_of(model), keep=True)
     if isinstance(companion, SCHEDULERS):
         check_scheduler(companion, data)
         return lambda: restore_scheduler(companion, data)

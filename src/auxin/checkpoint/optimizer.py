@@ -78,7 +78,11 @@ def check_optimizer(
 
 
 def restore_optimizer(
-    optimizer: Any, tensors: Mapping[str, Tensor], data: Mapping[str, Any], names: Mapping[int, str]
+    optimizer: Any,
+    tensors: Mapping[str, Tensor],
+    data: Mapping[str, Any],
+    names: Mapping[int, str],
+    keep: bool = False,
 ) -> None:
     """Put a saved state into an optimizer; groups, parameters and tensor hyperparameters stay the same objects.
 
@@ -90,6 +94,7 @@ def restore_optimizer(
         tensors: what ``optimizer_state`` returned; copied.
         data: what ``optimizer_state`` returned.
         names: ``id(parameter)`` -> name, now.
+        keep: the tensors are nobody else's (just read from a file), so those that fit as they are need no copy.
 
     Raises:
         GrowthError: the state does not fit; nothing was changed.
@@ -98,9 +103,10 @@ def restore_optimizer(
     owner = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     params = _parameters(optimizer, names)
     state: dict[Any, Any] = {}
+    free = {id(t) for t in tensors.values()} if keep else set()
     for name, value in data["state"].items():
         param = params[name]
-        state[param] = _given(value, _placer(param, owner.get(id(param), {})), tensors)
+        state[param] = _given(value, _placer(param, owner.get(id(param), {}), free), tensors)
     for key, value in data["other"]:
         state[key] = _given(value, lambda _key, tensor: tensor.clone(), tensors)
     # From here on nothing is expected to raise.
@@ -242,7 +248,7 @@ def _given(value: Any, place: Callable[[Any, Tensor], Tensor], tensors: Mapping[
     return _snapshot(value)
 
 
-def _placer(param: Tensor, group: Mapping[str, Any]) -> Callable[[Any, Tensor], Tensor]:
+def _placer(param: Tensor, group: Mapping[str, Any], free: set[int]) -> Callable[[Any, Tensor], Tensor]:
     """The rule of torch for the device of a state; its dtype stays what was saved."""
     on_device = bool(group.get("capturable") or group.get("fused"))
 
@@ -250,6 +256,9 @@ def _placer(param: Tensor, group: Mapping[str, Any]) -> Callable[[Any, Tensor], 
         if key == "step":
             return tensor.to(param.device, torch.float32, copy=True) if on_device else tensor.clone()
         if tensor.shape == param.shape:
+            if id(tensor) in free and tensor.device == param.device and tensor.stride() == param.stride():
+                free.discard(id(tensor))  # two entries never share memory
+                return tensor
             # In the parameter's own memory order: fused kernels walk both side by side.
             own = torch.empty_like(param, dtype=tensor.dtype, requires_grad=False)
             return own.copy_(tensor)
