@@ -19,6 +19,7 @@ from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewi
 from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, transaction
 from auxin.errors import GrowthError
+from auxin.follow.structure import forget_shape
 from auxin.proof import prove, seen
 from auxin.randomness import random_state
 from auxin.record import Record
@@ -103,6 +104,9 @@ class surgery:
         _settle_modes(change, self._tree)
         with transaction(self.model, change, self.companions, self.group, applied=True) as change:
             verify(self.model, *self.companions)
+            for swap in change.swaps:
+                if swap.resized and swap.value is not None:
+                    forget_shape(swap.value)
             if self._seen is not None:
                 change = prove(self.model, change, self._look, self._seen)
             seconds = time.perf_counter() - self._started
@@ -125,6 +129,13 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
             rewires.append(rewire)
         swaps += _tensors(path, module, tree)
         _keep_hooks(path, module, tree, model)
+        was = tree.classes[path]
+        if type(module) is not was:
+            raise GrowthError(
+                f"surgery: {path or 'the model'} was a {was.__name__} and is a {type(module).__name__} now (a "
+                "parametrization?), which neither an average nor a journal could repeat. Do it where the network is "
+                "built."
+            )
         assigns += _attributes(path, module, tree)
     assigns += _settings(tree)
     _refuse_strays(model, tree)

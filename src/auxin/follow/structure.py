@@ -186,7 +186,21 @@ def _resize(tensor: Tensor, value: Tensor) -> Undo:
         tensor.data = old
 
     tensor.data = value.detach()
+    forget_shape(tensor)
     return undo
+
+
+def forget_shape(tensor: Tensor) -> None:
+    """Make autograd forget the shape that a leaf had: a graph that is still alive holds a node that remembers it.
+
+    With that node the next gradient would have the old shape (an error, or a silent sum over the new rows). Another
+    dtype for a moment resets it.
+    """
+    if tensor.is_leaf and tensor.requires_grad and tensor.layout == torch.strided:
+        value = tensor.detach()
+        other = torch.float16 if value.dtype != torch.float16 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=value.device)
+        tensor.data = value
 
 
 def _reorder(held: dict[str, Any], names: list[str]) -> None:
