@@ -110,6 +110,10 @@ def buffers(model):
     model.running(batch()[0])
 
 
+def parametrizes(model):
+    nn.utils.parametrizations.weight_norm(model.head)
+
+
 def random_numbers(model):
     torch.randn(10), random.random(), np.random.rand(3)
     nn.init.normal_(model.stem.weight)
@@ -129,6 +133,7 @@ CODE = [
     settings,
     gradients,
     buffers,
+    parametrizes,
     random_numbers,
 ]
 
@@ -145,7 +150,7 @@ def test_an_error_of_the_users_own_passes_on_and_leaves_everything_as_it_was(cod
     assert train(everything[0], everything[1], 1)[0] > 0
 
 
-@pytest.mark.parametrize("code", CODE, ids=lambda code: code.__name__)
+@pytest.mark.parametrize("code", [c for c in CODE if c is not parametrizes], ids=lambda code: code.__name__)
 def test_a_refusal_on_leaving_leaves_everything_as_it_was(code):
     """The scheduler's optimizer is not given, so nothing can be followed."""
     model, optimizer, scheduler, ema, scaler = everything = ready()
@@ -154,6 +159,39 @@ def test_a_refusal_on_leaving_leaves_everything_as_it_was(code):
         with ax.surgery(model, torch.optim.SGD(model.parameters(), lr=0.1), scheduler, ema, scaler):
             code(model)
     assert_same(before, picture(*everything))
+
+
+def test_a_parametrization_is_refused_because_no_copy_could_follow_it():
+    everything = ready()
+    before = picture(*everything)
+    with pytest.raises(ax.GrowthError, match="head was a Linear and is a ParametrizedLinear now"):
+        with ax.surgery(*everything):
+            parametrizes(everything[0])
+    assert_same(before, picture(*everything))
+
+
+def test_a_bias_that_is_taken_away_is_taken_from_the_average_too():
+    model, optimizer, *rest, ema, scaler = everything = ready()
+    with ax.surgery(*everything):
+        model.head.bias = None
+    assert model.head.bias is None and ema.module.head.bias is None
+    assert torch.isfinite(ema.module(batch()[0])).all()
+    train(model, optimizer, 1)
+    ema.update_parameters(model)
+
+
+def test_a_resize_while_the_last_loss_is_still_alive():
+    """A loop's variable holds the graph of the last step, and with it what remembers the old shape."""
+    model, optimizer, *rest = everything = ready()
+    loss = nn.functional.mse_loss(model(batch()[0]), batch()[1])
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with ax.surgery(*everything):
+        resizes(model)
+    model(batch()[0]).square().mean().backward()
+    optimizer.step()
+    assert loss.grad_fn is not None and model.head.weight.grad.shape == (4, 8)
 
 
 def test_gradients_that_were_zero_are_zero_again():
