@@ -33,7 +33,8 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         base = Cell(self.family, self.edit)
-        told = [value for value, usual in zip(self[2:], base[2:], strict=True) if value != usual]
+        fields = zip(self._fields[2:], self[2:], base[2:], strict=True)
+        told = [value if value != "none" else f"no {field}" for field, value, usual in fields if value != usual]
         return "-".join([self.family, self.edit, *told])
 
 

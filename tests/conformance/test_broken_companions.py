@@ -231,12 +231,12 @@ def test_state_not_taken_back(unguarded) -> None:
 
 
 def test_checkpoint_without_moments(unguarded) -> None:
-    unguarded.setattr("auxin.checkpoint.companions.restore_optimizer", lambda *_: None)
+    unguarded.setattr("auxin.checkpoint.companions.restore_optimizer", lambda *_, **__: None)
     caught("checkpoint")
 
 
 def test_checkpoint_without_the_average(unguarded) -> None:
-    unguarded.setattr("auxin.checkpoint.companions._write_average", lambda *_: None)
+    unguarded.setattr("auxin.checkpoint.companions._write_average", lambda *_, **__: None)
     caught("checkpoint")
 
 

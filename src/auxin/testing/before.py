@@ -84,7 +84,7 @@ class Before:
     """A record of a whole run, identities and bits.
 
     Attributes:
-        parameters: by name.
+        parameters, names: by name, and names by id.
         tensors: by name (object, bits, requires_grad), parameters and buffers.
         modules: by path (object, train flag, hooks).
         groups, state: per optimizer.
@@ -97,7 +97,7 @@ class Before:
     def __init__(self, run: Run):
         model = run.model
         names = {id(p): name for name, p in model.named_parameters()}
-        self.parameters = dict(model.named_parameters())
+        self.names, self.parameters = names, dict(model.named_parameters())
         self.tensors = recorded(model)
         self.modules = {path: (m, m.training, exact(hooks_of(m))) for path, m in model.named_modules()}
         self.groups = [[Group.of(g, names) for g in o.param_groups] for o in run.optimizers]

@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from auxin.anatomy.probe import Look, tensors_in
-from auxin.anatomy.tree import join
+from auxin.anatomy.tree import join, module_at
 from auxin.change import Change, Edit
 from auxin.proof import EPSILONS
 from auxin.randomness import random_state
@@ -21,6 +21,7 @@ from auxin.testing.exact import digest, exact
 from auxin.testing.run import Options, Recipe, Run
 
 GRADIENT_STEPS = 3
+Homes = dict[int, list[tuple[int, int]]]  # by id of a parameter: optimizer and group
 
 
 @dataclasses.dataclass
@@ -106,7 +107,7 @@ def inherited(grown: Grown) -> None:
 def optimizers(grown: Grown) -> None:
     """Each trainable parameter in one group of one optimizer, once; old groups and their order as they were."""
     names = {id(p): name for name, p in grown.run.model.named_parameters()}
-    homes: dict[int, list[tuple[int, int]]] = {}
+    homes: Homes = {}
     for index, optimizer in enumerate(grown.run.optimizers):
         old = grown.before.groups[index]
         if len(optimizer.param_groups) != len(old):
@@ -125,10 +126,29 @@ def optimizers(grown: Grown) -> None:
     foreign = set(homes) - set(names) - grown.before.foreign
     if foreign:
         fail("optimizer", f"{len(foreign)} tensors are held that the network does not have")
-    for name, source in sources_of(grown.change).items():
-        here, there = homes.get(id(grown.born.get(name))), homes.get(id(grown.before.parameters.get(source)))
-        if here is not None and there is not None and here != there:
-            fail("optimizer", f"{name} is in another group than {source}, whose copy it is")
+    for path, new in grown.change.added if grown.group is None else ():
+        _beside_its_sibling(grown, path, new.module, homes)
+
+
+def _beside_its_sibling(grown: Grown, path: str, module: nn.Module, homes: Homes) -> None:
+    """Each new tensor in the group of the nearest old tensor of its role in the same container."""
+    at, _, key = path.rpartition(".")
+    children = dict(module_at(grown.run.model, at).named_children())
+    place = list(children).index(key)
+    for name, p in module.named_parameters():
+        near: dict[int, set[tuple[int, int]]] = {}
+        for distance, child in ((abs(i - place), c) for i, c in enumerate(children.values())):
+            sibling = dict(child.named_parameters()).get(name)
+            if sibling is None or id(sibling) not in grown.before.names or id(sibling) not in homes:
+                continue
+            if _owner(child, name) is _owner(module, name) and sibling.dim() == p.dim():
+                near.setdefault(distance, set()).update(homes[id(sibling)])
+        if near and p.requires_grad and not near[min(near)] & set(homes.get(id(p), ())):
+            fail("optimizer", f"{join(path, name)} is not in the group of the nearest {name} beside it")
+
+
+def _owner(module: nn.Module, name: str) -> type:
+    return type(module_at(module, name.rpartition(".")[0]))
 
 
 def state(grown: Grown) -> None:
