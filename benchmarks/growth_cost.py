@@ -12,6 +12,8 @@ import torch
 from gpt import GPT, Block, train
 
 import auxin as ax
+from auxin.anatomy.probe import Look
+from auxin.engine import TakeBack, transaction
 
 
 def seconds(work) -> tuple[float, object]:
@@ -44,6 +46,16 @@ def rebuilt(model: GPT, optimizer: torch.optim.Optimizer, build) -> float:
     return time.perf_counter() - start
 
 
+def splice(model: GPT, optimizer: torch.optim.Optimizer, edit: ax.Edit, ids: torch.Tensor) -> float:
+    """Seconds of the transaction alone: everyone checks, the network changes, everyone changes; then taken back."""
+    change = edit.plan(model, Look(model, ids))
+    start = time.perf_counter()
+    with transaction(model, change, [optimizer]):
+        taken = time.perf_counter() - start
+        raise TakeBack
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
@@ -66,6 +78,7 @@ def main() -> None:
     for _ in range(args.rounds):
         init, _ = seconds(lambda: Block(dim, heads))
         twin, _ = seconds(lambda: copy.deepcopy(model.blocks[0]))
+        spliced = splice(model, optimizer, edit, ids)
         grower.probe = None
         bare, change = seconds(lambda: grower.grow(edit))
         grower.undo()
@@ -75,6 +88,7 @@ def main() -> None:
         forward, _ = seconds(lambda: model(ids))
         other = rebuilt(model, optimizer, lambda depth: GPT(depth))
         values = {
+            "splice and companions / block init": spliced / init,
             "growth, no probe / block init": bare / init,
             "growth, no probe, less the copy / block init": (bare - twin) / init,
             "growth, probed / block init": probed / init,
