@@ -14,13 +14,15 @@ FORWARD = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
 
 
 class StepWatch:
-    """Remembers which gradients the last optimizer step has used, by identity and version.
+    """Remembers which gradients the last optimizer step has used, by weak reference and version.
+
+    Not by ``id``: the gradient of the next backward often stands where the one before has stood.
 
     A loop that calls ``zero_grad`` at its start never has empty gradients; those that a step has used are as good.
     """
 
     def __init__(self, optimizers: Iterable[Any]):
-        self._used: dict[int, tuple[int, int]] = {}
+        self._used: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self.steps = 0
         self.on_step: Callable[[], None] | None = None
         watch = weakref.ref(self)
@@ -43,11 +45,12 @@ class StepWatch:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._used[id(p)] = (id(p.grad), p.grad._version)
+                    self._used[id(p)] = (weakref.ref(p.grad), p.grad._version)
 
     def used(self, p: torch.Tensor) -> bool:
         """Whether the gradient that ``p`` has now went into a step already."""
-        return p.grad is not None and self._used.get(id(p)) == (id(p.grad), p.grad._version)
+        used = self._used.get(id(p))
+        return used is not None and p.grad is not None and used[0]() is p.grad and used[1] == p.grad._version
 
     def state(self, model: nn.Module) -> tuple[int, set[int]]:
         """Count of steps, and ids of the parameters whose gradient is used up: to return to."""
@@ -57,7 +60,7 @@ class StepWatch:
         """Return to what ``state`` gave, once the gradients are what they were (a copy raises their version)."""
         self.steps, used = state
         found = ((id(p), p.grad) for p in model.parameters() if id(p) in used)
-        self._used = {key: (id(grad), grad._version) for key, grad in found if grad is not None}
+        self._used = {key: (weakref.ref(grad), grad._version) for key, grad in found if grad is not None}
 
     def close(self) -> None:
         """Stop watching."""
