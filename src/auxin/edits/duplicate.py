@@ -58,10 +58,10 @@ class Duplicate:
         where = f"Duplicate(at={self.at!r}, by={self.by!r}, order={self.order!r})"
         if not isinstance(self.order, str):
             return _checked(list(self.order), length, self.by, where)
-        if type(by) is not int or by < 1:
-            raise GrowthError(f"{where}: by is the number of new blocks, a whole number from 1.")
         if length == 0:
             raise GrowthError(f"{where}: {self.at!r} is empty, there is nothing to copy.")
+        if type(by) is not int or by < 1:
+            raise GrowthError(f"{where}: by is the number of new blocks, a whole number from 1.")
         if self.order == "interleave":
             copies = [(j + 1) * by // length - j * by // length for j in range(length)]
             return [j for j in range(length) for _ in range(1 + copies[j])]
