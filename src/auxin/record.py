@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import collections
+import types
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -100,6 +103,23 @@ class Record:
                     grad.detach().copy_(grad_value)
             for kind, hooks in self._hooks[i]:
                 _hook_again(tensor, kind, hooks)
+
+
+def contents_of(roots: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
+    """Every dict, list and set below ``roots`` with its content, for ``refill``; tensors by reference."""
+    found, seen, stack = [], {}, list(roots)
+    while stack:
+        value = stack.pop()
+        if isinstance(value, (Tensor, type, *CODE)) or id(value) in seen:
+            continue
+        seen[id(value)] = value
+        own = value if isinstance(value, (dict, list, set, collections.deque)) else getattr(value, "__dict__", None)
+        if isinstance(value, tuple):
+            stack += value
+        elif isinstance(own, (dict, list, set, collections.deque)):
+            found.append((own, _shallow(own)))
+            stack += own.values() if isinstance(own, dict) else own
+    return found
 
 
 def _hooks(tensor: Tensor, kind: str) -> list[Any] | None:

@@ -22,7 +22,7 @@ from auxin.errors import GrowthError
 from auxin.follow.structure import forget_shape
 from auxin.proof import prove, seen
 from auxin.randomness import random_state
-from auxin.record import Record
+from auxin.record import Record, contents_of, refill
 from auxin.verify import verify
 
 OWN = {"_parameters", "_buffers", "_modules", "training"}
@@ -78,6 +78,7 @@ class surgery:
         self._seen = seen(self._look) if self._look.has_probe else None
         self._before = Before.of(self.model)
         self._tree = Record(self.model, values=True)
+        self._around = contents_of(self.companions)
         self._random = random_state(self._seed)
         self._random.__enter__()
         self._started = time.perf_counter()
@@ -88,16 +89,22 @@ class surgery:
     ) -> None:
         try:
             if error is not None:
-                self._tree.restore()
+                self._restore()
                 return
             try:
                 self._follow()
             except BaseException:
-                self._tree.restore()
+                self._restore()
                 raise
         finally:
             self._random.__exit__(None, None, None)
-            del self._tree
+            del self._tree, self._around
+
+    def _restore(self) -> None:
+        """The network with its values, and what else the code has added to or taken from the companions itself."""
+        self._tree.restore()
+        for container, content in self._around:
+            refill(container, content)
 
     def _follow(self) -> None:
         change = found(self.model, self._tree, self._before, self._seed)
