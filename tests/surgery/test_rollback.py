@@ -1,5 +1,6 @@
 """Whatever goes wrong inside a surgery, everything is bit for bit as before, and the user's own error passes on."""
 
+import copy
 import random
 
 import numpy as np
@@ -192,6 +193,57 @@ def test_a_resize_while_the_last_loss_is_still_alive():
     model(batch()[0]).square().mean().backward()
     optimizer.step()
     assert loss.grad_fn is not None and model.head.weight.grad.shape == (4, 8)
+
+
+def tells_the_optimizer(model, optimizer, scheduler, ema, scaler):
+    optimizer.add_param_group({"params": list(model.blocks[-1].parameters())})
+
+
+def extends_the_group(model, optimizer, scheduler, ema, scaler):
+    optimizer.param_groups[0]["params"].extend(model.blocks[-1].parameters())
+
+
+def extends_the_average(model, optimizer, scheduler, ema, scaler):
+    ema.module.blocks.append(copy.deepcopy(model.blocks[-1]))
+
+
+def forgets_the_state(model, optimizer, scheduler, ema, scaler):
+    optimizer.state.clear()
+    scheduler.base_lrs[0] = 7.0
+
+
+@pytest.mark.parametrize(
+    "code", [tells_the_optimizer, extends_the_group, extends_the_average, forgets_the_state], ids=lambda f: f.__name__
+)
+def test_what_the_code_did_to_the_companions_itself_is_taken_back_too(code):
+    everything = ready()
+    before = picture(*everything)
+    with pytest.raises(Mine), ax.surgery(*everything):
+        adds(everything[0])
+        code(*everything)
+        raise Mine
+    assert_same(before, picture(*everything))
+
+
+def test_a_group_that_the_code_extended_itself_is_left_as_it_is():
+    everything = model, optimizer, *_ = ready()
+    with ax.surgery(*everything):
+        adds(model)
+        extends_the_group(*everything)
+    ax.verify(*everything)
+    held = [id(p) for p in optimizer.param_groups[0]["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize("code", [tells_the_optimizer, extends_the_average], ids=lambda f: f.__name__)
+def test_a_companion_that_the_code_changed_so_that_it_does_not_fit_is_refused(code):
+    everything = ready()
+    before = picture(*everything)
+    with pytest.raises(ax.GrowthError, match=r"base_lrs has 1 entries for 2 groups|averages another network"):
+        with ax.surgery(*everything):
+            adds(everything[0])
+            code(*everything)
+    assert_same(before, picture(*everything))
 
 
 def test_gradients_that_were_zero_are_zero_again():
