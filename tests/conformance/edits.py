@@ -58,7 +58,7 @@ def by_hand_head(model: nn.Module) -> None:
 def by_hand_resize(model: nn.Module) -> None:
     """More rows for an embedding, the old ones first."""
     old = model.places
-    model.places = nn.Embedding(9, f.WIDTH)
+    model.places = nn.Embedding(9, f.WIDTH, sparse=old.sparse)
     with torch.no_grad():
         model.places.weight[:6] = old.weight
 
