@@ -27,7 +27,7 @@ DEPENDENCIES = {"auxin", "torch", "safetensors"}
 SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/")
 
 PUBLIC = """
-Change Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation
+Change Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace
 choose follow grow init load replay save surgery testing verify when
 """.split()
 

@@ -8,6 +8,8 @@ from auxin.change import Change, Edit
 from auxin.checkpoint import load, save
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
+from auxin.edits.remove import Remove
+from auxin.edits.replace import Replace
 from auxin.engine import grow
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
@@ -34,6 +36,8 @@ __all__ = [
     "Journal",
     "Limit",
     "Probation",
+    "Remove",
+    "Replace",
     "choose",
     "follow",
     "grow",

@@ -238,7 +238,8 @@ class Change:
             origin = f"copy of {new.source}" if new.source else type(new.module).__name__
             yield f"{path} <- {origin}"
         if not self.added:
-            yield type(self.edit).__name__ if self.edit is not None else "surgery"
+            at = getattr(self.edit, "at", "")
+            yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
         count = self.added_parameters
         share = f" ({100 * count / self.parameters_before:+.0f} %)" if self.parameters_before else ""
         yield f"{count:+,} parameters{share}"

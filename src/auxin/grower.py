@@ -48,7 +48,8 @@ class Grower:
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
         probation: judge each growth some calls later, and roll the run back if it is behind (implies ``keep``). An edit
             that was rolled back is not chosen again; ``undone`` lists them.
-        on_growth: called with each change, for whatever cached a list of parameters.
+        on_growth: called with each change, for whatever cached a list of parameters; if it raises, the growth is taken
+            back and the exception passes on.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
 
     Raises:
@@ -210,8 +211,12 @@ class Grower:
         change, held = begin(self.model, edit, self.companions, terms)
         self._past.hold(held, mark)
         change = dataclasses.replace(change, notes=(*change.notes, *note))
+        try:
+            self.record(change)
+        except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
+            self._set_counts(self._past.take_back())
+            raise
         self._on_trial = (edit, self.calls)
-        self.record(change)
         return change
 
     def undo(self) -> None:

@@ -40,7 +40,7 @@ class Record:
         self._tensors = tensors
         self._grads = [t.grad if t.is_leaf else None for t in tensors]
         self._storages = [t.detach() for t in tensors]
-        self._hooks = [[(kind, _hooks(t, kind)) for kind in HOOKS] for t in tensors]
+        self._hooks = [[(kind, hooks_of(t, kind)) for kind in HOOKS] for t in tensors]
         self._values = [t.detach().clone() for t in tensors] if values else None
         self._grad_values = [None if g is None or not values else g.detach().clone() for g in self._grads]
 
@@ -102,7 +102,7 @@ class Record:
                 if grad is not None and grad_value is not None and not _same(grad, grad_value):
                     grad.detach().copy_(grad_value)
             for kind, hooks in self._hooks[i]:
-                _hook_again(tensor, kind, hooks)
+                hook_again(tensor, kind, hooks)
 
 
 def contents_of(roots: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
@@ -122,12 +122,14 @@ def contents_of(roots: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
     return found
 
 
-def _hooks(tensor: Tensor, kind: str) -> list[Any] | None:
+def hooks_of(tensor: Tensor, kind: str) -> list[Any] | None:
+    """The hooks of one kind on a tensor, for ``hook_again``."""
     held = getattr(tensor, kind, None)
     return None if held is None else _shallow(held)
 
 
-def _hook_again(tensor: Tensor, kind: str, hooks: list[Any] | None) -> None:
+def hook_again(tensor: Tensor, kind: str, hooks: list[Any] | None) -> None:
+    """Give a tensor its recorded hooks back."""
     held = getattr(tensor, kind, None)
     if held is not None:
         refill(held, hooks or [])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import CONTAINERS, PLAIN
+from auxin.anatomy.blocks import CONTAINERS, PLAIN, hooks_on
 from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import join, moves_between, unwrap
 from auxin.boundary import StepWatch
@@ -146,6 +146,7 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
         assigns += _attributes(path, module, tree)
     assigns += _settings(tree)
     _refuse_strays(model, tree)
+    _refuse_lost_hooks(model, tree)
     after = dict(model.named_parameters())
     unfrozen = {id(p) for p in after.values() if p.requires_grad and not tree.requires_grad.get(id(p), True)}
     moves = moves_between(before.parameters, after, before.shapes, touched=unfrozen)
@@ -215,6 +216,18 @@ def _keep_hooks(path: str, module: nn.Module, tree: Record, model: nn.Module) ->
             raise GrowthError(
                 f"surgery: {where} is a new Parameter, and the hook registered on the old one would never fire again. "
                 f"Keep the object: model.{where}.data = tensor. Or remove the hook, and register it on the new one."
+            )
+
+
+def _refuse_lost_hooks(model: nn.Module, tree: Record) -> None:
+    """Refuse a module that took the place of one with hooks, unless it has some too: they would never fire again."""
+    now = dict(model.named_modules())
+    reachable = {id(m) for m in now.values()}
+    for path, module in tree.modules.items():
+        if path in now and id(module) not in reachable and hooks_on(module) and not hooks_on(now[path]):
+            raise GrowthError(
+                f"surgery: {path} was replaced, and the hooks registered on the old module would never fire again. "
+                "Register them on the new one inside the block, or remove them first (handle.remove())."
             )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.randomness import random_data, restore_random
-from auxin.record import refill, storage_of
+from auxin.record import HOOKS, hook_again, hooks_of, refill, storage_of
 
 Store = Literal["memory", "pinned", "disk"]
 LEAVES = (
@@ -136,9 +136,6 @@ class Snapshot:
             return
         self._seen[id(tensor)] = tensor
         self._tensors.append(_Held(tensor))
-        for hooks in (tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)):
-            if hooks:
-                self._containers.append((hooks, list(hooks.items())))
         if tensor.is_leaf and tensor.grad is not None:
             self._tensor(tensor.grad)
 
@@ -234,6 +231,7 @@ class _Held:
         self.tensor, self.storage = tensor, tensor.detach()
         self.grad = tensor.grad if tensor.is_leaf else None
         self.requires_grad = tensor.requires_grad
+        self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
         self.value = tensor
 
     def fill(self, buffer: Tensor) -> None:
@@ -246,6 +244,8 @@ class _Held:
             self.tensor.data = self.storage
         if self.value.layout == torch.strided:
             self.tensor.detach().copy_(self.value)
+        for kind, hooks in self.hooks:
+            hook_again(self.tensor, kind, hooks)
         if self.tensor.is_leaf:
             if self.tensor.requires_grad != self.requires_grad:
                 self.tensor.requires_grad_(self.requires_grad)

@@ -65,6 +65,10 @@ class Container:
         """New children under natural indices."""
         return Rewire(self.path, tuple((str(i), item) for i, item in enumerate(items)))
 
+    def named(self, items: list[str | New]) -> Rewire:
+        """The same children, each under its own name."""
+        return Rewire(self.path, tuple((item, item) for item in items if isinstance(item, str)))
+
     def aliases(self, model: nn.Module, rewire: Rewire) -> tuple[Alias, ...]:
         """Plain lists and tuples in the model that hold these very children in this order."""
         children = [id(self.module._modules[name]) for name in self.names]
@@ -130,6 +134,15 @@ def _held_by(module: nn.Module) -> Iterator[Any]:
     for name in own.keys() - BARE:
         if not isinstance(own[name], PLAIN):
             yield own[name]
+
+
+def hooks_on(module: nn.Module) -> str:
+    """Name of the first module at or below that has forward or backward hooks of a user's, or ""."""
+    for path, inner in module.named_modules():
+        for name in HOOKS:
+            if "state_dict" not in name and inner.__dict__.get(name):
+                return path or type(inner).__name__
+    return ""
 
 
 def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
-import torch
 from torch import nn
 
 from auxin.anatomy.blocks import Container, adopt
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.writers import first_tensor, with_input
 from auxin.change import Change, New, Rewire
-from auxin.edits.start import Start, finish, inside, start, takes
+from auxin.edits.build import begin, build
+from auxin.edits.start import finish, inside
 from auxin.errors import GrowthError
-from auxin.randomness import random_state
-from auxin.refs import name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +31,7 @@ class Insert:
         outputs: the shape of the network's own output may change.
 
     Example:
+        >>> import functools
         >>> Insert("net", functools.partial(nn.Linear, 64, 64), index=-1, init="identity").at
         'net'
     """
@@ -50,13 +48,14 @@ class Insert:
         """Build the layer and say where it goes. Writes to nothing."""
         container = Container.at(model, self.at, "Insert")
         position, key = self._place(container)
-        built = self._build(model, look)
-        neighbours = _neighbours(container, position)
-        adopt(built, neighbours, model)
+        where = f"Insert(at={self.at!r}"
+        built = build(self.layer, model, look, where)
+        adopt(built, _neighbours(container, position), model)
         path = f"{self.at}.{key}" if self.at else key
-        begun = self._start(model, built, container, position, look)
-        if not look.structural and built.training != (neighbours[0].training if neighbours else model.training):
-            built.train(neighbours[0].training if neighbours else model.training)
+        where = f"{where}, index={position})" if self.key is None else f"{where}, key={key!r})"
+        watched = look.has_probe and not look.structural
+        call = _arriving_at(container, position, look, where) if watched else None
+        begun = begin(built, self.init, call, look, where)
         items: list[str | New] = list(container.names)
         items.insert(position, New(built))
         keyed = self.key is not None or not container.numbered
@@ -100,47 +99,6 @@ class Insert:
         index = index + size if index < 0 else index
         return index, str(index)
 
-    def _build(self, model: nn.Module, look: Look) -> nn.Module:
-        target = self.layer.func if isinstance(self.layer, functools.partial) else self.layer
-        name_of(target)
-        where = f"Insert(at={self.at!r}, layer={getattr(target, '__name__', target)})"
-        first = next(model.parameters(), None)
-        device = "meta" if look.structural and first is not None and first.device.type == "meta" else "cpu"
-        try:
-            with random_state(look.seed), torch.device(device):
-                built = self.layer()
-        except Exception as error:  # whatever a user's constructor raises
-            raise GrowthError(
-                f"{where}: building it failed: {error}. Write its arguments into a partial: "
-                f"layer=functools.partial({getattr(target, '__name__', 'Layer')}, ...)."
-            ) from error
-        if not isinstance(built, nn.Module):
-            raise GrowthError(f"{where}: it returned a {type(built).__name__}, not an nn.Module.")
-        known = {id(m) for m in model.modules()}
-        held = {id(p) for p in model.parameters()}
-        if any(id(m) in known for m in built.modules()) or any(id(p) in held for p in built.parameters()):
-            raise GrowthError(
-                f"{where}: it returned a module that the model already holds; a factory must build a new one."
-            )
-        return built
-
-    def _start(self, model: nn.Module, built: nn.Module, container: Container, position: int, look: Look) -> Start:
-        if look.structural:
-            return Start("from a checkpoint")
-        where = f"Insert(at={self.at!r}, index={position})"
-        if not look.has_probe:
-            if self.init == "preserve":
-                raise GrowthError(
-                    f"{where}: init='preserve' needs one batch to find which weights must be zero: pass probe=batch. "
-                    "Without one init='default', 'kaiming', 'xavier', 'identity' or 'zero' would run."
-                )
-            with random_state(look.seed + 1):
-                return start(built, self.init, None, where)
-        call = _arriving_at(container, position, look, where)
-        takes(_as_eval(built), call, where)
-        with random_state(look.seed + 1):
-            return start(built, self.init, call, where)
-
 
 def _check_key(key: str, container: Container, where: str) -> None:
     if key in container.names:
@@ -157,10 +115,6 @@ def _neighbours(container: Container, position: int) -> list[nn.Module]:
     return [container.child(i) for i in order]
 
 
-def _as_eval(module: nn.Module) -> nn.Module:
-    return module.eval()
-
-
 def _arriving_at(container: Container, position: int, look: Look, where: str) -> Call:
     """What the new child will be given: what its successor is given, or at the end what the last one returns."""
     size = len(container.names)
@@ -168,8 +122,7 @@ def _arriving_at(container: Container, position: int, look: Look, where: str) ->
         if not isinstance(container.module, nn.Sequential):
             raise GrowthError(
                 f"{where}: the container is empty, so nothing shows how its children are called. Build the model "
-                "with one "
-                "block, or add the first one inside `with auxin.surgery(model, optimizer):`."
+                "with one block, or add the first one inside `with auxin.surgery(model, optimizer):`."
             )
         watched = {"self": container.module}
     else:

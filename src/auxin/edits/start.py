@@ -161,19 +161,24 @@ def finish(
     sources: dict[int, nn.Parameter] | None = None,
     **fields: Any,
 ) -> Change:
-    """The change that splices ``rewire``: aliases, moves and counts filled in."""
-    before = Before.of(model)
+    """The change that splices ``rewire`` into a container: plain lists that repeat it follow."""
+    aliases = container.aliases(model, rewire)
+    return spliced(model, edit, look, rewire, Before.of(model), sources=sources, aliases=aliases, **fields)
+
+
+def spliced(
+    model: nn.Module,
+    edit: Any,
+    look: Look,
+    rewire: Rewire,
+    before: Before,
+    sources: dict[int, nn.Parameter] | None = None,
+    **fields: Any,
+) -> Change:
+    """The change that gives a module new children: moves filled in."""
     after = parameters_after(model, [rewire])
-    return Change(
-        edit=edit,
-        seed=look.seed,
-        rewires=(rewire,),
-        aliases=container.aliases(model, rewire),
-        moves=moves_between(before.parameters, after, sources=sources),
-        before=before,
-        after=after,
-        **fields,
-    )
+    moves = moves_between(before.parameters, after, sources=sources)
+    return Change(edit=edit, seed=look.seed, rewires=(rewire,), moves=moves, before=before, after=after, **fields)
 
 
 def inside(path: str, names: tuple[str, ...]) -> tuple[str, ...]:

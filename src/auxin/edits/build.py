@@ -1,0 +1,74 @@
+"""Building the module that an edit names, and what will arrive at it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxin.anatomy.probe import Call, Look
+from auxin.edits.start import Start, start, takes
+from auxin.errors import GrowthError
+from auxin.randomness import random_state
+from auxin.refs import name_of
+
+
+def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
+    """Call ``layer`` under the look's seed, on the CPU (on the meta device in a replay there).
+
+    Raises:
+        GrowthError: it cannot be written down, fails, or returns something that is not a new module.
+    """
+    target = layer.func if isinstance(layer, functools.partial) else layer
+    name_of(target)
+    name = getattr(target, "__name__", "Layer")
+    where = f"{who}, layer={name})"
+    first = next(model.parameters(), None)
+    device = "meta" if look.structural and first is not None and first.device.type == "meta" else "cpu"
+    try:
+        with random_state(look.seed), torch.device(device):
+            built = layer()
+    except Exception as error:  # whatever a user's constructor raises
+        raise GrowthError(
+            f"{where}: building it failed: {error}. Write its arguments into a partial: "
+            f"layer=functools.partial({name}, ...)."
+        ) from error
+    if not isinstance(built, nn.Module):
+        raise GrowthError(f"{where}: it returned a {type(built).__name__}, not an nn.Module.")
+    known = {id(m) for m in model.modules()}
+    held = {id(p) for p in model.parameters()}
+    if any(id(m) in known for m in built.modules()) or any(id(p) in held for p in built.parameters()):
+        raise GrowthError(
+            f"{where}: it returned a module that the model already holds; a factory must build a new one."
+        )
+    return built
+
+
+def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str) -> Start:
+    """Write the first weights of a new module; its train flags are put back.
+
+    Args:
+        built: the module.
+        init: as in the edits.
+        call: what arrives at it; None without a probe.
+        look: for the seed.
+        where: for messages.
+    """
+    if look.structural:
+        return Start("from a checkpoint")
+    if call is None and init == "preserve":
+        raise GrowthError(
+            f"{where}: init='preserve' needs one batch to find which weights must be zero: pass probe=batch. Without "
+            "one init='default', 'kaiming', 'xavier', 'identity' or 'zero' would run."
+        )
+    modes = {module: module.training for module in built.modules()}
+    try:
+        if call is not None:
+            takes(built.eval(), call, where)
+        with random_state(look.seed + 1):
+            return start(built, init, call, where)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
