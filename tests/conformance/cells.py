@@ -113,7 +113,9 @@ def daily() -> list[Cell]:
     """What `make test` runs, without repetition."""
     extra = [
         Cell("gpt", "interleave", optimizer="SparseAdam+AdamW"),
+        Cell("gpt", "by-hand-resize", optimizer="SparseAdam+AdamW"),
         Cell("gpt", "by-hand-resize", optimizer="Adafactor-loop"),
+        Cell("mlp", "keep-stack", groups="layered"),
     ]
     return list(dict.fromkeys([*all_edits(), *varied(Cell("mlp", "interleave")), *extra, *paired()]))
 

@@ -131,19 +131,22 @@ def optimizers(grown: Grown) -> None:
 
 
 def _beside_its_sibling(grown: Grown, path: str, module: nn.Module, homes: Homes) -> None:
-    """Each new tensor in the group of the nearest old tensor of its role in the same container."""
+    """Each new tensor in the group of the one that it replaces, or of the nearest of its role in the same container."""
     at, _, key = path.rpartition(".")
     children = dict(module_at(grown.run.model, at).named_children())
     place = list(children).index(key)
     for name, p in module.named_parameters():
         near: dict[int, set[tuple[int, int]]] = {}
+        if join(path, name) in grown.changed:
+            groups = [(i, g, own.names) for i, o in enumerate(grown.before.groups) for g, own in enumerate(o)]
+            near[-1] = {(i, g) for i, g, names in groups if join(path, name) in names}
         for distance, child in ((abs(i - place), c) for i, c in enumerate(children.values())):
             sibling = dict(child.named_parameters()).get(name)
             if sibling is None or id(sibling) not in grown.before.names or id(sibling) not in homes:
                 continue
             if _owner(child, name) is _owner(module, name) and sibling.dim() == p.dim():
                 near.setdefault(distance, set()).update(homes[id(sibling)])
-        if near and p.requires_grad and not near[min(near)] & set(homes.get(id(p), ())):
+        if near and near[min(near)] and p.requires_grad and not near[min(near)] & set(homes.get(id(p), ())):
             fail("optimizer", f"{join(path, name)} is not in the group of the nearest {name} beside it")
 
 
