@@ -5,8 +5,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 from companions import ALL_OPTIMIZERS, AVERAGES, GROUPS, OPTIMIZERS, SCALERS, SCHEDULES, SPECIAL
-from edits import rows
 from families import FAMILIES
+from rows import rows
 
 
 class Cell(NamedTuple):

@@ -5,7 +5,7 @@ import copy
 import families
 import pytest
 import torch
-from edits import BLOCKS
+from rows import BLOCKS
 from torch.optim.swa_utils import AveragedModel
 from twins import COPY, LAYER, WITH_STATE, afterwards, caught, group_of, run_check
 

@@ -6,18 +6,27 @@ import dataclasses
 import families
 import pytest
 import torch
-from edits import BLOCKS
+from rows import BLOCKS
 from torch import nn
-from twins import LAYER, afterwards, caught, run_check
+from twins import afterwards, caught, run_check
 
 from auxin import Duplicate, GrowthError, Insert
 from auxin.testing.run import Run
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawing(Insert):
+    """Draws its weights from the global generator."""
+
+    def plan(self, model, look):
+        change = super().plan(model, look)
+        torch.rand(1)
+        return change
+
+
 def test_global_random_generator_used(unguarded) -> None:
     unguarded.setattr("auxin.engine.random_state", lambda *_: contextlib.nullcontext())
-    unguarded.setattr("auxin.edits.insert.random_state", lambda *_: contextlib.nullcontext())
-    caught("random", edit=LAYER)
+    caught("random", edit=Drawing("blocks", BLOCKS["mlp"]))
 
 
 class Fixed(families.Mlp):

@@ -4,7 +4,7 @@ import families
 import pytest
 from cells import FAMILIES, PAIRED, Cell, all_edits, daily, paired, pairs_of, product
 from companions import make_companions, make_optimizers
-from edits import REFUSED, rows
+from rows import REFUSED, rows
 
 from auxin import GrowthError, grow
 from auxin.testing import Report, check

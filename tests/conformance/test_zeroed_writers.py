@@ -6,7 +6,7 @@ import families
 import pytest
 import torch
 from companions import make_optimizers
-from edits import rows
+from rows import rows
 from torch import nn
 
 from auxin import grow

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import families
 import pytest
 from companions import make_companions, make_optimizers
-from edits import BLOCKS
+from rows import BLOCKS
 from torch import nn
 
 from auxin import Duplicate, Insert
