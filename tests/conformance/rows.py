@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from auxin import Duplicate, Insert
+from auxin.edits.remove import Remove
+from auxin.edits.replace import Replace
 
 BLOCKS = {
     "mlp": f.MlpBlock,
@@ -101,6 +103,8 @@ def rows(family: str) -> dict:
         found["stem-preserve"] = Insert("stem", STEMS[family])
     if family == "tcn":
         found["named"] = Insert("named", block, key="middle", before="last")
+    found["replace"] = Replace("blocks.1", block)
+    found["remove"] = Remove("blocks.0")
     found["by-hand-block"] = by_hand_block
     if family in ("mlp", "cnn", "encoder", "lstm"):
         found["by-hand-head"] = by_hand_head
