@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,23 +13,24 @@ from torch import Tensor, nn
 
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
+from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit, number
 from auxin.boundary import StepWatch
 from auxin.change import Change, Edit
 from auxin.choose import first
 from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transact
 from auxin.errors import GrowthError
-from auxin.follow import follower_of
-from auxin.journal import Journal, references, replayed
-from auxin.limit import Limit
+from auxin.evidence import Evidence
+from auxin.journal import Journal, fingerprint, references, replayed
+from auxin.limit import Limit, LimitReached
 from auxin.probation import Probation
+from auxin.progress import Progress, load_states, states_of
+from auxin.refs import Allowed
 from auxin.surgery import surgery
 from auxin.trial import Past, Store
 from auxin.verify import verify
 from auxin.when import Reading
 
-
-class _TooLarge(Exception):
-    """A proved growth would go beyond the limit."""
+PATIENCE = 20  # calls in a row that a decision may wait for a clean moment before a warning
 
 
 class Grower:
@@ -80,7 +82,7 @@ class Grower:
         when: Callable[[Reading], bool],
         choose: Callable[[Any, Grower], Edit | None] = first,
         probe: Probe = None,
-        evidence: Any = None,
+        evidence: Evidence | None = None,
         limit: Limit | None = None,
         group: int | None = None,
         keep: bool | Store = False,
@@ -89,36 +91,50 @@ class Grower:
         on_undo: Callable[[], None] | None = None,
     ):
         self.model = unwrap(model)
-        self.companions = companions
-        for companion in companions:
-            follower_of(companion)
-        if not callable(when):
-            raise GrowthError(
-                f"when is a {type(when).__name__}; pass a trigger such as auxin.when.plateau(patience=3)."
-            )
-        if limit is not None and limit.flops is not None and probe is None:
+        self.companions = checked_companions(companions)
+        self.when, self.choose = checked_trigger(when), checked_chooser(choose)
+        self.limit, self.probation = limit or Limit(), probation
+        if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
-        self._edits = edits
-        self.undone: list[dict[str, Any]] = []
-        self._memory: dict[str, tuple[str, ...]] = {}
-        self._refused: list[Edit] = []
-        self.when, self.choose, self.limit = when, choose, limit or Limit()
         self.probe, self.evidence, self.group = probe, evidence, group
         self.on_growth, self.on_undo = on_growth, on_undo
-        self.journal = Journal()
-        self.calls, self.since_growth, self.done = 0, 0, False
-        self._pending: tuple[Edit, int] | None = None
-        self._fired = False
-        self._metrics: dict[str, float] = {}
-        self._steps_before = 0
+        self.progress = Progress()
+        self._edits = edits
+        self._memory: dict[str, tuple[str, ...]] = {}
+        self._waited = 0
+        self.waiting_for: str | None = None
         self.edits()
         verify(self.model, *companions)
+        self._origin = fingerprint(self.model)
         self._watch = StepWatch(self.optimizers)
-        self.probation = probation
-        self._history: list[tuple[float, float]] = []
-        self._on_trial: tuple[Edit, int] | None = None
         self._past = Past([self.model, *companions], keep or probation is not None)
         self._watch.on_step = self._past.settle
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
+        state = f"{len(self.journal)} growths, {self.calls} calls{', done' if self.done else ''}"
+        return f"Grower({type(self.model).__name__} with {names}; {self.when!r}; {state})"
+
+    @property
+    def journal(self) -> Journal:
+        """What has grown."""
+        return Journal(self.progress.entries)
+
+    @property
+    def undone(self) -> list[dict[str, Any]]:
+        """Journal entries of growths that a probation rolled back, each with ``undone_at``."""
+        return self.progress.undone
+
+    @property
+    def calls(self) -> int:
+        """How often ``step`` was called."""
+        return self.progress.calls
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will grow any more: a limit is reached, or no edit is left."""
+        full = self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths
+        return self.progress.done or full or (bool(self.progress.refused) and not self.edits())
 
     @property
     def optimizers(self) -> list[Any]:
@@ -128,141 +144,146 @@ class Grower:
     @property
     def optimizer_steps(self) -> int:
         """Steps of the first optimizer since the run began, restored ones included."""
-        return self._steps_before + self._watch.steps
+        return self.progress.optimizer_steps + self._watch.steps
 
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from now."""
-        given = self._edits
-        if isinstance(given, Edit):
-            found = [given]
-        else:
-            found = list(given(self.model) if callable(given) else given)
-        for edit in found:
-            if not isinstance(edit, Edit):
-                raise GrowthError(f"edits holds a {type(edit).__name__}; pass edits such as Duplicate('blocks', by=1).")
-        return [edit for edit in found if edit not in self._refused]
+        return [edit for edit in checked_edits(self._edits, self.model) if edit not in self.progress.refused]
 
     def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | None:
-        """Say how training goes; grows at most once.
+        """Say how training goes; grows at most once. Call it right after ``optimizer.step()``, outside autocast.
 
         Args:
             metric: the number that triggers look at, e.g. a validation loss.
             metrics: further numbers, by name.
 
         Returns:
-            The change, or None. Where the moment is bad (gradients that no step has used, inside autocast) the
-            decision is kept for the next call.
+            The change, or None. Where the moment is bad (gradients that no step has used, inside autocast) the decision
+            is kept for the next call, and ``waiting_for`` says why. Inside a ``trial`` nothing is decided.
 
         Raises:
             GrowthError: the growth was refused; everything is as it was.
         """
-        pending = self._pending
+        if self._past.in_branch:
+            return None
         decision = self.decide(metric, **metrics)
-        decision = pending or decision
         if decision is None:
             return None
-        self._pending = decision
+        self.progress.pending = None
         try:
             change = self.grow(*decision)
-        except BadMoment:
+        except BadMoment as error:
+            self.progress.pending = decision
+            self._wait(str(error))
             return None
-        except _TooLarge:
-            self.done = True
-            change = None
-        except BaseException:
-            self._pending = None
-            raise
-        self._pending = None
+        except LimitReached:
+            self.progress.done = True
+            return None
+        self.waiting_for, self._waited = None, 0
         return change
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
-        """The decision as data, (edit, seed) or None, without carrying it out; counts as one call."""
-        number = None if metric is None else _number(metric)
-        named = {name: _number(value) for name, value in metrics.items()}
-        self.calls += 1
-        self.since_growth += 1
-        self._metrics = {**({} if number is None else {"metric": number}), **named}
-        if number is not None:
-            self._history = [*self._history[-999:], (self.calls, number)]
-        self._judge()
-        if self._full():
+        """The decision as data, (edit, seed) or None, without carrying it out; counts as one call of ``step``."""
+        value = None if metric is None else number(metric, "the metric")
+        named = {name: number(item, name) for name, item in metrics.items()}
+        state = self.progress
+        state.read(value, named)
+        if self.probation is not None:
+            state.remember(value if self.probation.metric is None else named.get(self.probation.metric))
+            if state.on_probation is not None:
+                self._judge(self.probation)
+                state = self.progress
+        if self.done:
             return None
-        reading = Reading(number, named, self.calls, self.optimizer_steps, len(self.journal), self.since_growth)
-        self._fired = self.when(reading) or self._fired
-        judged = self.probation is None or self._on_trial is None
-        if not self._fired or self._pending is not None or not judged:
-            return None
+        reading = Reading(value, named, state.calls, self.optimizer_steps, len(state.entries), state.since_growth)
+        state.fired = self.when(reading) or state.fired
+        if state.pending is not None or not state.fired or state.on_probation is not None:
+            return state.pending
         try:
             edit = self.choose(self.edits(), self)
-        except BadMoment:  # a chooser that tries: it is asked again at the next call
+        except BadMoment as error:  # a chooser that tries: it is asked again at the next call
+            self._wait(str(error))
             return None
-        self._fired = False
+        state.fired = False
         return None if edit is None else (edit, seed_of(self.model, edit))
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
         """Carry out one edit now.
 
         Raises:
-            GrowthError: refused, or a bad moment; everything is as it was.
+            GrowthError: refused, beyond the limit, or a bad moment; everything is as it was.
         """
-        terms = self._terms(seed, accept=self._accept)
-        mark = self._counts()
+        if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
+            raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
+        mark = self._mark()
         note = self._past.before_growth()
-        change, held = begin(self.model, edit, self.companions, terms)
-        self._past.hold(held, mark)
+        change, held = begin(self.model, edit, self.companions, self._terms(seed, accept=self._accept))
         change = dataclasses.replace(change, notes=(*change.notes, *note))
+        self._past.hold(held, mark)
         try:
-            self.record(change)
+            self._write_down(change)
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
-            self._set_counts(self._past.take_back())
+            self._return_to(self._past.take_back())
             raise
-        self._on_trial = (edit, self.calls)
+        if self.probation is not None:
+            self.progress.on_probation = (edit, self.calls, len(self.progress.entries) - 1)
         return change
 
     def undo(self) -> None:
         """Take the last growth back, exactly: the network, its companions and the journal as before it.
 
         Before the next optimizer step that is free. Afterwards only ``keep=True`` can: it puts back the whole run as it
-        was at the growth, the random generators too (the position in your data is yours: see ``on_undo``).
+        was at the growth, the random generators too (the position in your data is yours: see ``on_undo``). A snapshot
+        is not part of a checkpoint: a growth from before a resume cannot be taken back.
 
         Raises:
             GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
         """
         check_moment(self.model, self.companions, self._watch)
-        self._set_counts(self._past.take_back())
+        self._return_to(self._past.take_back())
         if self.on_undo is not None:
             self.on_undo()
 
     @contextlib.contextmanager
     def trial(self, edit: Edit | None, seed: int | None = None) -> Iterator[Change | None]:
-        """Grow, train and measure inside; afterwards everything is bit for bit as before.
+        """Grow, train and measure inside; afterwards everything is bit for bit as before, also if the body raises.
 
-        Network, companions, gradients, hooks, random generators and this grower's own counts come back; only your data
-        loader does not. Costs one copy of the run's tensors in memory, kept for the next trial. ``on_growth`` is not
-        called.
+        Network, companions, gradients, hooks, random generators and this grower's own state come back; only your data
+        loader does not. The body may train, grow, undo, and try further; ``step`` decides nothing in it, and
+        ``on_growth`` is not called. Costs one copy of the run's tensors in memory, kept for the next trial.
 
         Args:
             edit: what to try; None: a branch that does not grow, to compare with.
             seed: of the new weights.
         """
         check_moment(self.model, self.companions, self._watch)
-        counts = self._counts()
-        with self._past.branch():
-            yield None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
-        self._set_counts(counts)
+        mark = self._mark()
+        try:
+            with self._past.branch():
+                yield None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
+        finally:
+            self._return_to(mark)
 
     def surgery(self) -> surgery:
-        """``auxin.surgery`` on this grower's network and companions; record it with ``grower.record(done.change)``."""
-        return surgery(self.model, *self.companions, group=self.group, probe=self.probe, watch=self._watch)
+        """``auxin.surgery`` on this grower's network and companions; what it finds is written into the journal."""
+        return surgery(
+            self.model, *self.companions, group=self.group, probe=self.probe, watch=self._watch, then=self.record
+        )
 
     def record(self, change: Change) -> None:
-        """Write a change into the journal: one of ``grow``'s, or one that ``surgery`` found."""
-        at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
-        self.journal.record(self.model, change, at, self._metrics, self.group)
-        self.since_growth = 0
-        self._full()
-        if self.on_growth is not None:
-            self.on_growth(change)
+        """Write a change into the journal that was made outside of this grower, by ``auxin.grow`` or ``auxin.surgery``.
+
+        Without it a checkpoint could not be loaded into the original network. The last growth cannot be undone any
+        more.
+        """
+        mark = self.progress.copy()
+        try:
+            self._write_down(change)
+        except BaseException:
+            self.progress = mark
+            raise
+        self.progress.on_probation = None
+        self._past.forget()
 
     def verify(self) -> None:
         """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
@@ -270,20 +291,15 @@ class Grower:
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, trigger, chooser and journal as plain data; passes ``torch.load(weights_only=True)``."""
-        pending = None
-        if self._pending is not None:
-            index = next((i for i, e in enumerate(self.edits()) if e == self._pending[0]), None)
-            pending = None if index is None else {"edit": index, "seed": self._pending[1]}
-        return {
-            "journal": self.journal.to_json(),
-            "calls": self.calls,
-            "since_growth": self.since_growth,
-            "optimizer_steps": self.optimizer_steps,
-            "done": self.done,
-            "pending": pending,
-            "when": _state_of(self.when),
-            "choose": _state_of(self.choose),
-        }
+        expected = self.progress.entries[-1].fingerprint if self.progress.entries else self._origin
+        if fingerprint(self.model) != expected:
+            raise GrowthError(
+                "the network is not what this Grower has grown: other code has changed it since, and a checkpoint "
+                "could not be loaded into the original network. Use grower.grow(edit) or `with grower.surgery():`, or "
+                "hand over what auxin.grow or auxin.surgery returned: grower.record(change)."
+            )
+        parts = states_of({"when": self.when, "choose": self.choose})
+        return {**self.progress.to_json(), "optimizer_steps": self.optimizer_steps, **parts}
 
     def load_state_dict(self, state: Mapping[str, Any], allow: Iterable[Any] = ()) -> None:
         """Continue from ``state_dict``: grow the original model as the journal says, then set counts and trigger.
@@ -293,41 +309,24 @@ class Grower:
         Raises:
             GrowthError: the state is not this grower's; nothing is changed then.
         """
-        expected = {
-            "journal",
-            "calls",
-            "since_growth",
-            "optimizer_steps",
-            "done",
-            "pending",
-            "when",
-            "choose",
-        }
-        if not isinstance(state, Mapping) or set(state) != expected:
-            keys = sorted(state) if isinstance(state, Mapping) else type(state).__name__
-            raise GrowthError(f"this is not the state of a Grower: it holds {keys}, expected {sorted(expected)}.")
-        with replayed(self.model, state["journal"], *self.companions, allow=[*self.references(), *allow]) as journal:
-            self.restore(state, journal)
+        if not isinstance(state, Mapping) or "journal" not in state:
+            raise GrowthError(f"this is not the state of a Grower: a {type(state).__name__} without a journal.")
+        allowed = [*self.references(), *allow]
+        with replayed(self.model, state["journal"], *self.companions, allow=allowed) as journal:
+            self.restore(state, journal, Allowed.of(self.model, allowed))
 
-    def restore(self, state: Mapping[str, Any], journal: Journal) -> None:
-        """Counts, trigger and chooser; the network has been replayed already."""
-        for part, name in ((self.when, "when"), (self.choose, "choose")):
-            own = state[name]
-            if own is not None and not hasattr(part, "load_state_dict"):
-                raise GrowthError(
-                    f"{name}= was saved with a state ({own}), {part!r} takes none: pass the same {name}= as then."
-                )
-            if own is not None:
-                part.load_state_dict(own)  # type: ignore[attr-defined]
-        self.journal = journal
-        self.calls, self.since_growth, self.done = state["calls"], state["since_growth"], state["done"]
-        self._steps_before = state["optimizer_steps"] - self._watch.steps
-        pending = state["pending"]
-        self._pending = None if pending is None else (self.edits()[pending["edit"]], pending["seed"])
+    def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
+        """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
+        own = {name: value for name, value in state.items() if name not in ("when", "choose")}
+        progress = Progress.from_json(own, journal, allowed)
+        load_states({"when": self.when, "choose": self.choose}, state)
+        progress.optimizer_steps -= self._watch.steps
+        self.progress = progress
+        self._past.forget()
 
     def references(self) -> list[Any]:
         """Classes and functions in this grower's edits: a journal may name them, the user has handed them over."""
-        if callable(self._edits) and not isinstance(self._edits, Edit):
+        if callable(self._edits) and not is_edit(self._edits):
             return []
         return [ref for edit in self.edits() for ref in references(edit)]
 
@@ -335,56 +334,61 @@ class Grower:
         own = {"watch": self._watch, "memory": self._memory, "accept": accept}
         return Terms(self.probe, self.evidence, seed, self.group, **own)
 
-    def _counts(self) -> dict[str, Any]:
-        """This grower's own counts, to return to."""
-        return {
-            "entries": list(self.journal.entries),
-            "own": (self.calls, self.since_growth, self.done, self._pending, self._fired, dict(self._metrics)),
-            "watch": self._watch.state(self.model),
-            "parts": [copy.deepcopy(_state_of(part)) for part in (self.when, self.choose)],
-        }
+    def _write_down(self, change: Change) -> None:
+        at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
+        self.journal.record(self.model, change, at, self.progress.metrics, self.group)
+        self.progress.since_growth = 0
+        if self.on_growth is not None and not self._past.in_branch:
+            self.on_growth(change)
 
-    def _set_counts(self, counts: dict[str, Any]) -> None:
-        self.journal.entries[:] = counts["entries"]
-        self.calls, self.since_growth, self.done, self._pending, self._fired, self._metrics = counts["own"]
-        self._watch.set_state(counts["watch"], self.model)
-        for part, state in zip((self.when, self.choose), counts["parts"], strict=True):
-            if state is not None:
-                part.load_state_dict(state)  # type: ignore[attr-defined]
+    def _mark(self) -> tuple[Any, ...]:
+        """This grower's own state, to return to."""
+        parts = {"when": self.when, "choose": self.choose}
+        return self.progress.copy(), self._watch.state(self.model), parts, copy.deepcopy(states_of(parts))
 
-    def _full(self) -> bool:
-        reached = self.limit.growths is not None and len(self.journal) >= self.limit.growths
-        self.done = self.done or reached or (bool(self._refused) and not self.edits())
-        return self.done
+    def _return_to(self, mark: tuple[Any, ...]) -> None:
+        progress, watch, parts, states = mark
+        self.progress = progress.copy()
+        self._watch.set_state(watch, self.model)
+        load_states(parts, states)
 
     def _accept(self, change: Change) -> None:
         """Refuse a proved growth that goes beyond the limit."""
-        if self.limit.exceeded(self.model, self.probe):
-            raise _TooLarge
+        too_large = self.limit.exceeded(self.model, self.probe)
+        if too_large is not None:
+            raise LimitReached(f"grow: the network would have {too_large}.")
 
-    def _judge(self) -> None:
+    def _wait(self, reason: str) -> None:
+        """Remember why a decision waits; say it once where it waits for long."""
+        self.waiting_for, self._waited = reason, self._waited + 1
+        if self._waited == PATIENCE:
+            warnings.warn(
+                f"a growth has been waiting for {PATIENCE} calls of grower.step: {reason} Call it right after "
+                "optimizer.step().",
+                stacklevel=4,
+            )
+
+    def _judge(self, probation: Probation) -> None:
         """End a probation: keep the growth, or roll the run back and never choose that edit again."""
-        if self.probation is None or self._on_trial is None or self.since_growth < self.probation.calls:
+        assert self.progress.on_probation is not None
+        edit, born, index = self.progress.on_probation
+        if self.calls - born < probation.calls:
             return
-        edit, born = self._on_trial
-        before = [point for point in self._history if point[0] <= born]
-        after = [point for point in self._history if point[0] > born]
-        if self.probation.behind(before, after):
-            at, entry = self.calls, self.journal.to_json()[-1]
-            try:
-                self.undo()
-            except BadMoment:
-                return
-            self.undone.append({**entry, "undone_at": {"calls": at}})
-            self._refused.append(edit)
-            self._history = before
-            self._pending, self._fired = None, False
-        self._on_trial = None
-
-
-def _number(value: float | Tensor) -> float:
-    return float(value.detach() if isinstance(value, Tensor) else value)
-
-
-def _state_of(part: Any) -> Any:
-    return part.state_dict() if hasattr(part, "state_dict") else None
+        before = probation.verdict(self.progress.history, born)
+        if before is None:
+            self.progress.on_probation = None
+            return
+        entry = {**Journal(self.progress.entries).to_json()[index], "undone_at": {"calls": self.calls}}
+        undone = [*self.progress.undone, entry]
+        try:
+            self.undo()
+        except BadMoment as error:
+            self._wait(str(error))
+            return
+        except GrowthError as error:  # after a resume: the snapshot is gone
+            self.progress.on_probation = None
+            warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}", stacklevel=4)
+            return
+        state = self.progress
+        state.undone, state.history, state.refused = undone, before, [*state.refused, edit]
+        state.pending, state.fired, state.on_probation = None, False, None

@@ -13,7 +13,7 @@ from torch import nn
 from auxin import typed
 from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import unwrap
-from auxin.change import Change, Edit
+from auxin.change import Change
 from auxin.engine import transaction
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
@@ -59,7 +59,7 @@ class Journal:
     """The growths of a network in order. Prints as a list; ``to_json`` and ``from_json`` are exact."""
 
     def __init__(self, entries: Iterable[Entry] = ()):
-        self.entries: list[Entry] = list(entries)
+        self.entries: list[Entry] = entries if isinstance(entries, list) else list(entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -106,7 +106,7 @@ class Journal:
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data, one mapping per growth; readable, and accepted by ``torch.load(weights_only=True)``."""
         return [
-            {"id": i, **{f.name: _encode(getattr(entry, f.name)) for f in dataclasses.fields(Entry)}}
+            {"id": i, **{f.name: _encode(getattr(entry, f.name), f.name) for f in dataclasses.fields(Entry)}}
             for i, entry in enumerate(self)
         ]
 
@@ -156,23 +156,23 @@ def replayed(
                 change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
             except GrowthError as error:
                 raise GrowthError(
-                    f"growth {number} of the journal ({entry.summary}) does not fit this model: {error}"
+                    f"growth {number} of the journal ({entry.summary}) does not fit this model: {error} If the model "
+                    "has grown since, build it afresh, as at the start of that run."
                 ) from error
             stack.enter_context(transaction(model, change, companions, entry.group))
             if fingerprint(model) != entry.fingerprint:
                 raise GrowthError(
                     f"growth {number} of the journal ({entry.summary}) gives another structure here than it gave "
-                    "then: this model is "
-                    "not the one that was grown. Build it with the same class and arguments as at the start of that "
-                    "run."
+                    "then: this model is not the one that was grown, or has grown further. Build it afresh, with the "
+                    "same class and arguments as at the start of that run."
                 )
         yield journal
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of the names, shapes and dtypes of all parameters and buffers."""
+    """A short hash of the names and shapes of all parameters and buffers."""
     state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    text = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in state)
+    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in state)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -202,11 +202,36 @@ def _missing(model: nn.Module, journal: Journal) -> list[Entry]:
     return journal.entries
 
 
-def _encode(value: Any) -> Any:
-    if isinstance(value, Edit):
-        fields = {f.name: typed.encode(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
-        return {"type": name_of(type(value)), **fields}
-    return typed.encode(value)
+def _encode(value: Any, name: str) -> Any:
+    return edit_to_json(value) if name == "edit" else typed.encode(value, name)
+
+
+def edit_to_json(edit: Any) -> dict[str, Any]:
+    """An edit as plain data: its class by name, and its fields."""
+    fields = {f.name: typed.encode(getattr(edit, f.name), f.name) for f in dataclasses.fields(edit)}
+    return {"type": name_of(type(edit)), **fields}
+
+
+def edit_from_json(data: Any, where: str, allowed: Allowed) -> Any:
+    """Read an edit back.
+
+    Raises:
+        GrowthError: not an edit, or a reference that is not allowed; ``where`` says of what.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+        raise GrowthError(f"{where}: its edit has no type.")
+    cls: Any = allowed.resolve(data["type"])
+    if not hasattr(cls, "__dataclass_fields__") or not hasattr(cls, "plan"):
+        raise GrowthError(f"{where}: {data['type']} is not an edit.")
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(data.keys() - known - {"type"})
+    if unknown:
+        raise GrowthError(f"{where}: {data['type']} has no field {', '.join(unknown)}; it has {sorted(known)}.")
+    fields = {name: typed.decode(value, allowed.resolve, name) for name, value in data.items() if name != "type"}
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise GrowthError(f"{where}: {data['type']}: {error}") from error
 
 
 def _entry(item: Any, number: int, allowed: Allowed) -> Entry:
@@ -227,23 +252,4 @@ def _entry(item: Any, number: int, allowed: Allowed) -> Entry:
             raise GrowthError(
                 f"growth {number} of the journal: {name} is a {type(values[name]).__name__}, not a {kind.__name__}."
             )
-    return Entry(edit=_edit(item["edit"], number, allowed), **values)
-
-
-def _edit(data: Any, number: int, allowed: Allowed) -> Any:
-    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
-        raise GrowthError(f"growth {number} of the journal: its edit has no type.")
-    cls: Any = allowed.resolve(data["type"])
-    if not hasattr(cls, "__dataclass_fields__") or not hasattr(cls, "plan"):
-        raise GrowthError(f"growth {number} of the journal: {data['type']} is not an edit.")
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(data.keys() - known - {"type"})
-    if unknown:
-        raise GrowthError(
-            f"growth {number} of the journal: {data['type']} has no field {', '.join(unknown)}; it has {sorted(known)}."
-        )
-    fields = {name: typed.decode(value, allowed.resolve, name) for name, value in data.items() if name != "type"}
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        raise GrowthError(f"growth {number} of the journal: {data['type']}: {error}") from error
+    return Entry(edit=edit_from_json(item["edit"], f"growth {number} of the journal", allowed), **values)

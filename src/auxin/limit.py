@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import nn
 
 from auxin.anatomy.probe import Look, Probe, tensors_in, untouched
+from auxin.errors import GrowthError
+
+
+class LimitReached(GrowthError):
+    """A proved growth would go beyond the limit; it was taken back."""
 
 
 @dataclass(frozen=True)
@@ -14,20 +19,37 @@ class Limit:
     """Where growing ends, whichever comes first.
 
     Args:
-        parameters: of the whole network.
-        flops: of one forward per sample, on the probe.
-        growths: how many.
+        parameters: most parameters of the whole network.
+        flops: most FLOPs of one forward per sample, counted on the probe (a multiply-add is two).
+        growths: most growths.
+
+    Raises:
+        GrowthError: a limit is not a number from 0.
+
+    Example:
+        >>> Limit(parameters=5e6, growths=4).growths
+        4
     """
 
     parameters: float | None = None
     flops: float | None = None
     growths: int | None = None
 
-    def exceeded(self, model: nn.Module, probe: Probe) -> bool:
-        """Whether a network is larger than allowed."""
-        if self.parameters is not None and sum(p.numel() for p in model.parameters()) > self.parameters:
-            return True
-        return self.flops is not None and flops_per_sample(model, probe) > self.flops
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
+                raise GrowthError(f"Limit({field.name}={value!r}): pass a number from 0, e.g. {field.name}=1e6.")
+
+    def exceeded(self, model: nn.Module, probe: Probe) -> str | None:
+        """In words, what of a network is larger than allowed; None if nothing is."""
+        size = sum(p.numel() for p in model.parameters())
+        if self.parameters is not None and size > self.parameters:
+            return f"{size:,} parameters, more than limit=Limit(parameters={self.parameters:g})"
+        flops = 0.0 if self.flops is None else flops_per_sample(model, probe)
+        if self.flops is not None and flops > self.flops:
+            return f"{flops:,.0f} FLOPs per sample, more than limit=Limit(flops={self.flops:g})"
+        return None
 
 
 def flops_per_sample(model: nn.Module, probe: Probe) -> float:

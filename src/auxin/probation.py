@@ -22,6 +22,7 @@ class Probation:
         calls: of ``grower.step`` until the verdict.
         window: readings before the growth from which the line is drawn, at least 3.
         margin: how far behind is still accepted, in the metric's own units.
+        metric: the keyword of ``grower.step(loss=...)`` that is judged; None: the number passed by position.
         mode: "min" where a lower metric is better, "max" where a higher one is.
 
     Example:
@@ -34,10 +35,17 @@ class Probation:
     window: int = 10
     margin: float = 0.0
     mode: Literal["min", "max"] = "min"
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         if self.calls < 1 or self.window < 3 or self.mode not in ("min", "max"):
             raise GrowthError(f"{self!r}: calls is at least 1, window at least 3, mode 'min' or 'max'.")
+
+    def verdict(self, history: Sequence[Point], born: int) -> list[Point] | None:
+        """The readings up to the growth at call ``born`` if the run is behind without it, else None."""
+        before = [point for point in history if point[0] <= born]
+        after = [point for point in history if point[0] > born]
+        return before if self.behind(before, after) else None
 
     def behind(self, before: Sequence[Point], after: Sequence[Point]) -> bool:
         """The verdict: the mean of the last third of ``after`` against the line through ``before``.

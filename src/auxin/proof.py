@@ -58,6 +58,12 @@ def seen(look: Look) -> Seen:
         ) from error
     if not found:
         raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
+    floating = [t for t in found if t.is_floating_point()]
+    if floating and not any(bool(t.isfinite().any()) for t in floating):
+        raise GrowthError(
+            f"probe: {type(look.model).__name__} returns no finite number on it, so nothing can be proved; the run has "
+            "diverged before this growth."
+        )
     return Seen(found, frozenset(called))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -65,9 +65,11 @@ class surgery:
         group: int | None = None,
         probe: Probe = None,
         watch: StepWatch | None = None,
+        then: Callable[[Change], None] | None = None,
     ):
         self.model = unwrap(model)
         self.companions, self.group, self.probe, self.watch = companions, group, probe, watch
+        self._then = then
         self.change: Change | None = None
 
     def __enter__(self) -> surgery:
@@ -118,6 +120,8 @@ class surgery:
                 change = prove(self.model, change, self._look, self._seen)
             seconds = time.perf_counter() - self._started
             self.change = dataclasses.replace(change, edit=describe(change), seconds=seconds)
+            if self._then is not None:
+                self._then(self.change)
 
 
 def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:

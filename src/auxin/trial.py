@@ -167,13 +167,14 @@ class Past:
         self._roots = list(roots)
         self._store: Store = keep if isinstance(keep, str) else "memory"
         self._snapshot = Snapshot(self._roots, self._store) if keep else None
-        self._branch: Snapshot | None = None
+        self._branches: list[Snapshot] = []
+        self._depth = 0
         self.held: contextlib.ExitStack | None = None
         self._mark: Any = None
 
     def before_growth(self) -> tuple[str, ...]:
         """Take the snapshot, if one is kept; a word about its size."""
-        if self._snapshot is None:
+        if self._snapshot is None or self.in_branch:
             return ()
         self.settle()
         self._snapshot.take()
@@ -200,7 +201,7 @@ class Past:
             raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
         if self.held is not None:
             take_back(self.held)
-        elif self._snapshot is not None:
+        elif self._snapshot is not None and not self.in_branch:
             self._snapshot.restore()
         else:
             raise GrowthError(
@@ -210,18 +211,33 @@ class Past:
         mark, self.held, self._mark = self._mark, None, None
         return mark
 
+    def forget(self) -> None:
+        """Keep what is, for good: nothing before this leads back to an earlier growth."""
+        self.settle()
+        self._mark = None
+
+    @property
+    def in_branch(self) -> bool:
+        """Whether the run is inside a branch."""
+        return self._depth > 0
+
     @contextlib.contextmanager
     def branch(self) -> Iterator[None]:
-        """Whatever happens to the run inside is gone afterwards."""
-        if self._branch is None:
-            self._branch = Snapshot(self._roots, self._store)
-        held, self.held = self.held, None
-        self._branch.take()
+        """Whatever happens to the run inside is gone afterwards. Branches may hold branches."""
+        if len(self._branches) == self._depth:
+            self._branches.append(Snapshot(self._roots, self._store))
+        snapshot, outer = self._branches[self._depth], (self.held, self._mark)
+        self.held, self._mark = None, None
+        snapshot.take()
+        self._depth += 1
         try:
             yield
         finally:
-            self._branch.restore()
-            self.held = held
+            self._depth -= 1
+            if self.held is not None:
+                take_back(self.held)
+            snapshot.restore()
+            self.held, self._mark = outer
 
 
 class _Held:

@@ -215,5 +215,6 @@ def test_a_run_that_has_grown_on_its_own(tmp_path):
     """Grown otherwise than the journal says: not mixed with what was saved."""
     ax.save(Run().grower, tmp_path)
     other = Run(grown=False)
-    ax.grow(other.model, ax.Duplicate("blocks", by=3), *other.companions, probe=batch()[0])
+    change = ax.grow(other.model, ax.Duplicate("blocks", by=3), *other.companions, probe=batch()[0])
+    other.grower.record(change)
     load_refused(other, tmp_path, r"another structure|does not fit|another model")

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
-from auxin.checkpoint.optimizer import check_optimizer, optimizer_state, restore_optimizer
+from auxin.checkpoint.optimizer import check_optimizer, given, optimizer_state, restore_optimizer, taken
 from auxin.checkpoint.scheduler import check_scheduler, restore_scheduler, scheduler_state
 from auxin.errors import GrowthError
 
@@ -40,7 +40,8 @@ def state_of(companion: Any, model: nn.Module) -> State:
             f"{type(companion).__name__} has no state_dict() and load_state_dict(), so a checkpoint cannot hold it; "
             "give it both, with plain values."
         )
-    return {}, companion.state_dict()
+    tensors: dict[str, Tensor] = {}
+    return tensors, taken(companion.state_dict(), "state", tensors)
 
 
 def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], data: Any) -> Write:
@@ -59,7 +60,8 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
         inner = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
         check_network(companion.module, inner)
         return lambda: _write_average(companion, inner, tensors, data)
-    return lambda: companion.load_state_dict(data)
+    state = given(data, lambda _, tensor: tensor, tensors)
+    return lambda: companion.load_state_dict(state)
 
 
 def kind_of(companion: Any) -> str:

@@ -38,9 +38,9 @@ def optimizer_state(optimizer: Any, names: Mapping[int, str]) -> tuple[dict[str,
     state, other = {}, []
     for key, value in optimizer.state.items():
         if not isinstance(key, Tensor):
-            other.append([key, _taken(value, f"other.{len(other)}", tensors)])
+            other.append([key, taken(value, f"other.{len(other)}", tensors)])
         elif id(key) in held:  # what has left its group takes no step any more
-            state[called[id(key)]] = _taken(value, called[id(key)], tensors)
+            state[called[id(key)]] = taken(value, called[id(key)], tensors)
     groups = [
         {
             "params": [called[id(p)] for p in group["params"]],
@@ -106,9 +106,9 @@ def restore_optimizer(
     free = {id(t) for t in tensors.values()} if keep else set()
     for name, value in data["state"].items():
         param = params[name]
-        state[param] = _given(value, _placer(param, owner.get(id(param), {}), free), tensors)
+        state[param] = given(value, _placer(param, owner.get(id(param), {}), free), tensors)
     for key, value in data["other"]:
-        state[key] = _given(value, lambda _key, tensor: tensor.clone(), tensors)
+        state[key] = given(value, lambda _key, tensor: tensor.clone(), tensors)
     # From here on nothing is expected to raise.
     optimizer.state.clear()
     optimizer.state.update(state)
@@ -147,7 +147,7 @@ def _parameters(optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
 # ---- taking
 
 
-def _taken(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def taken(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """A copy of a state in which every tensor is ``Stored``; the tensors themselves go to ``tensors``."""
     if isinstance(value, Tensor):
         key = name
@@ -157,9 +157,9 @@ def _taken(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return Stored(key)
     if type(value) is dict:
         joint = "::" if "::" not in name else "."
-        return {key: _taken(item, f"{name}{joint}{key}", tensors) for key, item in value.items()}
+        return {key: taken(item, f"{name}{joint}{key}", tensors) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_taken(item, f"{name}.{index}", tensors) for index, item in enumerate(value))
+        return type(value)(taken(item, f"{name}.{index}", tensors) for index, item in enumerate(value))
     return _snapshot(value)
 
 
@@ -237,14 +237,14 @@ def _fits(optimizer: Any, key: Any, tensor: Tensor, param: Tensor) -> bool:
 # ---- restoring
 
 
-def _given(value: Any, place: Callable[[Any, Tensor], Tensor], tensors: Mapping[str, Tensor], key: Any = None) -> Any:
+def given(value: Any, place: Callable[[Any, Tensor], Tensor], tensors: Mapping[str, Tensor], key: Any = None) -> Any:
     """A saved state with its tensors back in their places."""
     if isinstance(value, Stored):
         return place(key, tensors[value.key])
     if isinstance(value, dict):
-        return {own: _given(item, place, tensors, own) for own, item in value.items()}
+        return {own: given(item, place, tensors, own) for own, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_given(item, place, tensors, key) for item in value)
+        return type(value)(given(item, place, tensors, key) for item in value)
     return _snapshot(value)
 
 

@@ -36,6 +36,9 @@ def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last
         GrowthError: the disk is full or not writable, or something has no plain form; earlier
             checkpoints are untouched.
     """
+    if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
+        kinds = f"{type(grower).__name__}, {type(path).__name__}"
+        raise GrowthError(f"save(grower, path): got ({kinds}); pass the Grower first, then the directory.")
     model = grower.model
     state, rest = network_tensors(model)
     files: dict[str, Any] = {"model.safetensors": state}
@@ -80,13 +83,16 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     Raises:
         GrowthError: damaged, or of another model, or with other companions; nothing is changed then.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise GrowthError(f"load(path, target): path is a {type(path).__name__}; pass the directory first.")
     files = read(path)
     grower = None if isinstance(target, nn.Module) else target
     if grower is not None and not hasattr(grower, "companions"):
         raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")
     model = unwrap(target) if grower is None else grower.model
     allowed = [*allow] if grower is None else [*grower.references(), *allow]
-    resolve = Allowed.of(model, allowed).resolve
+    rule = Allowed.of(model, allowed)
+    resolve = rule.resolve
     run = _mapping(typed.loads(files.bytes("run.json"), resolve, "run.json"), "run.json", KEYS)
     entries = _mapping(_raw(files.bytes("journal.json")), "journal.json", {"format", "entries"})["entries"]
     tensors = files.tensors("model.safetensors")
@@ -99,7 +105,7 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
         check_network(model, tensors)
         writes = [_prepared(files, c, model, saved) for c, saved in zip(companions, _cut(run, companions), strict=True)]
         if grower is not None:
-            grower.restore(run["grower"], journal)
+            grower.restore({**run["grower"], "journal": entries}, journal, rule)
         write_network(model, tensors, run["network"], run=grower is not None)
         for write_one in writes:
             write_one()

@@ -26,7 +26,7 @@ def optimizer_of(scheduler: Any) -> Any:
 def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
     """Check that the optimizer it drives keeps step too; nothing else depends on the number of parameters."""
     driven = optimizer_of(scheduler)
-    if change.optimizers and all(driven is not optimizer for optimizer in change.optimizers):
+    if all(driven is not optimizer for optimizer in change.optimizers):
         raise GrowthError(
             f"{type(scheduler).__name__} drives a {type(driven).__name__} that was not given. Pass the optimizer "
             "together "

@@ -1,0 +1,87 @@
+"""Checks of what users hand to a Grower, at the door, each with the call that works."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from auxin import choose as choosers
+from auxin import when as triggers
+from auxin.change import Edit
+from auxin.errors import GrowthError
+from auxin.follow import follower_of
+
+
+def checked_companions(companions: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Optimizers, schedulers, averages, scalers, each passed by itself."""
+    for companion in companions:
+        if isinstance(companion, (list, tuple, dict)):
+            kind = type(companion).__name__
+            raise GrowthError(
+                f"companions: there is a {kind} among them; pass each one by itself: Grower(model, *{kind}_of_them)."
+            )
+        follower_of(companion)
+    return companions
+
+
+def checked_trigger(when: Any) -> Any:
+    """A trigger that was built."""
+    if inspect.isfunction(when) and when.__module__ == triggers.__name__:
+        raise GrowthError(f"when={when.__name__} is not a trigger yet; call it: when=auxin.when.{when.__name__}(...).")
+    if isinstance(when, type) or not callable(when):
+        raise GrowthError(
+            f"when is {_words(when)}; pass a trigger such as auxin.when.plateau(patience=3), or any f(reading)."
+        )
+    return when
+
+
+def checked_chooser(choose: Any) -> Any:
+    """A chooser that was built."""
+    if choose in (choosers.cycle, choosers.by_trial):
+        name = choose.__name__
+        raise GrowthError(f"choose={name} is not a chooser yet; call it: choose=auxin.choose.{name}().")
+    if isinstance(choose, type) or not callable(choose):
+        raise GrowthError(
+            f"choose is {_words(choose)}; pass auxin.choose.first, another of auxin.choose, or f(edits, grower)."
+        )
+    return choose
+
+
+def checked_edits(given: Any, model: nn.Module) -> list[Edit]:
+    """The edits that a Grower may choose from: one, several, or a function that returns them."""
+    found = given if is_edit(given) or not callable(given) or isinstance(given, type) else given(model)
+    listed: list[Any] = [found] if is_edit(found) or not isinstance(found, Iterable) else list(found)
+    for edit in listed:
+        if not is_edit(edit):
+            raise GrowthError(f"edits holds {_words(edit)}; pass edits such as Duplicate('blocks', by=1).")
+    return listed
+
+
+def is_edit(value: Any) -> bool:
+    """Whether a value is an edit (and not the class of one)."""
+    return isinstance(value, Edit) and not isinstance(value, type)
+
+
+def number(value: Any, name: str) -> float:
+    """A metric as a float.
+
+    Raises:
+        GrowthError: it is none.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise GrowthError(
+            f"step: {name} is {_words(value)}, not a number; pass grower.step(loss) or grower.step(accuracy=0.9)."
+        ) from error
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

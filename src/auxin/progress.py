@@ -1,0 +1,137 @@
+"""Where a run of growths stands, as one piece of data: what is counted, decided, judged and written down."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from auxin.errors import GrowthError
+from auxin.journal import Entry, Journal, edit_from_json, edit_to_json
+from auxin.refs import Allowed
+
+KEPT_READINGS = 1000
+PLAIN = ("calls", "since_growth", "optimizer_steps", "done", "fired", "undone")
+
+
+@dataclasses.dataclass
+class Progress:
+    """Everything of a Grower that changes as it goes on.
+
+    Attributes:
+        calls: of ``step``.
+        since_growth: calls since the last growth.
+        optimizer_steps: at the last time they were counted in (a resume, a way back).
+        done: nothing will grow any more.
+        fired: the trigger has fired, and the moment to choose has not come yet.
+        pending: a decision that waits for a clean moment: (edit, seed).
+        metrics: of the last call.
+        history: (call, metric) of the last readings.
+        on_probation: (edit, call of its growth, number of its journal entry) until the verdict.
+        refused: edits that a probation has rolled back.
+        undone: the journal entries of rolled-back growths, each with ``undone_at``.
+        entries: of the journal.
+    """
+
+    calls: int = 0
+    since_growth: int = 0
+    optimizer_steps: int = 0
+    done: bool = False
+    fired: bool = False
+    pending: tuple[Any, int] | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    history: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    on_probation: tuple[Any, int, int] | None = None
+    refused: list[Any] = dataclasses.field(default_factory=list)
+    undone: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    entries: list[Entry] = dataclasses.field(default_factory=list)
+
+    def copy(self) -> Progress:
+        """An own copy, to return to."""
+        return dataclasses.replace(
+            self,
+            metrics=dict(self.metrics),
+            history=list(self.history),
+            refused=list(self.refused),
+            undone=list(self.undone),
+            entries=list(self.entries),
+        )
+
+    def read(self, number: float | None, named: Mapping[str, float]) -> None:
+        """Count one call of ``step`` and remember what it was given."""
+        self.calls += 1
+        self.since_growth += 1
+        self.metrics = {**({} if number is None else {"metric": number}), **named}
+
+    def remember(self, value: float | None) -> None:
+        """Keep one reading of the metric that a probation looks at."""
+        if value is not None:
+            self.history = [*self.history[1 - KEPT_READINGS :], (self.calls, value)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; accepted by ``torch.load(weights_only=True)``."""
+        pending = None if self.pending is None else [edit_to_json(self.pending[0]), self.pending[1]]
+        judged = self.on_probation
+        return {
+            **{name: getattr(self, name) for name in PLAIN},
+            "pending": pending,
+            "metrics": dict(self.metrics),
+            "history": [list(point) for point in self.history],
+            "on_probation": None if judged is None else [edit_to_json(judged[0]), *judged[1:]],
+            "refused": [edit_to_json(edit) for edit in self.refused],
+            "journal": Journal(self.entries).to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, journal: Journal, allowed: Allowed) -> Progress:
+        """Read it back, around a journal that was read already.
+
+        Raises:
+            GrowthError: this is something else.
+        """
+        expected = {*PLAIN, "pending", "metrics", "history", "on_probation", "refused", "journal"}
+        if not isinstance(data, Mapping) or set(data) != expected:
+            keys = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            raise GrowthError(f"this is not the state of a Grower: it holds {keys}, expected {sorted(expected)}.")
+        try:
+            pending, judged = data["pending"], data["on_probation"]
+            return cls(
+                **{name: data[name] for name in PLAIN},
+                pending=None if pending is None else (edit_from_json(pending[0], "pending", allowed), pending[1]),
+                metrics=dict(data["metrics"]),
+                history=[(float(call), float(value)) for call, value in data["history"]],
+                on_probation=None
+                if judged is None
+                else (edit_from_json(judged[0], "on_probation", allowed), int(judged[1]), int(judged[2])),
+                refused=[edit_from_json(edit, "refused", allowed) for edit in data["refused"]],
+                entries=list(journal.entries),
+            )
+        except (TypeError, ValueError, IndexError, KeyError) as error:
+            raise GrowthError(f"this is not the state of a Grower: {error}.") from error
+
+
+def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """``state_dict()`` of each part that has one, by name; None for the others."""
+    return {name: part.state_dict() if hasattr(part, "state_dict") else None for name, part in parts.items()}
+
+
+def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Load every part's state, or none.
+
+    Raises:
+        GrowthError: there is a state for a part that takes none.
+    """
+    for name, part in parts.items():
+        if states.get(name) is not None and not hasattr(part, "load_state_dict"):
+            raise GrowthError(f"{name}= was saved with a state, {part!r} takes none: pass the same {name}= as then.")
+    before = copy.deepcopy(states_of(parts))
+    try:
+        for name, part in parts.items():
+            if states.get(name) is not None:
+                part.load_state_dict(states[name])
+    except BaseException:
+        for name, part in parts.items():
+            if before[name] is not None:
+                part.load_state_dict(before[name])
+        raise
