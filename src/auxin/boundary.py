@@ -32,10 +32,10 @@ class StepWatch:
             if alive is not None:
                 alive._saw(optimizer)
 
-        self._handles = [
-            o.register_step_post_hook(after_step) for o in optimizers if hasattr(o, "register_step_post_hook")
-        ]
-        self._first = next(iter(optimizers), None) if isinstance(optimizers, (list, tuple)) else None
+        watched = list(optimizers)
+        self._first = watched[0] if watched else None
+        hooked = [o for o in watched if hasattr(o, "register_step_post_hook")]
+        weakref.finalize(self, _remove, [o.register_step_post_hook(after_step) for o in hooked])
 
     def _saw(self, optimizer: Any) -> None:
         if self.on_step is not None:
@@ -62,10 +62,16 @@ class StepWatch:
         found = ((id(p), p.grad) for p in model.parameters() if id(p) in used)
         self._used = {key: (weakref.ref(grad), grad._version) for key, grad in found if grad is not None}
 
-    def close(self) -> None:
-        """Stop watching."""
-        for handle in self._handles:
-            handle.remove()
+
+def unscaled(scaler: Any) -> bool:
+    """Whether gradients were unscaled, or stepped with, and ``update()`` has not come yet."""
+    states = getattr(scaler, "_per_optimizer_states", {})
+    return any(getattr(state.get("stage"), "value", 0) != 0 for state in states.values())
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch | None = None) -> str | None:
@@ -79,10 +85,8 @@ def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch 
     running = _running(model)
     if running is not None:
         return f"inside the forward of {running}; grow between two steps of the training loop"
-    for scaler in scalers:
-        states = getattr(scaler, "_per_optimizer_states", {})
-        if any(getattr(state.get("stage"), "value", 0) != 0 for state in states.values()):
-            return "gradients are unscaled and scaler.update() has not run; grow after scaler.update()"
+    if any(unscaled(scaler) for scaler in scalers):
+        return "gradients are unscaled and scaler.update() has not run; grow after scaler.update()"
     for name, p in model.named_parameters():
         if p.grad is None or (watch is not None and watch.used(p)):
             continue

@@ -234,12 +234,7 @@ class Change:
     __repr__ = __str__
 
     def _parts(self) -> Iterator[str]:
-        for path, new in self.added:
-            origin = f"copy of {new.source}" if new.source else type(new.module).__name__
-            yield f"{path} <- {origin}"
-        if not self.added:
-            at = getattr(self.edit, "at", "")
-            yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
+        yield from self._what()
         count = self.added_parameters
         share = f" ({100 * count / self.parameters_before:+.0f} %)" if self.parameters_before else ""
         yield f"{count:+,} parameters{share}"
@@ -247,9 +242,30 @@ class Change:
             same = self.preserves or self.max_difference == 0
             kept = "function unchanged" if same else "function changed"
             yield f"{kept} (max |d| = {self.max_difference:.3g})"
-        elif not self.outputs:
+        elif not any("output shape" in note for note in self.notes):
             yield "not probed"
         if self.gradient_ratio is not None:
             yield f"gradient {self.gradient_ratio:.1f}x its neighbour's"
+        if not self.optimizers and any(move.added for move in self.moves):
+            yield "no optimizer given"
         yield from self.notes
         yield f"{1e3 * self.seconds:.0f} ms"
+
+    def _what(self) -> Iterator[str]:
+        """What was added, replaced, removed, resized; all names as they are afterwards."""
+        old = self.before.modules if self.before is not None else {}
+        renamed = self.renamed
+        for path, new in self.added:
+            kind = type(new.module).__name__
+            if new.source:
+                yield f"{path} <- copy of {renamed.get(new.source, new.source)}"
+            elif path in old and path not in renamed:
+                yield f"{path}: {type(old[path]).__name__} replaced by {kind}"
+            else:
+                yield f"{path} <- {kind}"
+        if not self.added:
+            at = getattr(self.edit, "at", "")
+            yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
+        for move in self.moves:
+            if move.new is not None and move.old_shape is not None and move.old_shape != move.new.shape:
+                yield f"{move.name} {tuple(move.old_shape)} -> {tuple(move.new.shape)}"

@@ -48,8 +48,7 @@ def grow(
         edit: what and where, e.g. ``Duplicate("blocks", by=1)``.
         companions: optimizers, schedulers, averages, scalers that keep step.
         probe: one batch (a tensor, a tuple of arguments, a dict of keywords) or a callable that returns one; every
-        growth
-            is proved on it.
+            growth is proved on it.
         evidence: a loss and batches, for edits that look at data.
         seed: of the new weights; None: derived from the edit and the structure, so equal in every process.
         group: index of the parameter group for all new parameters; None: beside the nearest sibling of the same role.

@@ -53,8 +53,7 @@ def seen(look: Look) -> Seen:
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
             f"probe: {type(look.model).__name__} does not run on it: {error}. Pass the batch as the training loop "
-            "calls "
-            "the model: a tensor, a tuple of positional arguments, or a dict of keywords."
+            "calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
     if not found:
         raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
@@ -89,6 +88,8 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
     difference = _compare(before.outputs, after, change)
     ratio = _gradients(change, grads)
+    if difference is None:
+        notes = (*notes, "output shape changed")
     return dataclasses.replace(change, max_difference=difference, gradient_ratio=ratio, notes=notes)
 
 
@@ -127,8 +128,7 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         shapes = "; ".join(" ".join(repr(new.module).split())[:80] for _, new in change.added)
         raise GrowthError(
             f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; "
-            "its input and "
-            "output widths must fit what stands before and behind it."
+            "its input and output widths must fit what stands before and behind it."
         ) from error
 
 
@@ -169,8 +169,7 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
             old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
         raise GrowthError(
             f"the network's output would change from {old} to {new}. If that is wanted pass outputs=True; otherwise "
-            "give the "
-            "layer equal input and output widths."
+            "give the layer equal input and output widths."
         )
     difference, limit = 0.0, 0.0
     for a, b in zip(before, after, strict=True):
@@ -186,10 +185,8 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
     if change.preserves and not difference <= limit:
         raise GrowthError(
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
-            "expected), though "
-            f"{change.how} was to keep them. Something outside the block depends on the number of layers; "
-            "init='default' or "
-            "output='keep' would accept that."
+            f"expected), though {change.how} was to keep them. Something outside the block depends on the number of "
+            "layers; init='default' or output='keep' would accept that."
         )
     return difference
 

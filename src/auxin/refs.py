@@ -43,9 +43,8 @@ def name_of(obj: Any) -> str:
         )
     if isinstance(obj, MethodType) or isinstance(getattr(obj, "__self__", None), nn.Module | type):
         raise GrowthError(
-            f"{_short(obj)} is a method of an object, which cannot be written down as data. "
-            f"Pass a function at the top level of a module, with its arguments as "
-            f"`functools.partial(function, ...)`; {_SURGERY}."
+            f"{_short(obj)} is a method of an object, which cannot be written down as data. Pass a function at the "
+            f"top level of a module, with its arguments as `functools.partial(function, ...)`; {_SURGERY}."
         )
     if not isinstance(obj, type | FunctionType | BuiltinFunctionType):
         raise GrowthError(

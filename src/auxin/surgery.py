@@ -32,10 +32,9 @@ class surgery:
     """Context manager: edit the network inside by any code; on leaving, everything that hangs on it is kept in step.
 
     What was added, replaced, resized, removed or unfrozen is found by identity and shape. If anything fails, inside
-    or on
-    leaving, network, companions and random generators are as before, and an exception of your own passes on unchanged.
-    Random numbers drawn inside come from a fork, so data order does not move. Costs one copy of the network's tensors
-    while the block runs.
+    or on leaving, network, companions and random generators are as before, and an exception of your own passes on
+    unchanged. Random numbers drawn inside come from a fork, so data order does not move. Costs one copy of the
+    network's tensors while the block runs.
 
     Args:
         model: the network.

@@ -23,8 +23,7 @@ def verify(model: nn.Module, *companions: Any) -> None:
 
     Raises:
         GrowthError: one error that lists everything found: trainable parameters that no optimizer steps or that are
-        stepped
-            twice, tensors of replaced layers that are still held, state of another shape, averages of another
+            stepped twice, tensors of replaced layers that are still held, state of another shape, averages of another
             structure.
     """
     problems = list(_problems(unwrap(model), companions))

@@ -135,7 +135,6 @@ def unwrap(model: nn.Module) -> nn.Module:
         if base.__name__ in wrappers and base.__module__.startswith(("torch.", "deepspeed")):
             raise GrowthError(
                 f"model is wrapped in {base.__name__}, under which this version does not grow: ranks or replicas "
-                "would drift "
-                "apart. Grow the plain module at a checkpoint (save, grow, wrap again)."
+                "would drift apart. Grow the plain module at a checkpoint (save, grow, wrap again)."
             )
     return model

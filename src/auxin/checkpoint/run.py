@@ -33,8 +33,8 @@ def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last
         keep_last: how many checkpoints stay.
 
     Raises:
-        GrowthError: the disk is full or not writable, or something has no plain form; earlier
-            checkpoints are untouched.
+        GrowthError: the disk is full or not writable, or something has no plain form; earlier checkpoints
+            are untouched.
     """
     if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
         kinds = f"{type(grower).__name__}, {type(path).__name__}"

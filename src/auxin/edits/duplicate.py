@@ -191,8 +191,7 @@ def _checked(sources: list[int], length: int, by: int | None, where: str) -> lis
     if not ints or firsts != list(range(length)) or len(sources) == length:
         raise GrowthError(
             f"{where}: a list names the source block of each position of the new depth: every old index "
-            f"0..{length - 1}, in "
-            "order of first use, and at least one of them again, e.g. [0, 0, 1, 1]."
+            f"0..{length - 1}, in order of first use, and at least one of them again, e.g. [0, 0, 1, 1]."
         )
     if by is not None and by != len(sources) - length:
         raise GrowthError(
@@ -212,6 +211,5 @@ def _reset(block: nn.Module, path: str, seed: int) -> None:
             elif own:
                 raise GrowthError(
                     f"Duplicate(content='fresh'): {join(path, name)} ({type(module).__name__}) holds "
-                    f"{', '.join(own)} and has no "
-                    "reset_parameters(); give it one, or use content='copy'."
+                    f"{', '.join(own)} and has no reset_parameters(); give it one, or use content='copy'."
                 )

@@ -43,8 +43,7 @@ class Remove:
         if not isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             raise GrowthError(
                 f"Remove(at={self.at!r}): it is an attribute of a {type(parent).__name__}, whose forward calls it by "
-                "name. "
-                f"Put something in its place: Replace({self.at!r}, torch.nn.Identity)."
+                f"name. Put something in its place: Replace({self.at!r}, torch.nn.Identity)."
             )
         container = Container.at(model, path, "Remove")
         items: list[str | New] = [other for other in container.names if other != name]

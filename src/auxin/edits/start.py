@@ -138,8 +138,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
     )
     raise GrowthError(
         f"{where}: {_words(module)} cannot keep the function and still learn: {why}, and it is not an identity for "
-        "what "
-        f"arrives there. A residual block x + f(x) can. {OTHERS}"
+        f"what arrives there. A residual block x + f(x) can. {OTHERS}"
     )
 
 

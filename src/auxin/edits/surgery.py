@@ -38,8 +38,7 @@ class Surgery:
         if self.needs is not None:
             raise GrowthError(
                 f"this journal holds a surgery that could not be written down as data: {self.needs}. Do it again on "
-                "the model "
-                "first (the same code), then load into the model as it is then."
+                "the model first (the same code), then load into the model as it is then."
             )
         before = Before.of(model)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))

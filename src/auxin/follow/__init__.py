@@ -65,15 +65,13 @@ def follower_of(companion: Any) -> Follower:
         name = f"{kind.__module__}.{kind.__qualname__}"
         hint = (
             f"auxin.follow({kind.__name__}, like=torch.optim.AdamW) if it keeps its state per parameter and creates "
-            "it at "
-            "the first step"
+            "it at the first step"
             if any(base.__name__ == "Optimizer" for base in kind.__mro__)
             else f"@auxin.follow({kind.__name__}) before `def f(companion, change): check(); yield; change(); yield`"
         )
         raise GrowthError(
             f"{name} is not a companion that auxin knows how to keep in step (torch optimizers, schedulers, "
-            "AveragedModel, "
-            f"GradScaler). Register it once: {hint}; or leave it out if it does not hold parameters."
+            f"AveragedModel, GradScaler). Register it once: {hint}; or leave it out if it does not hold parameters."
         )
     return found
 

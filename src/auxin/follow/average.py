@@ -44,8 +44,6 @@ def _check(average: AveragedModel, before: Before) -> None:
         differ = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])[:4]
         raise GrowthError(
             f"AveragedModel averages another network than this one: it lacks {lacks or 'nothing'}, has "
-            f"{extra or 'nothing'} "
-            f"more, and {differ or 'no'} shapes differ. Build it from the model as it is now: AveragedModel(model, "
-            "...), and "
-            "pass it to every growth."
+            f"{extra or 'nothing'} more, and {differ or 'no'} shapes differ. Build it from the model as it is now: "
+            "AveragedModel(model, ...), and pass it to every growth."
         )

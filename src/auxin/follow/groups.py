@@ -149,8 +149,7 @@ def _only(optimizers: Sequence[Any], name: str, new: nn.Parameter) -> tuple[Any,
     )
     raise GrowthError(
         f"{name} {tuple(new.shape)}: no trained parameter of the same role shows which of {len(homes)} groups it "
-        "belongs to. "
-        f"Pass group=<index> ({listing})."
+        f"belongs to. Pass group=<index> ({listing})."
     )
 
 
@@ -158,6 +157,5 @@ def _fits(optimizer: Any, name: str, new: nn.Parameter) -> None:
     if isinstance(optimizer, torch.optim.Muon) and new.dim() != 2:
         raise GrowthError(
             f"{name} {tuple(new.shape)}: Muon only takes matrices. Give an AdamW for the rest, as torch.optim.Muon "
-            "asks, and "
-            "pass both: auxin.grow(model, edit, muon, adamw)."
+            "asks, and pass both: auxin.grow(model, edit, muon, adamw)."
         )

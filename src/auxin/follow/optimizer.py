@@ -73,8 +73,7 @@ def _check(optimizer: Any, change: Change) -> None:
     if change.before.parameters and not any(i in names for i in held):
         raise GrowthError(
             f"{kind} holds none of this model's parameters: it belongs to another model, or was built from copies. "
-            "Build it "
-            f"from this one: torch.optim.{kind}(model.parameters(), ...)."
+            f"Build it from this one: torch.optim.{kind}(model.parameters(), ...)."
         )
     twice = (
         sorted({names.get(i, "a parameter of another model") for i in held if held.count(i) > 1})
@@ -90,8 +89,7 @@ def _check(optimizer: Any, change: Change) -> None:
         if listed is not None and len(listed) != len(group["params"]):
             raise GrowthError(
                 f"{kind}: a group has {len(group['params'])} parameters and {len(listed)} param_names; something was "
-                "appended "
-                "without its name."
+                "appended without its name."
             )
     for move in change.moves:
         if move.new is not None and move.old is not None and move.old in optimizer.state:
@@ -208,9 +206,8 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]
         if shape is None:
             raise GrowthError(
                 f"{type(optimizer).__name__}: its state {key!r} {tuple(value.shape)} of {move.name} does not follow "
-                "the tensor's "
-                f"shape {tuple(old)}, so it is not known how to resize it to {tuple(new)}. Drop it first: del "
-                "optimizer.state[p]."
+                f"the tensor's shape {tuple(old)}, so it is not known how to resize it to {tuple(new)}. Drop it "
+                "first: del optimizer.state[p]."
             )
         mapped[key] = _resized(value, shape, _fill(optimizer, key, value, move), move.new)
     return mapped

@@ -7,15 +7,10 @@ from typing import Any
 
 import torch
 
+from auxin.boundary import unscaled
 from auxin.change import Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
-
-
-def unscaled(scaler: Any) -> bool:
-    """Whether gradients were unscaled, or stepped with, and ``update()`` has not come yet."""
-    states = getattr(scaler, "_per_optimizer_states", {})
-    return any(getattr(state.get("stage"), "value", 0) != 0 for state in states.values())
 
 
 @follow(torch.amp.GradScaler)

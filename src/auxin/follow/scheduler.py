@@ -29,8 +29,7 @@ def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
     if all(driven is not optimizer for optimizer in change.optimizers):
         raise GrowthError(
             f"{type(scheduler).__name__} drives a {type(driven).__name__} that was not given. Pass the optimizer "
-            "together "
-            "with its scheduler: auxin.grow(model, edit, optimizer, scheduler)."
+            "together with its scheduler: auxin.grow(model, edit, optimizer, scheduler)."
         )
     yield
     yield

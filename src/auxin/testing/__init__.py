@@ -88,7 +88,7 @@ def check(
         GrowthError: the edit was refused on this network.
 
     Example:
-        >>> import torch, auxin
+        >>> import functools, torch, auxin
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> edit = auxin.Insert("", functools.partial(nn.Linear, 4, 4), index=2)
         >>> check(net, edit, lambda m: torch.optim.Adam(m.parameters()), torch.randn(8, 4)).difference
