@@ -32,7 +32,7 @@ class Recipe:
     warmup: int = 100
     flat: float = 0.65
     hold: float = 0.3
-    readings: int = 200
+    readings: int = 100
     patience: int = 2
     cooldown: int = 1
     tries: int = 2
