@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,15 +128,31 @@ def _sibling(
     )
     prefix = "" if not home else home + "."
     tail = name[len(prefix) :].partition(".")[2] if home is not None else None
-    best: tuple[tuple[int, int, int], nn.Parameter] | None = None
-    for other, p in candidates:
+    found: dict[int, nn.Parameter] = {}
+    for other, p in _outward(candidates, places[id(new)], places):
         inside = home is not None and other.startswith(prefix)
         same = inside and other[len(prefix) :].partition(".")[2] == tail
-        distance = places[id(p)] - places[id(new)]
-        key = (0 if same else 1 if inside else 2, abs(distance), distance > 0)
-        if best is None or key < best[0]:
-            best = (key, p)
-    return best[1] if best else None
+        if same:
+            return p
+        found.setdefault(1 if inside else 2, p)
+    return found[min(found)] if found else None
+
+
+def _outward(
+    candidates: list[tuple[str, nn.Parameter]], place: int, places: dict[int, int]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Candidates by distance from ``place``, the nearest first, the one in front where two are as near."""
+    after = bisect.bisect_left(candidates, place, key=lambda pair: places[id(pair[1])])
+    before = after - 1
+    while before >= 0 or after < len(candidates):
+        ahead = place - places[id(candidates[before][1])] if before >= 0 else len(places)
+        behind = places[id(candidates[after][1])] - place if after < len(candidates) else len(places)
+        if ahead <= behind:
+            yield candidates[before]
+            before -= 1
+        else:
+            yield candidates[after]
+            after += 1
 
 
 def _only(optimizers: Sequence[Any], name: str, new: nn.Parameter) -> tuple[Any, int]:

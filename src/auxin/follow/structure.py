@@ -26,7 +26,8 @@ def apply(model: nn.Module, change: Change, build: Callable[[New], nn.Module] | 
     Returns:
         What takes it all back.
     """
-    modules = dict(model.named_modules())
+    known = change.before.modules if build is None and change.before is not None else None
+    modules = known or dict(model.named_modules())
     made: dict[int, nn.Module] = {}
     twins: dict[int, Tensor] | None = None if build is None else {}
 
