@@ -321,9 +321,7 @@ def test_ten_thousand_points_and_a_thousand_growths_stay_small() -> None:
     noise = random.Random(1)
     values = [noise.random() for _ in range(9999)]
     forecast = {"title": "<" * 300, "history": values, "actual": values, "forecast": values}
-    root = render(
-        entries, points, title="t" * 9999, sentence="<" * 9999, table=table, forecasts=[forecast] * 30
-    )
+    root = render(entries, points, title="t" * 9999, sentence="<" * 9999, table=table, forecasts=[forecast] * 30)
     assert "Not shown:" in words(section(root, "results"))
     assert "Not drawn:" in words(section(root, "layers"))
     assert "Vertical marks: 1,000 growths." in words(section(root, "loss"))
@@ -344,8 +342,7 @@ def test_nothing_but_the_standard_library() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert all(
-                name.split(".")[0] in sys.stdlib_module_names or name.startswith("auxin.report")
-                for name in names
+                name.split(".")[0] in sys.stdlib_module_names or name.startswith("auxin.report") for name in names
             )
 
 
@@ -362,9 +359,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_contrast_of_text_and_lines(theme: int) -> None:
-    colours = dict(
-        re.findall(r"--(\w+):(#[0-9a-f]{6})", re.findall(r":root\{(.*?)\}", STYLE, re.DOTALL)[theme])
-    )
+    colours = dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", re.findall(r":root\{(.*?)\}", STYLE, re.DOTALL)[theme]))
     for name in ("ink", "soft", "accent"):
         assert contrast(colours[name], colours["paper"]) >= 4.5, name
     for name in ("line", "original", *(f"shade{i}" for i in range(6))):
