@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from auxin.change import Change, Edit
 from auxin.errors import GrowthError
 from auxin.follow import follower_of
 from auxin.follow.groups import assign
-from auxin.follow.structure import apply
+from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
 from auxin.randomness import random_state
 from auxin.verify import verify
@@ -94,16 +95,15 @@ class Terms:
 
 def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> Change:
     """``grow`` under ``terms``."""
-    change, held = begin(model, edit, companions, terms)
-    if terms.dry_run:
-        take_back(held)
-    else:
-        held.close()
-    return change
+    with contextlib.ExitStack() as held:
+        change = begin(model, edit, companions, terms, held)
+        if terms.dry_run:
+            take_back(held)
+        return change
 
 
-def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> tuple[Change, contextlib.ExitStack]:
-    """Grow, and hold the transaction open: ``close()`` keeps it, ``take_back`` undoes it exactly."""
+def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms, held: contextlib.ExitStack) -> Change:
+    """Grow, the transaction left open in ``held``: ``close()`` keeps it, an exception or ``take_back`` undoes it."""
     started = time.perf_counter()
     model = unwrap(model)
     if not isinstance(edit, Edit):
@@ -114,16 +114,16 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms)
     check_moment(model, companions, terms.watch)
     verify(model, *companions)
     seed = seed_of(model, edit) if terms.seed is None else terms.seed
-    with random_state(), contextlib.ExitStack() as stack:
+    with random_state():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         before = seen(look) if look.has_probe else None
         change = edit.plan(model, look)
-        change = stack.enter_context(transaction(model, change, companions, terms.group))
+        change = held.enter_context(transaction(model, change, companions, terms.group))
         change = _proved(model, change, look, before, companions)
         change = dataclasses.replace(change, seconds=time.perf_counter() - started)
         if terms.accept is not None:
             terms.accept(change)
-        return change, stack.pop_all()
+        return change
 
 
 class TakeBack(Exception):
@@ -133,7 +133,7 @@ class TakeBack(Exception):
 def take_back(held: contextlib.ExitStack) -> None:
     """Undo a transaction that is still open."""
     error = TakeBack()
-    held.__exit__(TakeBack, error, error.__traceback__)
+    held.pop_all().__exit__(TakeBack, error, error.__traceback__)
 
 
 def written_down(edit: Edit) -> None:
@@ -171,11 +171,12 @@ def transaction(
     change = dataclasses.replace(change, optimizers=optimizers)
     change = dataclasses.replace(change, joins=assign(model, change, optimizers, group))
     running = [(c, follower_of(c)(c, change)) for c in companions]
-    undo = None
+    undos: list[Undo] = []
     try:
         for _, follower in running:
             next(follower)
-        undo = apply(model, change) if not applied else None
+        if not applied:
+            apply(model, change, undos=undos)
         for companion, follower in running:
             try:
                 next(follower)
@@ -185,17 +186,16 @@ def transaction(
                     "time, after its changes, so that they can be taken back."
                 ) from None
         yield change
+        # In C, so that an interrupt comes before all of it or after: what has gone on cannot take back any more.
+        list(map(next, [f for _, f in running], itertools.repeat(None)))
     except GeneratorExit:  # dropped while it was held open: kept, as if closed
+        list(map(next, [f for _, f in running], itertools.repeat(None)))
         raise
     except BaseException as error:
         _throw([f for _, f in running], error)
-        if undo is not None:
-            undo()
-        if isinstance(error, TakeBack):
-            return
-        raise
-    for _, follower in running:
-        next(follower, None)
+        undo(undos)
+        if not isinstance(error, TakeBack):
+            raise
 
 
 def _throw(followers: list[Any], error: BaseException) -> None:

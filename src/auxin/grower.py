@@ -24,6 +24,7 @@ from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
 from auxin.probation import Probation
 from auxin.progress import Progress, load_states, states_of
+from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.surgery import surgery
 from auxin.trial import Past, Store
@@ -215,19 +216,20 @@ class Grower:
         """
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
-        mark = self._mark()
-        note = self._past.before_growth()
-        change, held = begin(self.model, edit, self.companions, self._terms(seed, accept=self._accept))
-        change = dataclasses.replace(change, notes=(*change.notes, *note))
-        self._past.hold(held, mark)
+        mark, sight = self._mark(), self._past.look()
         try:
+            with self._past.growing(mark) as held:
+                change = begin(self.model, edit, self.companions, self._terms(seed, accept=self._accept), held)
+                change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
             self._write_down(change)
+            if self.probation is not None:
+                self.progress.on_probation = (edit, self.calls, len(self.progress.entries) - 1)
+            return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
-            self._return_to(self._past.take_back())
+            if self._past.mark is mark:
+                self._past.take_back()
+            self._return_to(mark)
             raise
-        if self.probation is not None:
-            self.progress.on_probation = (edit, self.calls, len(self.progress.entries) - 1)
-        return change
 
     def undo(self) -> None:
         """Take the last growth back, exactly: the network, its companions and the journal as before it.
@@ -258,17 +260,13 @@ class Grower:
         """
         check_moment(self.model, self.companions, self._watch)
         mark = self._mark()
-        try:
-            with self._past.branch():
-                yield None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
-        finally:
-            self._return_to(mark)
+        with coming_back(lambda: self._return_to(mark)), self._past.branch():
+            yield None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; what it finds is written into the journal."""
-        return surgery(
-            self.model, *self.companions, group=self.group, probe=self.probe, watch=self._watch, then=self.record
-        )
+        words = {"group": self.group, "probe": self.probe, "watch": self._watch}
+        return surgery(self.model, *self.companions, **words, then=self.record, around=self.or_as_before())
 
     def record(self, change: Change) -> None:
         """Write a change into the journal that was made outside of this grower, by ``auxin.grow`` or ``auxin.surgery``.
@@ -276,14 +274,10 @@ class Grower:
         Without it a checkpoint could not be loaded into the original network. The last growth cannot be undone any
         more.
         """
-        mark = self.progress.copy()
-        try:
+        with self.or_as_before():
             self._write_down(change)
-        except BaseException:
-            self.progress = mark
-            raise
-        self.progress.on_probation = None
-        self._past.forget()
+            self.progress.on_probation = None
+            self._past.forget()
 
     def verify(self) -> None:
         """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
@@ -312,7 +306,8 @@ class Grower:
         if not isinstance(state, Mapping) or "journal" not in state:
             raise GrowthError(f"this is not the state of a Grower: a {type(state).__name__} without a journal.")
         allowed = [*self.references(), *allow]
-        with replayed(self.model, state["journal"], *self.companions, allow=allowed) as journal:
+        replaying = replayed(self.model, state["journal"], *self.companions, allow=allowed)
+        with self.or_as_before(), replaying as journal:
             self.restore(state, journal, Allowed.of(self.model, allowed))
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
@@ -323,6 +318,17 @@ class Grower:
         progress.optimizer_steps -= self._watch.steps
         self.progress = progress
         self._past.forget()
+
+    @contextlib.contextmanager
+    def or_as_before(self) -> Iterator[None]:
+        """What is raised inside puts this grower's own state back. For ``load``."""
+        mark, past = self._mark(), self._past.mark
+        try:
+            yield
+        except BaseException:
+            self._past.mark = past
+            self._return_to(mark)
+            raise
 
     def references(self) -> list[Any]:
         """Classes and functions in this grower's edits: a journal may name them, the user has handed them over."""

@@ -150,23 +150,25 @@ def replayed(
     model = unwrap(model)
     if not isinstance(journal, Journal):
         journal = Journal.from_json(journal, Allowed.of(model, allow))
-    with contextlib.ExitStack() as stack, random_state():
-        for number, entry in enumerate(_missing(model, journal)):
-            try:
-                change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
-            except GrowthError as error:
-                raise GrowthError(
-                    f"growth {number} of the journal ({entry.summary}) does not fit this model: {error} If the model "
-                    "has grown since, build it afresh, as at the start of that run."
-                ) from error
-            stack.enter_context(transaction(model, change, companions, entry.group))
-            if fingerprint(model) != entry.fingerprint:
-                raise GrowthError(
-                    f"growth {number} of the journal ({entry.summary}) gives another structure here than it gave "
-                    "then: this model is not the one that was grown, or has grown further. Build it afresh, with the "
-                    "same class and arguments as at the start of that run."
-                )
+    with contextlib.ExitStack() as stack:
+        with random_state():
+            for number, entry in enumerate(_missing(model, journal)):
+                try:
+                    change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
+                    stack.enter_context(transaction(model, change, companions, entry.group))
+                except Exception as error:  # whatever a hostile journal brings about
+                    raise GrowthError(
+                        f"growth {number} of the journal ({entry.summary}) does not fit this model: {error} If the "
+                        "model has grown since, build it afresh, as at the start of that run."
+                    ) from error
+                if fingerprint(model) != entry.fingerprint:
+                    raise GrowthError(
+                        f"growth {number} of the journal ({entry.summary}) gives another structure here than it gave "
+                        "then: this model is not the one that was grown, or has grown further. Build it afresh, with "
+                        "the same class and arguments as at the start of that run."
+                    )
         yield journal
+        stack.pop_all()  # all of them are kept, at one stroke
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -230,7 +232,7 @@ def edit_from_json(data: Any, where: str, allowed: Allowed) -> Any:
     fields = {name: typed.decode(value, allowed.resolve, name) for name, value in data.items() if name != "type"}
     try:
         return cls(**fields)
-    except TypeError as error:
+    except Exception as error:  # whatever its own checks raise
         raise GrowthError(f"{where}: {data['type']}: {error}") from error
 
 

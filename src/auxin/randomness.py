@@ -16,15 +16,19 @@ def random_state(seed: int | None = None) -> Iterator[None]:
     """Leave every global random generator bit for bit where it was; inside, start from ``seed``."""
     before = random_data()
     try:
-        if seed is not None:
-            torch.manual_seed(seed % 2**63)
-            random.seed(seed)
-            numpy = sys.modules.get("numpy")
-            if numpy is not None:
-                numpy.random.seed(seed % 2**32)
-        yield
-    finally:
+        try:
+            if seed is not None:
+                torch.manual_seed(seed % 2**63)
+                random.seed(seed)
+                numpy = sys.modules.get("numpy")
+                if numpy is not None:
+                    numpy.random.seed(seed % 2**32)
+            yield
+        finally:
+            restore_random(before)
+    except BaseException:  # an interrupt may have cut that short
         restore_random(before)
+        raise
 
 
 def random_data() -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,6 +104,19 @@ class Record:
                     grad.detach().copy_(grad_value)
             for kind, hooks in self._hooks[i]:
                 hook_again(tensor, kind, hooks)
+
+
+@contextmanager
+def coming_back(restore: Callable[[], None]) -> Iterator[None]:
+    """Call ``restore`` on the way out, and once more where an interrupt has cut it short."""
+    try:
+        try:
+            yield
+        finally:
+            restore()
+    except BaseException:
+        restore()
+        raise
 
 
 def contents_of(roots: Iterable[Any]) -> list[tuple[Any, list[Any]]]:

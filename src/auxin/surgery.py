@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,10 +66,11 @@ class surgery:
         probe: Probe = None,
         watch: StepWatch | None = None,
         then: Callable[[Change], None] | None = None,
+        around: contextlib.AbstractContextManager[Any] | None = None,
     ):
         self.model = unwrap(model)
         self.companions, self.group, self.probe, self.watch = companions, group, probe, watch
-        self._then = then
+        self._then, self._around = then, around or contextlib.nullcontext()
         self.change: Change | None = None
 
     def __enter__(self) -> surgery:
@@ -78,49 +80,48 @@ class surgery:
         self._look = Look(self.model, self.probe, self._seed)
         self._seen = seen(self._look) if self._look.has_probe else None
         self._before = Before.of(self.model)
-        self._tree = Record(self.model, values=True)
-        self._around = contents_of(self.companions)
-        self._random = random_state(self._seed)
-        self._random.__enter__()
         self._started = time.perf_counter()
-        return self
+        self._operation = self._operate()
+        return self._operation.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None:
-                self._restore()
-                return
-            try:
-                self._follow()
-            except BaseException:
-                self._restore()
-                raise
-        finally:
-            self._random.__exit__(None, None, None)
-            del self._tree, self._around
+            self._operation.__exit__(kind, error, trace)
+        except BaseException:
+            self._operation.gen.close()
+            raise
 
-    def _restore(self) -> None:
-        """The network with its values, and what else the code has added to or taken from the companions itself."""
-        self._tree.restore()
-        for container, content in self._around:
-            refill(container, content)
+    @contextlib.contextmanager
+    def _operate(self) -> Iterator[surgery]:
+        """What is raised inside, or while it is followed, takes all of it back."""
+        tree, around = Record(self.model, values=True), contents_of(self.companions)
+        try:
+            with self._around, contextlib.ExitStack() as held:
+                with random_state(self._seed):
+                    yield self
+                    self.change = self._follow(tree, held)
+                if self._then is not None:
+                    self._then(self.change)
+        except BaseException:
+            self.change = None
+            tree.restore()
+            for container, content in around:  # what the code has added to or taken from companions itself
+                refill(container, content)
+            raise
 
-    def _follow(self) -> None:
-        change = found(self.model, self._tree, self._before, self._seed)
-        _settle_modes(change, self._tree)
-        with transaction(self.model, change, self.companions, self.group, applied=True) as change:
-            verify(self.model, *self.companions)
-            for swap in change.swaps:
-                if swap.resized and swap.value is not None:
-                    forget_shape(swap.value)
-            if self._seen is not None:
-                change = prove(self.model, change, self._look, self._seen)
-            seconds = time.perf_counter() - self._started
-            self.change = dataclasses.replace(change, edit=describe(change), seconds=seconds)
-            if self._then is not None:
-                self._then(self.change)
+    def _follow(self, tree: Record, held: contextlib.ExitStack) -> Change:
+        change = found(self.model, tree, self._before, self._seed)
+        _settle_modes(change, tree)
+        change = held.enter_context(transaction(self.model, change, self.companions, self.group, applied=True))
+        verify(self.model, *self.companions)
+        for swap in change.swaps:
+            if swap.resized and swap.value is not None:
+                forget_shape(swap.value)
+        if self._seen is not None:
+            change = prove(self.model, change, self._look, self._seen)
+        return dataclasses.replace(change, edit=describe(change), seconds=time.perf_counter() - self._started)
 
 
 def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:

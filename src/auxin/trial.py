@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import random
 import tempfile
 import types
 import weakref
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.randomness import random_data, restore_random
-from auxin.record import HOOKS, hook_again, hooks_of, refill, storage_of
+from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of
 
 Store = Literal["memory", "pinned", "disk"]
 LEAVES = (
@@ -27,7 +28,6 @@ LEAVES = (
     types.MethodType,
     types.ModuleType,
     weakref.ReferenceType,
-    torch.Generator,
     torch.dtype,
     torch.device,
     str,
@@ -69,42 +69,77 @@ class Snapshot:
         self._buffers: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="auxin-") if store == "disk" else None
         self._files = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        self._tensors: list[_Held] = []
-        self._containers: list[tuple[Any, list[Any]]] = []
-        self._seen: dict[int, Any] = {}
-        self._random: dict[str, Any] | None = None
+        self._taken: Sight | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the values that are kept."""
-        return sum(held.value.numel() * held.value.element_size() for held in self._tensors)
+        return 0 if self._taken is None else sum(held.nbytes for held in self._taken.tensors)
 
     def take(self) -> None:
         """Take the state as it is now; values of an earlier taking are overwritten where they fit."""
-        free = self._buffers
-        for held in self._tensors:
-            free.setdefault((held.value.shape, held.value.dtype, held.value.device), []).append(held.value)
-        self._forget()
-        for root in self.roots:
-            self._visit(root, whole=True)
+        self.keep(self.look())
+
+    def look(self) -> Sight:
+        """What there is now, without its values."""
+        return Sight(self.roots)
+
+    def keep(self, sight: Sight) -> None:
+        """Take the values of what was seen; nothing may have written to it since."""
+        before, self._taken = self._taken, None
+        for held in before.tensors if before is not None else ():
+            self._buffers.setdefault((held.value.shape, held.value.dtype, held.value.device), []).append(held.value)
         with torch.no_grad():
-            for held in self._tensors:
-                held.fill(self._buffer(held.tensor))
+            for held in sight.tensors:
+                held.fill(self._buffer(held.storage))
         self._buffers = {}
-        self._random = random_data()
+        self._taken = sight
 
     def restore(self) -> None:
         """Put everything back: the same objects with the values that were taken."""
-        if self._random is None:
+        sight = self._taken
+        if sight is None:
             raise GrowthError("Snapshot.restore(): nothing has been taken yet; call take() first.")
+        with coming_back(sight.restore):
+            pass
+
+    def _buffer(self, tensor: Tensor) -> Tensor:
+        """A place for the values: one of an earlier taking, or a new one."""
+        if tensor.layout != torch.strided:
+            return tensor.clone()
+        device = tensor.device if self.store == "memory" else torch.device("cpu")
+        free = self._buffers.get((tensor.shape, tensor.dtype, device))
+        if free:
+            return free.pop()
+        if self._folder is not None and tensor.numel():
+            self._files += 1
+            file = str(Path(self._folder.name) / f"{self._files}.bin")
+            return torch.from_file(file, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+        pinned = self.store == "pinned" and torch.cuda.is_available()
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
+
+
+class Sight:
+    """All that can be reached from ``roots``, and the random generators, as they are now."""
+
+    def __init__(self, roots: Iterable[Any]):
+        self.tensors: list[_Held] = []
+        self._containers: list[tuple[Any, list[Any]]] = []
+        self._generators: list[tuple[Any, Any]] = []
+        self._seen: dict[int, Any] = {}
+        for root in roots:
+            self._visit(root, whole=True)
+        self._random = random_data()
+
+    def restore(self) -> None:
+        """Put structure, values and generators back."""
         for container, content in self._containers:
             refill(container, content)
         with torch.no_grad():
-            for held in self._tensors:
+            for held in self.tensors:
                 held.give_back()
+        for generator, state in self._generators:
+            generator.set_state(state) if isinstance(generator, torch.Generator) else generator.setstate(state)
         restore_random(self._random)
 
     def _visit(self, value: Any, whole: bool) -> None:
@@ -115,6 +150,10 @@ class Snapshot:
         if isinstance(value, LEAVES) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
+        if isinstance(value, torch.Generator):
+            self._generators.append((value, value.get_state()))
+        elif isinstance(value, random.Random):
+            self._generators.append((value, value.getstate()))
         if isinstance(value, CONTAINERS):
             content = list(value.items()) if isinstance(value, dict) else list(value)
             self._containers.append((value, content))
@@ -135,24 +174,9 @@ class Snapshot:
         if id(tensor) in self._seen or tensor.device.type == "meta":
             return
         self._seen[id(tensor)] = tensor
-        self._tensors.append(_Held(tensor))
+        self.tensors.append(_Held(tensor))
         if tensor.is_leaf and tensor.grad is not None:
             self._tensor(tensor.grad)
-
-    def _buffer(self, tensor: Tensor) -> Tensor:
-        """A place for the values: one of an earlier taking, or a new one."""
-        if tensor.layout != torch.strided:
-            return tensor.detach().clone()
-        device = tensor.device if self.store == "memory" else torch.device("cpu")
-        free = self._buffers.get((tensor.shape, tensor.dtype, device))
-        if free:
-            return free.pop()
-        if self._folder is not None and tensor.numel():
-            self._files += 1
-            file = str(Path(self._folder.name) / f"{self._files}.bin")
-            return torch.from_file(file, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
-        pinned = self.store == "pinned" and torch.cuda.is_available()
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
 
 
 class Past:
@@ -170,20 +194,32 @@ class Past:
         self._branches: list[Snapshot] = []
         self._depth = 0
         self.held: contextlib.ExitStack | None = None
-        self._mark: Any = None
+        self.mark: Any = None
+        self._structure: list[int] = []
 
-    def before_growth(self) -> tuple[str, ...]:
-        """Take the snapshot, if one is kept; a word about its size."""
-        if self._snapshot is None or self.in_branch:
+    def look(self) -> Sight | None:
+        """What a snapshot would hold, if one is kept; for ``keep`` once the growth is proved."""
+        return None if self._snapshot is None or self.in_branch else self._snapshot.look()
+
+    def keep(self, sight: Sight | None) -> tuple[str, ...]:
+        """Take the snapshot, if one is kept: a growth moves no old value. A word about its size."""
+        if self._snapshot is None or sight is None:
             return ()
-        self.settle()
-        self._snapshot.take()
+        self._snapshot.keep(sight)
         return (f"snapshot {self._snapshot.nbytes / 1e6:,.1f} MB",)
 
-    def hold(self, held: contextlib.ExitStack, mark: Any) -> None:
-        """Remember an open growth, and whatever its owner wants to have back with it."""
-        self.settle()
-        self.held, self._mark = held, mark
+    @contextlib.contextmanager
+    def growing(self, mark: Any) -> Iterator[contextlib.ExitStack]:
+        """Give a place for an open growth, and hold it unless something is raised.
+
+        Args:
+            mark: whatever its owner wants to have back with it.
+        """
+        with contextlib.ExitStack() as held:
+            yield held
+            self.settle()
+            self._structure = structure_of(self._roots)
+            self.held, self.mark = held.pop_all(), mark
 
     def settle(self) -> None:
         """Keep the last growth; from now on only a snapshot leads back."""
@@ -195,26 +231,32 @@ class Past:
         """Undo the last growth; returns its mark.
 
         Raises:
-            GrowthError: there is none, or training has gone on and no snapshot was kept.
+            GrowthError: there is none, or the run has gone on and no snapshot was kept.
         """
-        if self._mark is None:
+        if self.mark is None:
             raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
-        if self.held is not None:
+        changed = self.held is not None and structure_of(self._roots) != self._structure
+        if self.held is not None and not changed:
             take_back(self.held)
         elif self._snapshot is not None and not self.in_branch:
             self._snapshot.restore()
         else:
-            raise GrowthError(
-                "undo(): the optimizer has stepped since the growth, so every weight has moved. Build the Grower with "
-                "keep=True to be able to go back, or take the new layer out with Remove and keep what was learned."
+            why = (
+                "the network or an optimizer's groups have been changed since the growth, by other code"
+                if changed
+                else "the optimizer has stepped since the growth, so every weight has moved"
             )
-        mark, self.held, self._mark = self._mark, None, None
+            raise GrowthError(
+                f"undo(): {why}. Build the Grower with keep=True to be able to go back, or take the new layer out "
+                "with Remove and keep what was learned."
+            )
+        mark, self.held, self.mark = self.mark, None, None
         return mark
 
     def forget(self) -> None:
         """Keep what is, for good: nothing before this leads back to an earlier growth."""
         self.settle()
-        self._mark = None
+        self.mark = None
 
     @property
     def in_branch(self) -> bool:
@@ -224,20 +266,32 @@ class Past:
     @contextlib.contextmanager
     def branch(self) -> Iterator[None]:
         """Whatever happens to the run inside is gone afterwards. Branches may hold branches."""
-        if len(self._branches) == self._depth:
+        depth, outer = self._depth, (self.held, self.mark, self._structure)
+        if len(self._branches) == depth:
             self._branches.append(Snapshot(self._roots, self._store))
-        snapshot, outer = self._branches[self._depth], (self.held, self._mark)
-        self.held, self._mark = None, None
+        snapshot = self._branches[depth]
         snapshot.take()
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if self.held is not None:
+
+        def restore() -> None:
+            if self._depth > depth and self.held is not None:
                 take_back(self.held)
             snapshot.restore()
-            self.held, self._mark = outer
+            self.held, self.mark, self._structure, self._depth = *outer, depth
+
+        with coming_back(restore):
+            self.held, self.mark, self._depth = None, None, depth + 1
+            yield
+
+
+def structure_of(roots: Iterable[Any]) -> list[int]:
+    """Identities of the modules and parameters of networks, in order, and of the groups of optimizers."""
+    found = []
+    for root in roots:
+        if isinstance(root, nn.Module):
+            found += [id(thing) for thing in (*root.modules(), *root.parameters())]
+        elif isinstance(getattr(root, "param_groups", None), list):
+            found += [id(p) for group in root.param_groups for p in group["params"]]
+    return found
 
 
 class _Held:
@@ -248,7 +302,11 @@ class _Held:
         self.grad = tensor.grad if tensor.is_leaf else None
         self.requires_grad = tensor.requires_grad
         self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
-        self.value = tensor
+        self.value = self.storage
+
+    @property
+    def nbytes(self) -> int:
+        return self.value.numel() * self.value.element_size()
 
     def fill(self, buffer: Tensor) -> None:
         if buffer.layout == torch.strided:

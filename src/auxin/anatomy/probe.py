@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
-from auxin.record import Record
+from auxin.record import Record, coming_back
 
 Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a callable that returns one of these
 
@@ -35,18 +35,20 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
     """
     tree = Record(model)
     buffers = [(b, b.detach().clone(), b._version) for b in model.buffers()]
-    try:
-        if not train:
-            for module in model.modules():
-                module.training = False
-        with random_state(seed=0):
-            yield
-    finally:
+
+    def restore() -> None:
         tree.restore()
         with torch.no_grad():
             for buffer, value, version in buffers:
                 if buffer._version != version:
                     buffer.copy_(value)
+
+    with coming_back(restore):
+        if not train:
+            for module in model.modules():
+                module.training = False
+        with random_state(seed=0):
+            yield
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
 from auxin.randomness import random_data, restore_random
 from auxin.refs import Allowed
+from auxin.trial import Snapshot
 from auxin.version import __version__
 
 KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
@@ -101,17 +103,42 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     companions = () if grower is None else grower.companions
     if grower is not None:
         _same_kinds(companions, run["companions"])
-    with replayed(model, entries, *companions, allow=allowed) as journal:
-        check_network(model, tensors)
-        writes = [_prepared(files, c, model, saved) for c, saved in zip(companions, _cut(run, companions), strict=True)]
-        if grower is not None:
-            grower.restore({**run["grower"], "journal": entries}, journal, rule)
-        write_network(model, tensors, run["network"], run=grower is not None)
-        for write_one in writes:
-            write_one()
-    if grower is not None:
-        restore_random(run["random"])
-    return run["extra"]
+    try:
+        with (
+            grower.or_as_before() if grower is not None else contextlib.nullcontext(),
+            _as_before([model, *companions]),
+            replayed(model, entries, *companions, allow=allowed) as journal,
+        ):
+            check_network(model, tensors)
+            saved = zip(companions, _cut(run, companions), strict=True)
+            writes = [_prepared(files, companion, model, one) for companion, one in saved]
+            if grower is not None:
+                grower.restore({**run["grower"], "journal": entries}, journal, rule)
+            write_network(model, tensors, run["network"], run=grower is not None)
+            for write_one in writes:
+                write_one()
+            if grower is not None:
+                restore_random(run["random"])
+            return run["extra"]
+    except GrowthError:
+        raise
+    except Exception as error:  # whatever a companion, or a checkpoint of somebody else's making, brings about
+        raise GrowthError(
+            f"the checkpoint '{files.path}' cannot be loaded into this run ({type(error).__name__}: {error}). "
+            "Nothing was changed."
+        ) from error
+
+
+@contextlib.contextmanager
+def _as_before(roots: list[Any]) -> Iterator[None]:
+    """What is raised inside puts everything back that can be reached from ``roots``."""
+    snapshot = Snapshot(roots)
+    snapshot.take()
+    try:
+        yield
+    except BaseException:
+        snapshot.restore()
+        raise
 
 
 def _cut(run: Mapping[str, Any], companions: tuple[Any, ...]) -> list[Any]:

@@ -10,7 +10,7 @@ from auxin.anatomy.tree import unwrap
 from auxin.change import Before, Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.structure import apply, builder
+from auxin.follow.structure import Undo, apply, builder, undo
 
 
 @follow(AveragedModel)
@@ -24,14 +24,15 @@ def follow_average(average: AveragedModel, change: Change) -> Iterator[None]:
     _check(average, change.before)
     copy = unwrap(average.module)
     build = builder(change.before, copy)
+    undos: list[Undo] = []
     yield
-    undo = apply(copy, change, build)
     try:
+        apply(copy, change, build, undos)
         yield
     except GeneratorExit:
         raise
     except BaseException:
-        undo()
+        undo(undos)
         raise
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,19 +16,26 @@ from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Sw
 Undo = Callable[[], None]
 
 
-def apply(model: nn.Module, change: Change, build: Callable[[New], nn.Module] | None = None) -> Undo:
-    """Splice, assign and swap in place; an exception half-way leaves everything as it was.
+def apply(
+    model: nn.Module,
+    change: Change,
+    build: Callable[[New], nn.Module] | None = None,
+    undos: list[Undo] | None = None,
+) -> Undo:
+    """Splice, assign and swap in place.
 
     Args:
         model: the network that ``change`` was planned for, or a copy of the same structure.
         change: the plan.
         build: the module that stands for a new one in this copy; None: the new module itself.
+        undos: is given what takes each write back, before that write: for ``undo`` after an exception in here.
 
     Returns:
-        What takes it all back.
+        What takes all of it back.
     """
+    undos = [] if undos is None else undos
     known = change.before.modules if build is None and change.before is not None else None
-    modules = known or dict(model.named_modules())
+    modules = dict(model.named_modules()) if known is None else known
     made: dict[int, nn.Module] = {}
     twins: dict[int, Tensor] | None = None if build is None else {}
 
@@ -36,27 +44,23 @@ def apply(model: nn.Module, change: Change, build: Callable[[New], nn.Module] | 
             made[id(new.module)] = new.module if build is None else build(new)
         return made[id(new.module)]
 
-    undos: list[Undo] = []
+    rewired = [(modules[r.path], _children(modules[r.path], r, of)) for r in change.rewires]
+    lists = [(modules[a.path], a.name, _listed(modules, a, of)) for a in change.aliases]
+    for module, children in rewired:
+        _splice(module, children, undos)
+    for module, name, items in lists:
+        _relist(module, name, items, undos)
+    for assign in change.assigns:
+        _set(modules[assign.path], assign, undos)
+    for swap in change.swaps:
+        _swap(modules[swap.path], swap, twins, undos)
+    return functools.partial(undo, undos)
 
-    def undo() -> None:
-        while undos:
-            undos.pop()()
 
-    try:
-        rewired = [(modules[r.path], _children(modules[r.path], r, of)) for r in change.rewires]
-        lists = [(modules[a.path], a.name, _listed(modules, a, of)) for a in change.aliases]
-        for module, children in rewired:
-            undos.append(_splice(module, children))
-        for module, name, items in lists:
-            undos.append(_relist(module, name, items))
-        for assign in change.assigns:
-            undos.append(_set(modules[assign.path], assign))
-        for swap in change.swaps:
-            undos.append(_swap(modules[swap.path], swap, twins))
-    except BaseException:
-        undo()
-        raise
-    return undo
+def undo(undos: list[Undo]) -> None:
+    """Take back what ``apply`` has done so far, the last write first."""
+    while undos:
+        undos.pop()()
 
 
 def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
@@ -90,12 +94,12 @@ def _children(module: nn.Module, rewire: Rewire, of: Callable[[New], nn.Module])
     return {n: of(c) if isinstance(c, New) else module._modules[c] for n, c in rewire.children}
 
 
-def _listed(modules: dict[str, nn.Module], alias: Alias, of: Callable[[New], nn.Module]) -> list[Any]:
+def _listed(modules: Mapping[str, nn.Module], alias: Alias, of: Callable[[New], nn.Module]) -> list[Any]:
     container = modules[alias.rewire.path]
     return list(_children(container, alias.rewire, of).values())
 
 
-def _splice(module: nn.Module, children: dict[str, nn.Module | None]) -> Undo:
+def _splice(module: nn.Module, children: dict[str, nn.Module | None], undos: list[Undo]) -> None:
     held = module._modules
     before = dict(held)
 
@@ -103,29 +107,28 @@ def _splice(module: nn.Module, children: dict[str, nn.Module | None]) -> Undo:
         held.clear()
         held.update(before)
 
+    undos.append(undo)
     held.clear()
     held.update(children)
-    return undo
 
 
-def _relist(module: nn.Module, name: str, items: list[Any]) -> Undo:
+def _relist(module: nn.Module, name: str, items: list[Any], undos: list[Undo]) -> None:
     value = module.__dict__[name]
-    if isinstance(value, tuple):
-        module.__dict__[name] = tuple(items)
+    before = list(value)
 
-        def undo() -> None:
-            module.__dict__[name] = value
-    else:
-        before = list(value)
-        value[:] = items
-
-        def undo() -> None:
+    def undo() -> None:
+        module.__dict__[name] = value
+        if isinstance(value, list):
             value[:] = before
 
-    return undo
+    undos.append(undo)
+    if isinstance(value, tuple):
+        module.__dict__[name] = tuple(items)
+    else:
+        value[:] = items
 
 
-def _set(module: nn.Module, assign: Assign) -> Undo:
+def _set(module: nn.Module, assign: Assign, undos: list[Undo]) -> None:
     *through, name = assign.name.split(".")
     own = module.__dict__
     for part in through:
@@ -138,14 +141,14 @@ def _set(module: nn.Module, assign: Assign) -> Undo:
         else:
             own[name] = before
 
+    undos.append(undo)
     if assign.value is MISSING:
         own.pop(name, None)
     else:
         own[name] = assign.value
-    return undo
 
 
-def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None) -> Undo:
+def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None, undos: list[Undo]) -> None:
     """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit.
 
     ``twins`` holds, in a copy, what stands for each new tensor already (ties); None: the network itself.
@@ -156,7 +159,8 @@ def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None) -> Und
     if twins is not None and value is not None:
         value = twins.setdefault(id(value), _own(swap, value, before))
     if swap.resized and isinstance(before, Tensor) and value is not None:
-        return _resize(before, value)
+        _resize(before, value, undos)
+        return
 
     def undo() -> None:
         if before is MISSING:
@@ -165,8 +169,8 @@ def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None) -> Und
             held[swap.name] = before
             _reorder(held, names)
 
+    undos.append(undo)
     held[swap.name] = value
-    return undo
 
 
 def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:
@@ -179,16 +183,16 @@ def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:
     return fresh if swap.buffer else nn.Parameter(fresh, requires_grad=value.requires_grad)
 
 
-def _resize(tensor: Tensor, value: Tensor) -> Undo:
+def _resize(tensor: Tensor, value: Tensor, undos: list[Undo]) -> None:
     """Give a tensor another shape; it stays the same object, so ties and whoever holds it stay true."""
     old = tensor.detach()
 
     def undo() -> None:
         tensor.data = old
 
+    undos.append(undo)
     tensor.data = value.detach()
     forget_shape(tensor)
-    return undo
 
 
 def forget_shape(tensor: Tensor) -> None:

@@ -1,0 +1,100 @@
+"""Raising at the k-th line that the library executes: every point found by the interpreter, none listed by hand."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import auxin
+
+SOURCE = Path(auxin.__file__).parent
+
+Action = Callable[[], Any]
+
+
+class Fault(Exception):
+    """What is raised where no error was expected."""
+
+
+def lines_of(action: Action, files: Collection[str]) -> list[tuple[str, int]]:
+    """File and line of every line event of ``action`` in ``files`` (prefixes, relative to the package), in order."""
+    seen: list[tuple[str, int]] = []
+    _trace(action, files, lambda name, line: seen.append((name, line)))
+    return seen
+
+
+def fault_at(action: Action, files: Collection[str], point: int, kind: type[BaseException] = Fault) -> bool:
+    """Run ``action`` and raise ``kind`` at its ``point``-th line event; whether that came out."""
+    count = 0
+
+    def raising(name: str, line: int) -> None:
+        nonlocal count
+        count += 1
+        if count == point:
+            raise kind(f"{name}:{line}")
+
+    try:
+        _trace(action, files, raising)
+    except kind:
+        return count >= point
+    return False
+
+
+def _trace(action: Action, files: Collection[str], at_line: Callable[[str, int], None]) -> None:
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line" and not _cannot_raise(frame):
+            at_line(_relative(frame.f_code.co_filename) or "", frame.f_lineno)
+        return local
+
+    def entered(frame: FrameType, _event: str, _: Any) -> Any:
+        name = _relative(frame.f_code.co_filename)
+        return local if name is not None and name.startswith(tuple(files)) else None
+
+    before = sys.gettrace()
+    sys.settrace(entered)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+
+
+@functools.cache
+def _relative(filename: str) -> str | None:
+    path = Path(filename)
+    return path.relative_to(SOURCE).as_posix() if path.is_relative_to(SOURCE) else None
+
+
+def _cannot_raise(frame: FrameType) -> bool:
+    """Whether no exception can arise at this event in an untraced interpreter: none does, not even an interrupt.
+
+    These are a ``try`` (an empty instruction, which not even an outer ``try`` covers) and the second event of a
+    ``with`` line, on the way out (an exception put there would keep ``__exit__`` from being called).
+    """
+    first = _first_offsets(frame.f_code)
+    leaves = frame.f_lineno in first and frame.f_lasti != first[frame.f_lineno]
+    return leaves or frame.f_lineno in _lines(frame.f_code.co_filename)[1]
+
+
+@functools.cache
+def _first_offsets(code: CodeType) -> dict[int, int]:
+    """Line of each ``with`` of a function -> offset of its first instruction."""
+    headers = _lines(code.co_filename)[0]
+    found: dict[int, int] = {}
+    for start, _, line in code.co_lines():
+        if line in headers:
+            found[line] = min(start, found.get(line, start))
+    return found
+
+
+@functools.cache
+def _lines(filename: str) -> tuple[frozenset[int], frozenset[int]]:
+    """The lines of a file that head a ``with``, and those of a ``try``."""
+    nodes = list(ast.walk(ast.parse(Path(filename).read_text())))
+    withs = (node for node in nodes if isinstance(node, ast.With))
+    headers = frozenset(line for node in withs for line in range(node.lineno, node.body[0].lineno))
+    return headers, frozenset(node.lineno for node in nodes if isinstance(node, ast.Try))
