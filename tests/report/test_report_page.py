@@ -374,3 +374,15 @@ def test_crowded_marks_fall_back_to_numbers() -> None:
     for label in labels:
         rows.setdefault(label.get("y"), []).append(float(label.get("x").removesuffix("%")))
     assert all(b - a > 6 for places in rows.values() for a, b in pairwise(places))  # 15 pixels on a phone
+
+
+def test_losses_in_different_units_get_a_chart_each() -> None:
+    points = [
+        {**point, "validation": None if point["validation"] is None else 100 * point["validation"]}
+        for point in metrics()
+    ]
+    text = render_report(journal(), points, title="two units")
+    assert "Validation loss" in text and "Training loss" in text and "object at 0x" not in text
+    together = render_report(journal(), metrics(), title="one unit")
+    assert 'id="loss-chart-title"' in together and 'id="validation-chart-title"' not in together
+    assert 'id="validation-chart-title"' in text and 'id="loss-chart-title"' in text

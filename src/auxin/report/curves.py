@@ -23,24 +23,47 @@ from auxin.report.scale import Point, Scale, thin, value_scale
 _HEIGHT = 280.0
 _LOW_HEIGHT = 130.0
 _AXIS = 28.0  # pixels for the steps below a plot
+_FAR = 3.0  # a line this many times above the other gets a chart of its own
 _NAMES = {"loss": "training", "validation": "validation"}
 
 
 def loss_section(metrics: Sequence[Mapping], x: Scale, marks: Sequence[Mark], growths: int) -> Markup:
-    """Training and validation loss with a mark per growth."""
+    """Training and validation loss with a mark per growth: on one chart, or on two where their units differ."""
     lines = {key: series(metrics, key) for key in _NAMES}
-    known = [value for points in lines.values() for _, value in points if not math.isnan(value)]
-    heading = tag("h2", "Loss", id="loss")
+    known = {key: points for key, points in lines.items() if _finite(points)}
     if not known:
+        heading = tag("h2", "Loss", id="loss")
         return tag("section", heading, tag("p", "No loss was recorded.", class_="note"), aria_labelledby="loss")
-    y = value_scale(known)
+    if _apart(known):
+        panels = [("validation", "Validation loss"), ("loss", "Training loss")]
+        return join(*(_panel({key: known[key]}, name, key, x, marks, growths) for key, name in panels))
+    return _panel(lines, "Loss", "loss", x, marks, growths)
+
+
+def _finite(points: Sequence[Point]) -> list[float]:
+    return [value for _, value in points if math.isfinite(value)]
+
+
+def _apart(lines: Mapping[str, Sequence[Point]]) -> bool:
+    """Whether two lines lie so far apart that on one scale both would look flat."""
+    if len(lines) < 2:
+        return False
+    low, high = sorted((_finite(points) for points in lines.values()), key=max)
+    return min(high) > _FAR * max(low) > 0
+
+
+def _panel(
+    lines: Mapping[str, Sequence[Point]], name: str, key: str, x: Scale, marks: Sequence[Mark], growths: int
+) -> Markup:
+    """One chart of one or two lines."""
+    y = value_scale([value for points in lines.values() for _, value in points if not math.isnan(value)])
     said = _said(lines, growths, y)
     top = ROW * rows_of(marks) + 6.0
     bottom = top + _HEIGHT
-    drawn = [curve(thin(lines[key], COLUMNS), x, y, _HEIGHT, key) for key in _NAMES]
+    drawn = [curve(thin(points, COLUMNS), x, y, _HEIGHT, line) for line, points in lines.items()]
     picture = chart(
-        "loss-chart",
-        "Loss over steps",
+        f"{key}-chart",
+        f"{name} over steps",
         said,
         bottom + _AXIS,
         step_axis(x, top, bottom),
@@ -51,11 +74,11 @@ def loss_section(metrics: Sequence[Mapping], x: Scale, marks: Sequence[Mark], gr
     )
     return tag(
         "section",
-        heading,
+        tag("h2", name, id=key),
         tag("p", said, class_="note"),
         _key(lines),
         tag("div", picture, class_="plot labelled"),
-        aria_labelledby="loss",
+        aria_labelledby=key,
     )
 
 
@@ -98,7 +121,7 @@ def _said(lines: Mapping[str, Sequence[Point]], growths: int, y: Scale) -> str:
     """What the chart shows, in a sentence or two."""
     parts = []
     for key in ("validation", "loss"):
-        first, last = ends(lines[key])
+        first, last = ends(lines.get(key, ()))
         if last is not None:
             parts.append(f"{_NAMES[key]} loss {span(first, last, significant)}")
     text = " and ".join(parts)
@@ -117,7 +140,7 @@ def _key(lines: Mapping[str, Sequence[Point]]) -> Markup:
     """The key of a narrow page, where the lines' ends have no room for names."""
     parts = []
     for key in ("validation", "loss"):
-        last = ends(lines[key])[1]
+        last = ends(lines.get(key, ()))[1]
         if last is not None:
             swatch = tag("span", class_=f"swatch {key}", aria_hidden="true")
             parts.append(tag("span", swatch, f"{_NAMES[key]} {significant(last)}"))
