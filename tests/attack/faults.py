@@ -46,14 +46,27 @@ def fault_at(action: Action, files: Collection[str], point: int, kind: type[Base
 
 
 def _trace(action: Action, files: Collection[str], at_line: Callable[[str, int], None]) -> None:
-    def local(frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line" and not _cannot_raise(frame):
-            at_line(_relative(frame.f_code.co_filename) or "", frame.f_lineno)
+    """Run ``action`` and report every line that it executes in ``files`` and at which something could be raised."""
+    prefixes, watched = tuple(files), {}
+
+    def tracer(code: CodeType) -> Any:
+        name = _relative(code.co_filename)
+        if name is None or not name.startswith(prefixes):
+            return None
+        silent = _silent(code)
+
+        def local(frame: FrameType, event: str, _: Any) -> Any:
+            if event == "line" and frame.f_lasti not in silent:
+                at_line(name, frame.f_lineno)
+            return local
+
         return local
 
     def entered(frame: FrameType, _event: str, _: Any) -> Any:
-        name = _relative(frame.f_code.co_filename)
-        return local if name is not None and name.startswith(tuple(files)) else None
+        code = frame.f_code
+        if code not in watched:
+            watched[code] = tracer(code)
+        return watched[code]
 
     before = sys.gettrace()
     sys.settrace(entered)
@@ -69,30 +82,23 @@ def _relative(filename: str) -> str | None:
     return path.relative_to(SOURCE).as_posix() if path.is_relative_to(SOURCE) else None
 
 
-def _cannot_raise(frame: FrameType) -> bool:
-    """Whether no exception can arise at this event in an untraced interpreter: none does, not even an interrupt.
+@functools.cache
+def _silent(code: CodeType) -> frozenset[int]:
+    """Offsets of lines at which no exception can arise in an untraced interpreter, not even an interrupt.
 
     These are a ``try`` (an empty instruction, which not even an outer ``try`` covers) and the second event of a
     ``with`` line, on the way out (an exception put there would keep ``__exit__`` from being called).
     """
-    first = _first_offsets(frame.f_code)
-    leaves = frame.f_lineno in first and frame.f_lasti != first[frame.f_lineno]
-    return leaves or frame.f_lineno in _lines(frame.f_code.co_filename)[1]
-
-
-@functools.cache
-def _first_offsets(code: CodeType) -> dict[int, int]:
-    """Line of each ``with`` of a function -> offset of its first instruction."""
-    headers = _lines(code.co_filename)[0]
-    found: dict[int, int] = {}
+    withs, tries = _heads(code.co_filename)
+    first: dict[int, int] = {}
     for start, _, line in code.co_lines():
-        if line in headers:
-            found[line] = min(start, found.get(line, start))
-    return found
+        if line in withs:
+            first[line] = min(start, first.get(line, start))
+    return frozenset(start for start, _, line in code.co_lines() if line in tries or first.get(line, start) != start)
 
 
 @functools.cache
-def _lines(filename: str) -> tuple[frozenset[int], frozenset[int]]:
+def _heads(filename: str) -> tuple[frozenset[int], frozenset[int]]:
     """The lines of a file that head a ``with``, and those of a ``try``."""
     nodes = list(ast.walk(ast.parse(Path(filename).read_text())))
     withs = (node for node in nodes if isinstance(node, ast.With))
