@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from auxin.anatomy.blocks import steps_itself
 from auxin.anatomy.tree import unwrap
 from auxin.errors import GrowthError
 
@@ -56,7 +57,11 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
 def _membership(parameters: dict[str, nn.Parameter], optimizers: list[Any], names: dict[int, str]) -> Iterator[str]:
     held = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
     counts = Counter(id(p) for _, p in held)
-    lost = [f"{n} {tuple(p.shape)}" for n, p in parameters.items() if p.requires_grad and id(p) not in counts]
+    lost = [
+        f"{n} {tuple(p.shape)}"
+        for n, p in parameters.items()
+        if p.requires_grad and id(p) not in counts and not steps_itself(p)
+    ]
     for text in lost:
         yield f"{text} is in no optimizer: it would never train (or freeze it: requires_grad_(False))"
     for p_id, count in counts.items():

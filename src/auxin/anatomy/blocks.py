@@ -145,6 +145,11 @@ def hooks_on(module: nn.Module) -> str:
     return ""
 
 
+def steps_itself(parameter: nn.Parameter) -> bool:
+    """Whether a post-accumulate hook handles its gradient: it may be stepped inside the backward pass."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
 def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:
     """Ids of the block's parameters that something outside it holds as well (ties)."""
     inside = {id(m) for m in block.modules()}

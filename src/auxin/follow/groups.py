@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auxin.anatomy.blocks import owned
+from auxin.anatomy.blocks import owned, steps_itself
 from auxin.change import Change, Join
 from auxin.errors import GrowthError
 
@@ -29,12 +29,14 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     Raises:
         GrowthError: no sibling and more than one group, or a group that cannot take the tensor.
     """
+    _refuse_unhooked(model, change)
     homes = {id(p): (o, i) for o in optimizers for i, g in enumerate(o.param_groups) for p in g["params"]}
     wanted = [
         m
         for m in change.moves
         if m.new is not None and m.new.requires_grad and id(m.new) not in homes and id(m.old) not in homes
     ]
+    wanted = [m for m in wanted if m.new is not None and not steps_itself(m.new)]
     leaving = {m.old_name: m.old for m in change.moves if m.removed and id(m.old) in homes}
     if not optimizers or not wanted:
         return {}
@@ -63,6 +65,26 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
         beside = sibling if sibling is not None and homes[id(sibling)] == home else None
         joins[id(move.new)] = Join(home[0], home[1], beside)
     return joins
+
+
+def _refuse_unhooked(model: nn.Module, change: Change) -> None:
+    """Refuse a new parameter whose like steps itself in the backward pass, while nothing would step the new one."""
+    born = [m for m in change.moves if m.added and m.new is not None and m.new.requires_grad]
+    hooked = [name for name, p in model.named_parameters() if steps_itself(p)] if born else []
+    if not hooked:
+        return
+    roles = _roles(model, change)
+    known = {roles[id(p)]: name for name, p in model.named_parameters() if steps_itself(p)}
+    for move in born:
+        assert move.new is not None
+        like = known.get(roles[id(move.new)])
+        if like is not None and not steps_itself(move.new):
+            raise GrowthError(
+                f"{move.name}: {like} has a hook that runs when its gradient is there (an optimizer step inside the "
+                "backward "
+                "pass?), and the new tensor would have none: it would never train, and its gradient would pile up. Add "
+                "the layer inside `with auxin.surgery(model):` and register the same hook on its parameters there."
+            )
 
 
 def places_in(
