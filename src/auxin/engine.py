@@ -117,13 +117,24 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
     with random_state():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         before = seen(look) if look.has_probe else None
-        change = edit.plan(model, look)
+        change = _planned(model, edit, look)
         change = held.enter_context(transaction(model, change, companions, terms.group))
         change = _proved(model, change, look, before, companions)
         change = dataclasses.replace(change, seconds=time.perf_counter() - started)
         if terms.accept is not None:
             terms.accept(change)
         return change
+
+
+def _planned(model: nn.Module, edit: Edit, look: Look) -> Change:
+    try:
+        return edit.plan(model, look)
+    except GrowthError:
+        raise
+    except Exception as error:  # whatever a user's modules, or an edit of one's own, raise
+        raise GrowthError(
+            f"{edit!r} could not be planned ({type(error).__name__}: {error}). Nothing was touched."
+        ) from error
 
 
 class TakeBack(Exception):

@@ -113,7 +113,8 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         with torch.enable_grad():
             out = list(tensors_in(look.run()))
             after = [t.detach().clone() for t in out]
-            floating = [t for t in out if t.is_floating_point() and t.requires_grad]
+            parts = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in out]
+            floating = [t for t in parts if t.is_floating_point() and t.requires_grad]
             if not floating or not wanted:
                 return after, {}
             generator = torch.Generator().manual_seed(3)
@@ -217,4 +218,4 @@ def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
 
 
 def _norm(grads: dict[str, Any], names: tuple[str, ...]) -> float:
-    return sum(float(grads[n].double().square().sum()) for n in names if grads.get(n) is not None) ** 0.5
+    return sum(float(grads[n].abs().double().square().sum()) for n in names if grads.get(n) is not None) ** 0.5

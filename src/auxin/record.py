@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import random
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
+SLOTS = ("_parameters", "_buffers", "_modules")
+HOLDERS = (Tensor, torch.Generator, random.Random, dict, list, tuple, set, collections.deque)
+LONG = 10_000  # items of a container from which on it is taken for data
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -44,6 +48,7 @@ class Record:
         self._hooks = [[(kind, hooks_of(t, kind)) for kind in HOOKS] for t in tensors]
         self._values = [t.detach().clone() for t in tensors] if values else None
         self._grad_values = [None if g is None or not values else g.detach().clone() for g in self._grads]
+        self._loose = _Loose(self.attributes, {id(t) for t in tensors})
 
     def _walk_objects(self) -> Iterator[tuple[tuple[str, str], dict[str, Any], list[Any]]]:
         """Plain objects that modules refer to, up to four levels deep: (path, attribute), attributes, their content."""
@@ -104,6 +109,49 @@ class Record:
                     grad.detach().copy_(grad_value)
             for kind, hooks in self._hooks[i]:
                 hook_again(tensor, kind, hooks)
+        self._loose.restore()
+
+
+class _Loose:
+    """What modules hold beside parameters, buffers and children and may write into as they run.
+
+    Tensors and random generators of their own, and containers in containers, a few levels deep.
+    """
+
+    def __init__(self, attributes: dict[str, dict[str, Any]], known: set[int]):
+        self._tensors: list[tuple[Tensor, int, Tensor]] = []
+        self._generators: list[tuple[Any, Any]] = []
+        self._contents: list[tuple[Any, list[Any]]] = []
+        seen = set(known)
+        level = [value for own in attributes.values() for name, value in own.items() if name not in SLOTS]
+        for _ in range(4):
+            deeper: list[Any] = []
+            for value in level:
+                if not isinstance(value, HOLDERS) or id(value) in seen:
+                    continue
+                seen.add(id(value))
+                if isinstance(value, Tensor):
+                    self._tensors.append((value, value._version, value.detach().clone()))
+                elif isinstance(value, (torch.Generator, random.Random)):
+                    self._generators.append((value, _state(value)))
+                elif len(value) <= LONG:
+                    self._contents += [] if isinstance(value, tuple) else [(value, _shallow(value))]
+                    deeper += value.values() if isinstance(value, dict) else value
+            level = deeper
+
+    def restore(self) -> None:
+        for container, content in self._contents:
+            refill(container, content)
+        with torch.no_grad():
+            for tensor, version, value in self._tensors:
+                if tensor._version != version and tensor.shape == value.shape:
+                    tensor.detach().copy_(value)
+        for generator, state in self._generators:
+            generator.set_state(state) if isinstance(generator, torch.Generator) else generator.setstate(state)
+
+
+def _state(generator: torch.Generator | random.Random) -> Any:
+    return generator.get_state() if isinstance(generator, torch.Generator) else generator.getstate()
 
 
 @contextmanager

@@ -95,8 +95,8 @@ class Duplicate:
             if self.state == "copy":
                 states |= {id(p): original[name] for name, p in new.module.named_parameters() if name not in new.zeroed}
             names = new.zeroed or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
-            writers += [join(join(self.at, str(position)), name) for name in names]
-            incumbents += [join(join(self.at, str(homes[source])), name) for name in names]
+            writers += [join(join(container.path, str(position)), name) for name in names]
+            incumbents += [join(join(container.path, str(homes[source])), name) for name in names]
         rewire = container.renumbered(items)
         zeroed = self.output == "zero" and not look.structural
         return finish(
@@ -163,8 +163,8 @@ class Duplicate:
     def _copy(
         self, model: nn.Module, container: Container, source: int, calls: dict[int, Call | None], look: Look
     ) -> New:
-        original, path = container.child(source), join(self.at, container.names[source])
-        twin = replica(model, original)
+        original, path = container.child(source), join(container.path, container.names[source])
+        twin = _twin(model, original, f"Duplicate(at={self.at!r}): {path}")
         if self.content == "fresh" and not look.structural:
             _reset(twin, path, look.seed + source)
         names: tuple[str, ...] = ()
@@ -172,6 +172,21 @@ class Duplicate:
             where = f"Duplicate(at={self.at!r}, output='zero')"
             names = silence(model, original, twin, calls[source], look, where)
         return New(twin, source=path if self.content == "copy" else None, zeroed=names)
+
+
+def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
+    """A deep copy, if the block's own way of copying gives one."""
+    try:
+        twin = replica(model, original)
+    except Exception as error:  # whatever a user's __deepcopy__ raises
+        raise GrowthError(
+            f"{where} ({type(original).__name__}) cannot be copied: {error}. Build a new one: Insert(at, layer)."
+        ) from error
+    if twin is original:
+        raise GrowthError(
+            f"{where} ({type(original).__name__}) returns itself as its copy. Build a new one: Insert(at, layer)."
+        )
+    return twin
 
 
 def _copied(sources: list[int]) -> list[int]:

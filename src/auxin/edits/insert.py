@@ -9,6 +9,7 @@ from torch import nn
 
 from auxin.anatomy.blocks import Container, adopt
 from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.tree import join
 from auxin.anatomy.writers import first_tensor, with_input
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
@@ -51,7 +52,7 @@ class Insert:
         where = f"Insert(at={self.at!r}"
         built = build(self.layer, model, look, where)
         adopt(built, _neighbours(container, position), model)
-        path = f"{self.at}.{key}" if self.at else key
+        path = join(container.path, key)
         where = f"{where}, index={position})" if self.key is None else f"{where}, key={key!r})"
         watched = look.has_probe and not look.structural
         call = _arriving_at(container, position, look, where) if watched else None
@@ -61,7 +62,7 @@ class Insert:
         keyed = self.key is not None or not container.numbered
         keys = [key if isinstance(item, New) else item for item in items]
         pairs = tuple(zip(keys, items, strict=True))
-        rewire = Rewire(self.at, pairs) if keyed else container.renumbered(items)
+        rewire = Rewire(container.path, pairs) if keyed else container.renumbered(items)
         resolved = dataclasses.replace(self, index=None if keyed else position)
         fields = {"how": begun.how, "writers": inside(path, begun.writers), "preserves": begun.preserves}
         return finish(model, resolved, look, container, rewire, outputs=self.outputs, **fields)

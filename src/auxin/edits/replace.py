@@ -9,7 +9,7 @@ from torch import nn
 
 from auxin.anatomy.blocks import adopt, hooks_on
 from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.tree import module_at
+from auxin.anatomy.tree import join, module_at
 from auxin.change import Before, Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import inside, spliced
@@ -71,7 +71,7 @@ class Replace:
             Before.of(model),
             outputs=self.outputs,
             how=begun.how,
-            writers=inside(self.at, begun.writers),
+            writers=inside(join(path, name), begun.writers),
             preserves=begun.preserves,
             notes=(f"{len(kept)} tensors kept",) if kept else (),
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import replica
+from auxin.anatomy.tree import module_at
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
 
 Undo = Callable[[], None]
@@ -77,7 +78,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
 
     def build(new: New) -> nn.Module:
         if new.source is not None:
-            module = replica(twin, own.modules[new.source])
+            module = replica(twin, module_at(twin, new.source))
             parameters = dict(module.named_parameters())
             with torch.no_grad():
                 for name in new.zeroed:
