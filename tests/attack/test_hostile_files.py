@@ -164,8 +164,11 @@ class Watch:
         sys.addaudithook(self)
 
     def __call__(self, event, args):
-        if self.on and event in WATCHED:
-            self.seen.append((event, str(args[:1])))
+        if not self.on or event not in WATCHED:
+            return
+        source = event == "open" and str(args[0]).endswith(".py") and "r" in str(args[1])
+        if not source:  # a warning that is shown quotes the line it comes from
+            self.seen.append((event, str(args[:2])))
 
 
 def attack(count, tmp_path):
