@@ -342,7 +342,7 @@ class Grower:
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
-        self.journal.record(self.model, change, at, self.progress.metrics, self.group)
+        self.journal.record(self.model, change, at, self.progress.metrics, self.group, self._origin)
         self.progress.since_growth = 0
         if self.on_growth is not None and not self._past.in_branch:
             self.on_growth(change)

@@ -35,6 +35,7 @@ class Entry:
         renamed: old path -> new path of modules that moved.
         parameters: {"before", "after"} of the network.
         group: the ``group=`` that was asked for.
+        before: fingerprint of the structure before it; None where that was not known.
         fingerprint: of the structure afterwards.
         summary: the change in one line.
     """
@@ -51,6 +52,7 @@ class Entry:
     max_difference: float | None
     gradient_ratio: float | None
     seconds: float
+    before: str | None
     fingerprint: str
     summary: str
 
@@ -77,8 +79,9 @@ class Journal:
         at: Mapping[str, int] | None = None,
         metrics: Mapping[str, float] | None = None,
         group: int | None = None,
+        origin: str | None = None,
     ) -> Entry:
-        """Write down a change that was carried out on ``model``."""
+        """Write down a change that was carried out on ``model``; ``origin`` is the fingerprint before the first one."""
         added = [
             {"path": path, "from": new.source, "parameters": sum(p.numel() for p in new.module.parameters())}
             for path, new in change.added
@@ -97,6 +100,7 @@ class Journal:
             max_difference=change.max_difference,
             gradient_ratio=change.gradient_ratio,
             seconds=change.seconds,
+            before=self.entries[-1].fingerprint if self.entries else origin,
             fingerprint=fingerprint(model),
             summary=str(change),
         )
@@ -196,8 +200,10 @@ def references(edit: Any) -> list[Any]:
 
 
 def _missing(model: nn.Module, journal: Journal) -> list[Entry]:
-    """The entries that the model does not have yet (it may be grown already, as a whole or in part)."""
+    """The entries that the model does not have yet: all, where it looks as at the start (it may look so again)."""
     now = fingerprint(model)
+    if journal.entries and journal.entries[0].before == now:
+        return journal.entries
     for done in range(len(journal), 0, -1):
         if journal.entries[done - 1].fingerprint == now:
             return journal.entries[done:]
