@@ -100,7 +100,7 @@ def _check(optimizer: Any, change: Change) -> None:
 
 def _apply(optimizer: Any, change: Change) -> None:
     order = {id(p): place for place, p in enumerate(change.after.values())}
-    first = optimizer.param_groups[0]["params"][0]
+    first = next(iter(optimizer.param_groups[0]["params"]), None)
     touched = False
     for move in change.moves:
         if move.old is not None and move.new is not None:
