@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.blocks import steps_itself
@@ -37,7 +37,7 @@ def verify(model: nn.Module, *companions: Any) -> None:
 def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     parameters = dict(model.named_parameters())
     tensors = (*parameters.items(), *model.named_buffers())
-    lazy = [name for name, t in tensors if isinstance(t, UninitializedTensorMixin)]
+    lazy = [name for name, t in tensors if is_lazy(t)]
     if lazy:
         yield f"{', '.join(lazy[:6])} of lazy layers have no shape yet: run one batch through the model first"
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from auxin.anatomy.probe import Call, Look
 from auxin.edits.start import Start, start, takes
@@ -38,7 +38,7 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
         ) from error
     if not isinstance(built, nn.Module):
         raise GrowthError(f"{where}: it returned a {type(built).__name__}, not an nn.Module.")
-    if any(isinstance(t, UninitializedTensorMixin) for t in (*built.parameters(), *built.buffers())):
+    if any(is_lazy(t) for t in (*built.parameters(), *built.buffers())):
         raise GrowthError(
             f"{where}: it has lazy layers, which get their shapes in their first forward. Write the sizes out, as in "
             "functools.partial(torch.nn.Linear, 64, 64)."
