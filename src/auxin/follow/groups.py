@@ -29,14 +29,14 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     Raises:
         GrowthError: no sibling and more than one group, or a group that cannot take the tensor.
     """
-    _refuse_unhooked(model, change)
+    alone = _self_stepping(model, change)
     homes = {id(p): (o, i) for o in optimizers for i, g in enumerate(o.param_groups) for p in g["params"]}
     wanted = [
         m
         for m in change.moves
         if m.new is not None and m.new.requires_grad and id(m.new) not in homes and id(m.old) not in homes
     ]
-    wanted = [m for m in wanted if m.new is not None and not steps_itself(m.new)]
+    wanted = [m for m in wanted if id(m.new) not in alone]
     leaving = {m.old_name: m.old for m in change.moves if m.removed and id(m.old) in homes}
     if not optimizers or not wanted:
         return {}
@@ -67,24 +67,32 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     return joins
 
 
-def _refuse_unhooked(model: nn.Module, change: Change) -> None:
-    """Refuse a new parameter whose like steps itself in the backward pass, while nothing would step the new one."""
+def _self_stepping(model: nn.Module, change: Change) -> set[int]:
+    """Ids of new parameters that, like all of their role, are stepped by a hook inside the backward pass.
+
+    Raises:
+        GrowthError: all of a new parameter's role are, and nothing would step the new one.
+    """
     born = [m for m in change.moves if m.added and m.new is not None and m.new.requires_grad]
-    hooked = [name for name, p in model.named_parameters() if steps_itself(p)] if born else []
-    if not hooked:
-        return
+    new = {id(m.new) for m in born}
+    old = [(name, p) for name, p in change.after.items() if id(p) not in new and p.requires_grad]
+    if not born or not any(steps_itself(p) for _, p in old):
+        return set()
     roles = _roles(model, change)
-    known = {roles[id(p)]: name for name, p in model.named_parameters() if steps_itself(p)}
-    for move in born:
-        assert move.new is not None
-        like = known.get(roles[id(move.new)])
-        if like is not None and not steps_itself(move.new):
+    known: dict[Any, str | None] = {}
+    for name, p in old:  # one without a hook shows that the role is stepped otherwise
+        role = roles.get(id(p))
+        known[role] = name if steps_itself(p) and known.get(role, name) is not None else None
+    alone = [m for m in born if known.get(roles[id(m.new)]) is not None]
+    for move in alone:
+        if move.new is not None and not steps_itself(move.new):
             raise GrowthError(
-                f"{move.name}: {like} has a hook that runs when its gradient is there (an optimizer step inside the "
-                "backward "
-                "pass?), and the new tensor would have none: it would never train, and its gradient would pile up. Add "
-                "the layer inside `with auxin.surgery(model):` and register the same hook on its parameters there."
+                f"{move.name}: {known[roles[id(move.new)]]} has a hook that runs when its gradient is there (an optimizer "
+                "step inside the backward pass?), and the new tensor would have none: it would never train, and its "
+                "gradient would pile up. Add the layer inside `with auxin.surgery(model):` and register the same hook "
+                "on its parameters there."
             )
+    return {id(move.new) for move in alone}
 
 
 def places_in(
