@@ -86,10 +86,11 @@ def _self_stepping(model: nn.Module, change: Change) -> set[int]:
     alone = [m for m in born if known.get(roles[id(m.new)]) is not None]
     for move in alone:
         if move.new is not None and not steps_itself(move.new):
+            like = known[roles[id(move.new)]]
             raise GrowthError(
-                f"{move.name}: {known[roles[id(move.new)]]} has a hook that runs when its gradient is there (an optimizer "
-                "step inside the backward pass?), and the new tensor would have none: it would never train, and its "
-                "gradient would pile up. Add the layer inside `with auxin.surgery(model):` and register the same hook "
+                f"{move.name}: {like} has a hook that runs when its gradient is there (an optimizer step inside the "
+                "backward pass?), and the new tensor would have none: it would never train, and its gradient would "
+                "pile up. Add the layer inside `with auxin.surgery(model):` and register the same hook "
                 "on its parameters there."
             )
     return {id(move.new) for move in alone}
