@@ -123,7 +123,7 @@ def live() -> tuple[int, int]:
     storages = {}
     objects = gc.get_objects()
     for item in objects:
-        if type(item) in (torch.Tensor, nn.Parameter):
+        if type(item) in (torch.Tensor, nn.Parameter) and item.layout == torch.strided and item.device.type == "cpu":
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values()), len(objects)
