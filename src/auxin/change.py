@@ -167,6 +167,7 @@ class Change:
         edit: the edit, resolved to concrete places (what the journal records).
         seed: of the new weights.
         rewires, aliases, assigns, swaps: what changes in the tree of modules, by path before the change.
+        trains: which parameters are frozen or thawed, by name before the change.
         moves: what changes for parameters, for whoever holds them by identity.
         before: the network as it was.
         after: the network's parameters after the change, by name, in ``named_parameters()`` order.
@@ -187,6 +188,7 @@ class Change:
     aliases: tuple[Alias, ...] = ()
     assigns: tuple[Assign, ...] = ()
     swaps: tuple[Swap, ...] = ()
+    trains: Mapping[str, bool] = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
     before: Before | None = None
     after: Mapping[str, nn.Parameter] = field(default_factory=dict)
@@ -201,6 +203,10 @@ class Change:
     max_difference: float | None = None
     gradient_ratio: float | None = None
     seconds: float = 0.0
+
+    def will_train(self, move: Move) -> bool:
+        """Whether a parameter is trainable after the change."""
+        return move.new is not None and self.trains.get(move.old_name or "", move.new.requires_grad)
 
     @property
     def added(self) -> tuple[tuple[str, New], ...]:

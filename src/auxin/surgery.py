@@ -161,6 +161,9 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
         aliases=_followed_lists(model, tree, rewires),
         assigns=tuple(assigns),
         swaps=tuple(swaps),
+        trains={
+            n: p.requires_grad for n, p in before.parameters.items() if tree.requires_grad[id(p)] != p.requires_grad
+        },
         moves=tuple(_joined(moves, tree)),
         before=before,
         after=after,

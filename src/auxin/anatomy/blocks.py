@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.writers import copy_of
@@ -170,11 +171,16 @@ def adopt(module: nn.Module, neighbours: list[nn.Module], model: nn.Module) -> N
     frozen: dict[tuple[type, str, int], bool] = {}
     for neighbour in neighbours:
         for owner, leaf, p in owned(neighbour):
-            key = (type(owner), leaf, p.dim())
+            key = role(owner, leaf, p)
             frozen[key] = frozen.get(key, True) and not p.requires_grad
     for owner, leaf, p in owned(module):
-        if frozen.get((type(owner), leaf, p.dim()), False):
+        if frozen.get(role(owner, leaf, p), False):
             p.requires_grad_(False)
+
+
+def role(owner: nn.Module, leaf: str, p: Tensor) -> tuple[type, str, int]:
+    """What a parameter is to its module: its class (each parametrized module has one of its own), leaf, dimensions."""
+    return type_before_parametrizations(owner), leaf, p.dim()
 
 
 def owned(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:

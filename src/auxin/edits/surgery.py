@@ -43,7 +43,7 @@ class Surgery:
         before = Before.of(model)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         rebuilder = _Rebuilder(before, device)
-        rewires, aliases, swaps, assigns = [], [], [], []
+        rewires, aliases, swaps, assigns, trains = [], [], [], [], {}
         for step in self.steps:
             path = step["path"]
             if "children" in step:
@@ -57,9 +57,10 @@ class Surgery:
                 swaps.append(Swap(path, name, value, kept, buffer, resized))
             for name, data in step.get("attributes", {}).items():
                 assigns.append(Assign(path, name, MISSING, data["value"] if "value" in data else MISSING))
+            trains |= {join(path, name): flag for name, flag in step.get("trains", {}).items()}
         after = parameters_after(model, rewires, swaps)
         resized = {id(before.parameters.get(join(s.path, s.name))) for s in swaps if s.resized}
-        moves = moves_between(before.parameters, after, touched=resized)
+        thawed = {id(before.parameters[name]) for name, flag in trains.items() if flag}
         return Change(
             self,
             look.seed,
@@ -67,7 +68,8 @@ class Surgery:
             tuple(aliases),
             tuple(assigns),
             tuple(swaps),
-            moves,
+            trains,
+            moves_between(before.parameters, after, touched=resized | thawed),
             before,
             after,
             outputs=True,
@@ -96,6 +98,9 @@ def describe(change: Change) -> Surgery:
             for word, holds in (("buffers", swap.buffer), ("resized", swap.resized)):
                 if holds:
                     step.setdefault(word, []).append(swap.name)
+        for name, flag in change.trains.items():
+            path, _, leaf = name.rpartition(".")
+            steps.setdefault(path, {"path": path}).setdefault("trains", {})[leaf] = flag
         for assign in change.assigns:
             step = steps.setdefault(assign.path, {"path": assign.path})
             value = {} if assign.value is MISSING else {"value": _plain(assign.value, f"{assign.path}.{assign.name}")}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auxin.anatomy.blocks import owned, steps_itself
+from auxin.anatomy.blocks import owned, role, steps_itself
 from auxin.change import Change, Join
 from auxin.errors import GrowthError
 
@@ -34,7 +34,7 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
     wanted = [
         m
         for m in change.moves
-        if m.new is not None and m.new.requires_grad and id(m.new) not in homes and id(m.old) not in homes
+        if m.new is not None and change.will_train(m) and id(m.new) not in homes and id(m.old) not in homes
     ]
     wanted = [m for m in wanted if id(m.new) not in alone]
     leaving = {m.old_name: m.old for m in change.moves if m.removed and id(m.old) in homes}
@@ -141,7 +141,7 @@ def _roles(model: nn.Module, change: Change) -> dict[int, tuple[type, str, int]]
     roles: dict[int, tuple[type, str, int]] = {}
     for module in (model, *(new.module for _, new in change.added)):
         for owner, leaf, p in owned(module):
-            roles.setdefault(id(p), (type(owner), leaf, p.dim()))
+            roles.setdefault(id(p), role(owner, leaf, p))
     return roles
 
 

@@ -55,6 +55,8 @@ def apply(
         _set(modules[assign.path], assign, undos)
     for swap in change.swaps:
         _swap(modules[swap.path], swap, twins, undos)
+    for name, trains in change.trains.items() if build is None and change.before is not None else ():
+        _train(change.before.parameters[name], trains, undos)
     return functools.partial(undo, undos)
 
 
@@ -172,6 +174,12 @@ def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None, undos:
 
     undos.append(undo)
     held[swap.name] = value
+
+
+def _train(p: nn.Parameter, trains: bool, undos: list[Undo]) -> None:
+    """Freeze or thaw a parameter."""
+    undos.append(functools.partial(p.requires_grad_, p.requires_grad))
+    p.requires_grad_(trains)
 
 
 def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:
