@@ -1,0 +1,280 @@
+"""Random small runs from a few words: networks of every kind, optimizers, schedules; rebuilt alike in every process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import auxin as ax
+
+DIM = 4
+
+
+def silent(*_: Any) -> None:
+    """A hook that does nothing."""
+
+
+class Plain(nn.Module):
+    """x + W f(V norm(x))."""
+
+    def __init__(self, wrap: Any = None, dropout: float = 0.0):
+        super().__init__()
+        self.norm, self.drop = nn.LayerNorm(DIM), nn.Dropout(dropout)
+        self.up, self.down = nn.Linear(DIM, 6), nn.Linear(6, DIM)
+        if wrap is not None:
+            wrap(self.up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.drop(torch.relu(self.up(self.norm(x)))))
+
+
+class Conv(nn.Module):
+    """A residual block with BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn1 = nn.Conv2d(DIM, DIM, 3, padding=1, bias=False), nn.BatchNorm2d(DIM)
+        self.second, self.bn2 = nn.Conv2d(DIM, DIM, 3, padding=1, bias=False), nn.BatchNorm2d(DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.second(torch.relu(self.bn1(self.first(x)))))
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
+        self.mix = nn.MultiheadAttention(DIM, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(DIM, 8), nn.GELU(), nn.Linear(8, DIM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        x = x + self.mix(h, h, h, attn_mask=mask, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class Recurrent(nn.Module):
+    """A residual LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(DIM, 5, batch_first=True), nn.Linear(5, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(self.lstm(x)[0])
+
+
+class Net(nn.Module):
+    """An entry, blocks, a tail of plain layers, an exit; ``kind`` says which."""
+
+    def __init__(self, kind: str, depth: int, tied: bool, frozen: bool, hooked: bool, dropout: float):
+        super().__init__()
+        self.kind, self.depth = kind, depth
+        self.entry: nn.Module = nn.Embedding(7, DIM) if kind == "gpt" else nn.Linear(3, DIM)
+        self.side = nn.Linear(DIM, DIM).requires_grad_(not frozen)
+        make = {
+            "mlp": functools.partial(Plain, None, dropout),
+            "shared": functools.partial(Plain, None, dropout),
+            "normed": functools.partial(Plain, weight_norm, dropout),
+            "cnn": Conv,
+            "gpt": Attention,
+            "lstm": Recurrent,
+        }[kind]
+        self.blocks = nn.ModuleList(make() for _ in range(depth))
+        self.tail = nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh(), nn.Linear(DIM, DIM))
+        self.exit = nn.Linear(DIM, 7 if kind == "gpt" else 2, bias=kind != "gpt")
+        if kind == "gpt" and tied:
+            self.exit.weight = self.entry.weight
+        elif tied:
+            self.tail[2].weight = self.tail[0].weight
+        if kind == "shared":
+            self.again = self.blocks
+        if hooked:
+            self.blocks[0].register_forward_hook(silent)
+            self.entry.register_full_backward_hook(silent)
+            next(self.blocks[-1].parameters()).register_hook(silent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        x = x + self.side(x)
+        if self.kind == "cnn":
+            x = x.unflatten(0, (2, -1)).unflatten(1, (2, -1)).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            x = block(x)
+        if self.kind == "shared":
+            for block in self.again:
+                x = block(x)
+        if self.kind == "cnn":
+            x = x.mean((2, 3))
+        return self.exit(self.tail(x))
+
+
+BLOCKS = {
+    "mlp": Plain,
+    "shared": Plain,
+    "normed": functools.partial(Plain, weight_norm),
+    "cnn": Conv,
+    "gpt": Attention,
+    "lstm": Recurrent,
+}
+OPTIMIZERS = {
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
+    "fused sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, fused=True),
+    "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, amsgrad=True),
+    "foreach adam": lambda groups: torch.optim.Adam(groups, lr=0.01, foreach=True),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=torch.tensor(0.01), weight_decay=0.1),
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=0.01, momentum=0.5, centered=True),
+    "adagrad": lambda groups: torch.optim.Adagrad(groups, lr=0.05, initial_accumulator_value=0.1),
+    "nadam": lambda groups: torch.optim.NAdam(groups, lr=0.01),
+    "radam": lambda groups: torch.optim.RAdam(groups, lr=0.01),
+    "adamax": lambda groups: torch.optim.Adamax(groups, lr=0.01),
+    "adadelta": lambda groups: torch.optim.Adadelta(groups, lr=1.0),
+    "asgd": lambda groups: torch.optim.ASGD(groups, lr=0.01, t0=2),
+    "rprop": lambda groups: torch.optim.Rprop(groups, lr=0.01),
+    "adafactor": lambda groups: torch.optim.Adafactor(groups, lr=0.01),
+}
+
+
+def _sequence(optimizer: Any) -> Any:
+    parts = [lr_scheduler.LinearLR(optimizer, total_iters=3), lr_scheduler.MultiStepLR(optimizer, [5, 9])]
+    return lr_scheduler.SequentialLR(optimizer, parts, milestones=[4])
+
+
+def falling(epoch: int) -> float:
+    """A schedule as a function."""
+    return 0.98**epoch
+
+
+SCHEDULES: dict[str, Any] = {
+    "none": None,
+    "step": lambda o: lr_scheduler.StepLR(o, 3, gamma=0.5),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, falling),
+    "cycle": lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.01, 4, cycle_momentum=False),
+    "sequence": _sequence,
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.7),
+}
+
+
+class Run:
+    """One run, as ``words`` say."""
+
+    def __init__(self, words: dict[str, Any]):
+        torch.manual_seed(words["seed"])
+        self.words, self.kind = words, words["kind"]
+        network = {name: words[name] for name in ("kind", "depth", "tied", "frozen", "hooked", "dropout")}
+        self.model = Net(**network)
+        self.optimizer = OPTIMIZERS[words["optimizer"]](self._groups(words["groups"]))
+        schedule = SCHEDULES[words["schedule"]]
+        self.schedule = None if schedule is None else schedule(self.optimizer)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=words["buffers"])
+        self.companions = [c for c in (self.optimizer, self.schedule, self.average) if c is not None]
+        self.probe = self._batch(torch.Generator().manual_seed(5))
+        self.grower = ax.Grower(
+            self.model,
+            *self.companions,
+            edits=self.edits(),
+            when=ax.when.every(10**6),
+            probe=self.probe,
+            keep=words["keep"],
+        )
+        self.grower.when.load_state_dict(self.grower.when.state_dict())
+
+    def _groups(self, kind: str) -> list[Any]:
+        """All in one group, by decay, the exit first, or with names."""
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        if kind == "named":
+            return named
+        if kind == "one":
+            return [p for _, p in named]
+        first = [p for n, p in named if (p.dim() > 1 if kind == "decay" else n.startswith("exit"))]
+        rest = [p for _, p in named if not any(p is q for q in first)]
+        return [{"params": first, "lr": 0.02}, {"params": rest}] if first and rest else [*first, *rest]
+
+    def edits(self) -> list[Any]:
+        """What may be grown."""
+        return [
+            ax.Duplicate("blocks", by=1),
+            ax.Duplicate("blocks", by=1, order="last", state="copy"),
+            ax.Duplicate("blocks", by=2, order="stack", output="keep"),
+            ax.Insert("blocks", BLOCKS[self.kind], index=0),
+            ax.Insert("tail", functools.partial(nn.Linear, DIM, DIM), index=1, init="identity"),
+            ax.Insert("tail", functools.partial(nn.Linear, DIM, DIM), init="kaiming"),
+            ax.Replace("tail.1", nn.Sigmoid),
+        ]
+
+    def _batch(self, generator: torch.Generator | None = None) -> Tensor:
+        if self.kind == "gpt":
+            return torch.randint(0, 7, (2, 5), generator=generator)
+        return torch.randn((3, 4, 3) if self.kind == "lstm" else (8, 3), generator=generator)
+
+    def train(self, count: int) -> list[str]:
+        """Steps on data from the global generator; the losses to the bit."""
+        losses = []
+        for _ in range(count):
+            out = self.model(self._batch())
+            loss = (out - out.detach().roll(1, 0) * 0.5 - 0.1).square().mean()
+            loss.backward()
+            self.optimizer.step()
+            if isinstance(self.schedule, lr_scheduler.ReduceLROnPlateau):
+                self.schedule.step(loss.item())
+            elif self.schedule is not None:
+                self.schedule.step()
+            self.optimizer.zero_grad()
+            self.average.update_parameters(self.model)
+            losses.append(loss.item().hex())
+        return losses
+
+    def operate(self, deed: str) -> None:
+        """By hand, as a user would."""
+        model = self.model
+        if deed == "block" and self.kind != "normed":  # what a parametrization is made of has no plain form
+            model.blocks.append(BLOCKS[self.kind]())
+        elif deed == "tail":
+            model.tail.append(nn.Linear(DIM, DIM))
+        elif deed == "thaw":
+            model.side.requires_grad_(not model.side.weight.requires_grad)
+        elif deed == "rows" and self.kind != "gpt":
+            exit_ = model.exit
+            exit_.weight.data = torch.cat([exit_.weight.data, torch.zeros(1, DIM)])
+            exit_.bias.data = torch.cat([exit_.bias.data, torch.zeros(1)])
+            exit_.out_features += 1
+        else:
+            model.tail[0] = nn.Linear(DIM, DIM)
+
+
+def resumed(words: dict[str, Any], folder: str, steps: int) -> dict[str, Any]:
+    """Load a saved run into one that is built afresh, and go on."""
+    run = Run(words)
+    extra = ax.load(folder, run.grower)
+    run.grower.verify()
+    return {"extra": extra, "losses": run.train(steps)}
+
+
+def serve(lines: Iterable[str]) -> None:
+    """Answer requests, one per line of JSON, for as long as there are any."""
+    torch.set_num_threads(1)
+    for line in lines:
+        try:
+            answer = resumed(*json.loads(line))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    import random_runs  # classes under the name that they have in the tests
+
+    random_runs.serve(sys.stdin)

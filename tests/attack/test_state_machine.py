@@ -1,0 +1,221 @@
+"""Random runs of random networks through random growths, trials, undos, surgeries, saves and loads.
+
+After each step everything fits together; what is to leave no trace leaves none, to the bit; a checkpoint goes on in
+another process as the run itself does, to the last bit.
+"""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from attacked import assert_same, picture
+from random_runs import OPTIMIZERS, SCHEDULES, Run, resumed
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import auxin as ax
+
+torch.set_num_threads(1)
+WORDS = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from(["mlp", "cnn", "gpt", "lstm", "shared", "normed"]),
+        "depth": st.integers(1, 2),
+        "tied": st.booleans(),
+        "frozen": st.booleans(),
+        "hooked": st.booleans(),
+        "dropout": st.sampled_from([0.0, 0.2]),
+        "optimizer": st.sampled_from(sorted(OPTIMIZERS)),
+        "schedule": st.sampled_from(sorted(SCHEDULES)),
+        "groups": st.sampled_from(["one", "decay", "exit first", "named"]),
+        "buffers": st.booleans(),
+        "keep": st.booleans(),
+        "seed": st.integers(0, 10),
+    }
+)
+EDITS = st.integers(0, 6)
+DEEDS = st.sampled_from(["block", "tail", "thaw", "rows", "new layer"])
+LARGEST = 7  # blocks
+
+
+class Other:
+    """Another process that resumes runs, started once."""
+
+    process = None
+
+    @classmethod
+    def resume(cls, words, folder, steps):
+        if cls.process is None:
+            here = Path(__file__).parent
+            cls.process = subprocess.Popen(
+                [sys.executable, here / "random_runs.py"],
+                cwd=here,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        print(json.dumps([words, folder, steps]), file=cls.process.stdin, flush=True)
+        return json.loads(cls.process.stdout.readline())
+
+    @classmethod
+    def stop(cls):
+        if cls.process is not None:
+            cls.process.communicate()
+            cls.process = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other():
+    yield
+    Other.stop()
+
+
+class Machine(RuleBasedStateMachine):
+    """One run, and what may happen to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.mkdtemp(prefix="machine-")
+        self.saves = 0
+
+    def teardown(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @initialize(words=WORDS, steps=st.integers(0, 2))
+    def begin(self, words, steps):
+        self.words, self.run = words, Run(words)
+        self.run.train(steps)
+
+    def picture(self):
+        return picture(self.run.model, *self.run.companions, self.run.grower)
+
+    def edit(self, number):
+        """An edit that still fits."""
+        edits = self.run.edits()
+        if len(self.run.model.blocks) >= LARGEST:
+            edits = edits[4:]
+        return edits[number % len(edits)]
+
+    @contextlib.contextmanager
+    def without_a_trace(self):
+        before = self.picture()
+        yield
+        assert_same(before, self.picture())
+
+    def small(self):
+        return len(self.run.model.blocks) < LARGEST and len(self.run.model.tail) < LARGEST
+
+    @rule(steps=st.integers(1, 2))
+    def train(self, steps):
+        self.run.train(steps)
+
+    @precondition(small)
+    @rule(number=EDITS)
+    def grow(self, number):
+        edit, names = self.edit(number), set(dict(self.run.model.named_parameters()))
+        change = self.run.grower.grow(edit)
+        assert isinstance(edit, ax.Replace) or set(dict(self.run.model.named_parameters())) - names
+        assert len(self.run.grower.journal) and str(change)
+
+    @rule(number=EDITS, steps=st.integers(0, 2))
+    def trial(self, number, steps):
+        with self.without_a_trace(), self.run.grower.trial(self.edit(number)):
+            self.run.train(steps)
+
+    @rule(number=EDITS)
+    def grow_and_undo(self, number):
+        with self.without_a_trace():
+            self.run.grower.grow(self.edit(number))
+            self.run.grower.undo()
+
+    @precondition(lambda self: self.words["keep"])
+    @rule(number=EDITS, steps=st.integers(1, 2))
+    def grow_train_and_undo(self, number, steps):
+        with self.without_a_trace():
+            self.run.grower.grow(self.edit(number))
+            self.run.train(steps)
+            self.run.grower.undo()
+
+    @rule(number=EDITS)
+    def grow_dry(self, number):
+        with self.without_a_trace():
+            ax.grow(self.run.model, self.edit(number), *self.run.companions, probe=self.run.probe, dry_run=True)
+
+    @rule()
+    def grow_what_does_not_fit(self):
+        with self.without_a_trace(), pytest.raises(ax.GrowthError):
+            self.run.grower.grow(ax.Insert("tail", torch.nn.BatchNorm2d, init="default"))
+
+    @precondition(small)
+    @rule(deed=DEEDS)
+    def operate(self, deed):
+        with self.run.grower.surgery():
+            self.run.operate(deed)
+
+    @rule(deed=DEEDS, steps=st.integers(0, 1))
+    def operate_and_fail(self, deed, steps):
+        with self.without_a_trace(), pytest.raises(ZeroDivisionError), self.run.grower.surgery():
+            self.run.operate(deed)
+            if steps:
+                self.run.model(self.run.probe)
+            _ = 1 / 0
+
+    def save(self):
+        self.saves += 1
+        ax.save(self.run.grower, self.folder, extra={"saves": self.saves})
+
+    @rule(steps=st.integers(1, 3))
+    def save_and_go_on_in_another_process(self, steps):
+        self.save()
+        answer = Other.resume(self.words, self.folder, steps)
+        assert answer == {"extra": {"saves": self.saves}, "losses": self.run.train(steps)}
+
+    @rule()
+    def save_and_load(self):
+        """From here on the loaded run is the run."""
+        self.save()
+        steps = resumed(self.words, self.folder, 1)["losses"]
+        loaded = Run(self.words)
+        ax.load(self.folder, loaded.grower)
+        assert loaded.train(1) == steps
+        ax.load(self.folder, self.run.grower)
+        assert self.run.train(1) == steps
+        self.run = loaded
+
+    @rule()
+    def replay(self):
+        fresh = Run(self.words)
+        ax.replay(fresh.model, self.run.grower.journal.to_json(), allow=self.run.grower.references())
+        names = [[(n, tuple(t.shape)) for n, t in m.state_dict().items()] for m in (fresh.model, self.run.model)]
+        assert names[0] == names[1]
+
+    @invariant()
+    def everything_fits(self):
+        if hasattr(self, "run"):
+            self.run.grower.verify()
+
+
+def settled(**options):
+    return settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, **options)
+
+
+def test_two_hundred_sequences():
+    run_state_machine_as_test(Machine, settings=settled(max_examples=200, stateful_step_count=6, derandomize=True))
+
+
+@pytest.mark.long
+def test_two_thousand_sequences():
+    run_state_machine_as_test(Machine, settings=settled(max_examples=2000, stateful_step_count=15))
