@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from attacked import assert_same, picture
-from random_runs import OPTIMIZERS, SCHEDULES, Run, resumed
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,6 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from random_runs import OPTIMIZERS, SCHEDULES, Run, resumed
 
 import auxin as ax
 

@@ -55,8 +55,9 @@ def apply(
         _set(modules[assign.path], assign, undos)
     for swap in change.swaps:
         _swap(modules[swap.path], swap, twins, undos)
-    for name, trains in change.trains.items() if build is None and change.before is not None else ():
-        _train(change.before.parameters[name], trains, undos)
+    if change.trains and build is None and change.before is not None:
+        for name, trains in change.trains.items():
+            _train(change.before.parameters[name], trains, undos)
     return functools.partial(undo, undos)
 
 
@@ -178,7 +179,12 @@ def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None, undos:
 
 def _train(p: nn.Parameter, trains: bool, undos: list[Undo]) -> None:
     """Freeze or thaw a parameter."""
-    undos.append(functools.partial(p.requires_grad_, p.requires_grad))
+    before = p.requires_grad
+
+    def undo() -> None:
+        p.requires_grad_(before)
+
+    undos.append(undo)
     p.requires_grad_(trains)
 
 
