@@ -29,7 +29,7 @@ def checked_companions(companions: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def checked_trigger(when: Any) -> Any:
     """A trigger that was built."""
-    if inspect.isfunction(when) and when.__module__ == triggers.__name__:
+    if inspect.isfunction(when) and getattr(triggers, when.__name__, None) is when:
         raise GrowthError(f"when={when.__name__} is not a trigger yet; call it: when=auxin.when.{when.__name__}(...).")
     if isinstance(when, type) or not callable(when):
         raise GrowthError(

@@ -1,0 +1,12 @@
+"""Triggers: when to grow. Any callable `when(reading) -> bool` is one; these are the common ones.
+
+A trigger is called once for every `grower.step(...)`, and looks at nothing but its `Reading`. One that
+remembers something has `state_dict()` and `load_state_dict()`; the values are numbers, so that they can be
+stored as JSON. The arguments are not part of the state: a resumed run may use another patience.
+"""
+
+from auxin.when.counts import at, every
+from auxin.when.levels import plateau, threshold
+from auxin.when.reading import Mode, Reading, Trigger, Unit
+
+__all__ = ["Mode", "Reading", "Trigger", "Unit", "at", "every", "plateau", "threshold"]
