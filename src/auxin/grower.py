@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from auxin.evidence import Evidence
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
 from auxin.probation import Probation
-from auxin.progress import Progress, load_states, states_of
+from auxin.progress import Progress, Standing
 from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.surgery import surgery
@@ -93,21 +92,20 @@ class Grower:
     ):
         self.model = unwrap(model)
         self.companions = checked_companions(companions)
-        self.when, self.choose = checked_trigger(when), checked_chooser(choose)
         self.limit, self.probation = limit or Limit(), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
         self.probe, self.evidence, self.group = probe, evidence, group
         self.on_growth, self.on_undo = on_growth, on_undo
-        self.progress = Progress()
         self._edits = edits
         self._memory: dict[str, tuple[str, ...]] = {}
         self._waited = 0
         self.waiting_for: str | None = None
+        self._watch = StepWatch(self.optimizers)
+        self._standing = Standing(self.model, checked_trigger(when), checked_chooser(choose), self._watch)
         self.edits()
         verify(self.model, *companions)
         self._origin = fingerprint(self.model)
-        self._watch = StepWatch(self.optimizers)
         self._past = Past([self.model, *companions], keep or probation is not None)
         self._watch.on_step = self._past.settle
 
@@ -115,6 +113,21 @@ class Grower:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
         state = f"{len(self.journal)} growths, {self.calls} calls{', done' if self.done else ''}"
         return f"Grower({type(self.model).__name__} with {names}; {self.when!r}; {state})"
+
+    @property
+    def when(self) -> Callable[[Reading], bool]:
+        """The trigger."""
+        return self._standing.when
+
+    @property
+    def choose(self) -> Callable[[Any, Grower], Edit | None]:
+        """The chooser."""
+        return self._standing.choose
+
+    @property
+    def progress(self) -> Progress:
+        """Everything that changes as it goes on: counts, decisions, journal entries."""
+        return self._standing.progress
 
     @property
     def journal(self) -> Journal:
@@ -145,7 +158,7 @@ class Grower:
     @property
     def optimizer_steps(self) -> int:
         """Steps of the first optimizer since the run began, restored ones included."""
-        return self.progress.optimizer_steps + self._watch.steps
+        return self._standing.optimizer_steps
 
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from now."""
@@ -191,9 +204,10 @@ class Grower:
         state.read(value, named)
         if self.probation is not None:
             state.remember(value if self.probation.metric is None else named.get(self.probation.metric))
-            if state.on_probation is not None:
-                self._judge(self.probation)
-                state = self.progress
+            reason = self._standing.judge(self.probation, self.undo)
+            if reason is not None:
+                self._wait(reason)
+            state = self.progress
         if self.done:
             return None
         reading = Reading(value, named, state.calls, self.optimizer_steps, len(state.entries), state.since_growth)
@@ -216,7 +230,7 @@ class Grower:
         """
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
-        mark, sight = self._mark(), self._past.look()
+        mark, sight = self._standing.mark(), self._past.look()
         try:
             with self._past.growing(mark) as held:
                 change = begin(self.model, edit, self.companions, self._terms(seed, accept=self._accept), held)
@@ -228,7 +242,7 @@ class Grower:
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:
                 self._past.take_back()
-            self._return_to(mark)
+            self._standing.return_to(mark)
             raise
 
     def undo(self) -> None:
@@ -242,7 +256,7 @@ class Grower:
             GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
         """
         check_moment(self.model, self.companions, self._watch)
-        self._return_to(self._past.take_back())
+        self._standing.return_to(self._past.take_back())
         if self.on_undo is not None:
             self.on_undo()
 
@@ -259,8 +273,8 @@ class Grower:
             seed: of the new weights.
         """
         check_moment(self.model, self.companions, self._watch)
-        mark = self._mark()
-        with coming_back(lambda: self._return_to(mark)), self._past.branch():
+        mark = self._standing.mark()
+        with coming_back(lambda: self._standing.return_to(mark)), self._past.branch():
             yield None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
 
     def surgery(self) -> surgery:
@@ -292,8 +306,7 @@ class Grower:
                 "could not be loaded into the original network. Use grower.grow(edit) or `with grower.surgery():`, or "
                 "hand over what auxin.grow or auxin.surgery returned: grower.record(change)."
             )
-        parts = states_of({"when": self.when, "choose": self.choose})
-        return {**self.progress.to_json(), "optimizer_steps": self.optimizer_steps, **parts}
+        return self._standing.state()
 
     def load_state_dict(self, state: Mapping[str, Any], allow: Iterable[Any] = ()) -> None:
         """Continue from ``state_dict``: grow the original model as the journal says, then set counts and trigger.
@@ -312,22 +325,18 @@ class Grower:
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
-        own = {name: value for name, value in state.items() if name not in ("when", "choose")}
-        progress = Progress.from_json(own, journal, allowed)
-        load_states({"when": self.when, "choose": self.choose}, state)
-        progress.optimizer_steps -= self._watch.steps
-        self.progress = progress
+        self._standing.restore(state, journal, allowed)
         self._past.forget()
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
         """What is raised inside puts this grower's own state back. For ``load``."""
-        mark, past = self._mark(), self._past.mark
+        mark, past = self._standing.mark(), self._past.mark
         try:
             yield
         except BaseException:
             self._past.mark = past
-            self._return_to(mark)
+            self._standing.return_to(mark)
             raise
 
     def references(self) -> list[Any]:
@@ -347,17 +356,6 @@ class Grower:
         if self.on_growth is not None and not self._past.in_branch:
             self.on_growth(change)
 
-    def _mark(self) -> tuple[Any, ...]:
-        """This grower's own state, to return to."""
-        parts = {"when": self.when, "choose": self.choose}
-        return self.progress.copy(), self._watch.state(self.model), parts, copy.deepcopy(states_of(parts))
-
-    def _return_to(self, mark: tuple[Any, ...]) -> None:
-        progress, watch, parts, states = mark
-        self.progress = progress.copy()
-        self._watch.set_state(watch, self.model)
-        load_states(parts, states)
-
     def _accept(self, change: Change) -> None:
         """Refuse a proved growth that goes beyond the limit."""
         too_large = self.limit.exceeded(self.model, self.probe)
@@ -373,28 +371,3 @@ class Grower:
                 "optimizer.step().",
                 stacklevel=4,
             )
-
-    def _judge(self, probation: Probation) -> None:
-        """End a probation: keep the growth, or roll the run back and never choose that edit again."""
-        assert self.progress.on_probation is not None
-        edit, born, index = self.progress.on_probation
-        if self.calls - born < probation.calls:
-            return
-        before = probation.verdict(self.progress.history, born)
-        if before is None:
-            self.progress.on_probation = None
-            return
-        entry = {**Journal(self.progress.entries).to_json()[index], "undone_at": {"calls": self.calls}}
-        undone = [*self.progress.undone, entry]
-        try:
-            self.undo()
-        except BadMoment as error:
-            self._wait(str(error))
-            return
-        except GrowthError as error:  # after a resume: the snapshot is gone
-            self.progress.on_probation = None
-            warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}", stacklevel=4)
-            return
-        state = self.progress
-        state.undone, state.history, state.refused = undone, before, [*state.refused, edit]
-        state.pending, state.fired, state.on_probation = None, False, None

@@ -1,14 +1,20 @@
-"""Where a run of growths stands, as one piece of data: what is counted, decided, judged and written down."""
+"""Where a run of growths stands: what is counted, decided, judged and written down, to return to and to save."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
+from auxin.boundary import StepWatch
+from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json
+from auxin.probation import Probation
 from auxin.refs import Allowed
 
 KEPT_READINGS = 1000
@@ -109,6 +115,83 @@ class Progress:
             )
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise GrowthError(f"this is not the state of a Grower: {error}.") from error
+
+
+class Standing:
+    """Where a Grower stands: its progress, trigger, chooser, and the gradients used; one thing to go back to.
+
+    Args:
+        model: the network.
+        when: the trigger.
+        choose: the chooser.
+        watch: counts optimizer steps and knows which gradients they have used.
+    """
+
+    def __init__(self, model: nn.Module, when: Any, choose: Any, watch: StepWatch):
+        self.model, self.when, self.choose, self.watch = model, when, choose, watch
+        self.progress = Progress()
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps of the first optimizer since the run began, restored ones included."""
+        return self.progress.optimizer_steps + self.watch.steps
+
+    def mark(self) -> tuple[Any, ...]:
+        """All of it, to return to."""
+        parts = {"when": self.when, "choose": self.choose}
+        return self.progress.copy(), self.watch.state(self.model), parts, copy.deepcopy(states_of(parts))
+
+    def return_to(self, mark: tuple[Any, ...]) -> None:
+        """Go back to a mark."""
+        progress, watch, parts, states = mark
+        self.progress = progress.copy()
+        self.watch.set_state(watch, self.model)
+        load_states(parts, states)
+
+    def judge(self, probation: Probation, undo: Callable[[], None]) -> str | None:
+        """End a probation that is due: keep the growth, or roll the run back and never choose that edit again.
+
+        Returns:
+            Why the verdict waits for the next call, or None.
+        """
+        progress = self.progress
+        if progress.on_probation is None or progress.calls - progress.on_probation[1] < probation.calls:
+            return None
+        edit, born, index = progress.on_probation
+        before = probation.verdict(progress.history, born)
+        if before is None:
+            progress.on_probation = None
+            return None
+        entry = {**Journal(progress.entries).to_json()[index], "undone_at": {"calls": progress.calls}}
+        try:
+            undo()
+        except BadMoment as error:
+            return str(error)
+        except GrowthError as error:  # after a resume: the snapshot is gone
+            progress.on_probation = None
+            warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}", stacklevel=5)
+            return None
+        self.progress.undone, self.progress.history = [*progress.undone, entry], before
+        self.progress.refused = [*self.progress.refused, edit]
+        self.progress.pending, self.progress.fired, self.progress.on_probation = None, False, None
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        parts = states_of({"when": self.when, "choose": self.choose})
+        return {**self.progress.to_json(), "optimizer_steps": self.optimizer_steps, **parts}
+
+    def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
+        """Continue from ``state``, around a journal that was replayed already.
+
+        Raises:
+            GrowthError: it is another Grower's.
+        """
+        own = {name: value for name, value in state.items() if name not in ("when", "choose")}
+        progress = Progress.from_json(own, journal, allowed)
+        load_states({"when": self.when, "choose": self.choose}, state)
+        progress.optimizer_steps -= self.watch.steps
+        self.progress = progress
 
 
 def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import auxin as ax
+from auxin.progress import Standing
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType)
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
-OWN_AFFAIR = ("_past", "_watch", "_memory")  # of a Grower: buffers, identities of gradients, a cache
+OWN_AFFAIR = ("_past", "_watch", "watch", "_memory")  # of a Grower: buffers, identities of gradients, a cache
 
 
 def bits(tensor: Tensor) -> Any:
@@ -110,7 +111,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
     else:
         for name, item in getattr(value, "__dict__", {}).items():
-            if isinstance(value, ax.Grower):
+            if isinstance(value, (ax.Grower, Standing)):
                 item = repr(item) if name == "progress" else None if name in OWN_AFFAIR else item
             yield f".{name}", item
 
