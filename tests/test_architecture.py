@@ -28,7 +28,7 @@ SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/")
 
 PUBLIC = """
 Change Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace
-choose follow grow init load replay save surgery testing verify when
+choose follow grow init load replay save schedule surgery testing verify when
 """.split()
 
 

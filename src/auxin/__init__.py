@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from auxin import choose, init, when
+from auxin import choose, init, schedule, when
 from auxin.change import Change, Edit
 from auxin.checkpoint import load, save
 from auxin.edits.duplicate import Duplicate
@@ -45,6 +45,7 @@ __all__ = [
     "load",
     "replay",
     "save",
+    "schedule",
     "surgery",
     "testing",
     "verify",

@@ -1,0 +1,174 @@
+"""Learning-rate schedules that know of growing."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from auxin.errors import GrowthError
+
+Shape = Literal["linear", "cosine", "sqrt"]
+Phase = Literal["warmup", "stable", "decay"]
+
+
+def wsd(
+    optimizer: Optimizer,
+    warmup: int,
+    decay: int,
+    total: int | None = None,
+    grower: Any = None,
+    final: float = 0.0,
+    shape: Shape = "linear",
+    last_epoch: int = -1,
+) -> WSD:
+    """Warm-up, stable, decay: the learning rate rises, stays until growing is done, and falls to its end.
+
+    Growing belongs into the stable phase. The decay starts when `grower.done`, or in time to end at step `total`,
+    whichever is first, and never before the warm-up is over. With neither it does not start; `begin_decay()` starts
+    it by hand. A grower that is made after its schedule is told afterwards: `schedule.grower = grower`.
+
+    It is an ordinary scheduler of torch: call `step()` after each `optimizer.step()`, give it to the Grower as a
+    companion, save it with `state_dict()`. The state holds where it stands and its arguments, not the grower.
+
+    Args:
+        optimizer: Its groups' present learning rates are those of the stable phase.
+        warmup: Steps of the warm-up; step k of it (from 1) runs at k / warmup. 0: none.
+        decay: Steps of the decay, at least 1. A fifth of the run is usual.
+        total: Steps of the whole run. It arrives at `final` after the last of them; None: open end.
+        grower: A Grower, or anything else with `done`. Kept by a weak reference: hold it yourself.
+        final: Where the decay ends, as a part of the stable learning rate, at least 0 and below 1.
+        shape: Of the decay: "linear"; "cosine"; "sqrt", one minus the square root of the part that is over
+            (Haegele et al. 2024, arXiv:2405.18392).
+        last_epoch: As in every scheduler of torch; -1 starts.
+
+    Returns:
+        A `torch.optim.lr_scheduler.LRScheduler`.
+
+    Raises:
+        GrowthError: If an argument is out of range, or the phases do not fit into `total`.
+
+    Source:
+        Hu et al. 2024 (MiniCPM), arXiv:2404.06395.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> schedule = wsd(optimizer, warmup=2, decay=4, total=8)
+        >>> rates = []
+        >>> for _ in range(9):
+        ...     rates.append(schedule.get_last_lr()[0])
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    _check(warmup, decay, total, final, shape)
+    return WSD(optimizer, warmup, decay, total, grower, float(final), shape, last_epoch)
+
+
+class WSD(LRScheduler):
+    """What `wsd` returns; see there.
+
+    Attributes:
+        decay_from: The last step, counted from 0, at the stable learning rate; None while that is open.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup: int,
+        decay: int,
+        total: int | None,
+        grower: Any,
+        final: float,
+        shape: Shape,
+        last_epoch: int,
+    ):
+        self.warmup, self.decay, self.total, self.final, self.shape = warmup, decay, total, final, shape
+        self.decay_from: int | None = None
+        self.grower = grower
+        super().__init__(optimizer, last_epoch)
+
+    @property
+    def grower(self) -> Any:
+        """The grower whose end starts the decay, or None."""
+        return None if self._grower is None else self._grower()
+
+    @grower.setter
+    def grower(self, grower: Any) -> None:
+        if grower is not None and not hasattr(grower, "done"):
+            raise GrowthError(f"wsd(grower={grower!r}): pass the Grower itself, or None.")
+        self._grower = None if grower is None else weakref.ref(grower)
+
+    @property
+    def phase(self) -> Phase:
+        """Of the next optimizer step: "warmup", "stable" or "decay"; "decay" also when that is over."""
+        if self.last_epoch + 1 < self.warmup:
+            return "warmup"
+        return "stable" if self.decay_from is None or self.last_epoch <= self.decay_from else "decay"
+
+    def begin_decay(self) -> None:
+        """Let the decay begin with the next step, or at the end of the warm-up."""
+        if self.decay_from is None:
+            self.decay_from = max(self.last_epoch, self.warmup)
+
+    def step(self, epoch: int | None = None) -> None:
+        """One step on; call it after `optimizer.step()`."""
+        if self._is_due():
+            self.begin_decay()
+        super().step(epoch)
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each group at this step."""
+        return [base * self._factor() for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, and its arguments, without optimizer and grower."""
+        return {name: value for name, value in super().state_dict().items() if name != "_grower"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        missing = sorted(self.state_dict().keys() - state_dict.keys())
+        if missing:
+            raise GrowthError(f"wsd: this state has no {missing}: it is another scheduler's.")
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "_grower"})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_grower": None}
+
+    def _is_due(self) -> bool:
+        if self.total is not None and self.last_epoch >= self.total - self.decay:
+            return True
+        if self._grower is None:
+            return False
+        grower = self._grower()
+        return grower is None or bool(grower.done)  # one that is gone will not grow any more
+
+    def _factor(self) -> float:
+        now = self.last_epoch
+        if now + 1 < self.warmup:
+            return (now + 1) / self.warmup
+        if self.decay_from is None or now <= self.decay_from:
+            return 1.0
+        over = min(1.0, (now - self.decay_from) / self.decay)
+        left = {"linear": 1 - over, "cosine": (1 + math.cos(math.pi * over)) / 2, "sqrt": 1 - math.sqrt(over)}
+        return self.final + (1 - self.final) * left[self.shape]
+
+
+def _check(warmup: Any, decay: Any, total: Any, final: Any, shape: Any) -> None:
+    for name, value, least in (("warmup", warmup, 0), ("decay", decay, 1), ("total", total, 1)):
+        if not (name == "total" and value is None) and (type(value) is not int or value < least):
+            raise GrowthError(f"wsd({name}={value!r}): {name} takes whole numbers from {least}.")
+    if total is not None and warmup + decay > total:
+        raise GrowthError(
+            f"wsd(warmup={warmup}, decay={decay}, total={total}): warm-up and decay together take {warmup + decay} "
+            f"steps. Pass total={warmup + decay} or more, or make them shorter."
+        )
+    if isinstance(final, bool) or not isinstance(final, int | float) or not 0 <= final < 1:
+        raise GrowthError(f"wsd(final={final!r}): final is a part of the stable learning rate, from 0 and below 1.")
+    if shape not in ("linear", "cosine", "sqrt"):
+        raise GrowthError(f"wsd(shape={shape!r}): shape is 'linear', 'cosine' or 'sqrt'.")
