@@ -29,6 +29,7 @@ class New:
 
     Attributes:
         module: the module itself, ready to train.
+        gated: whether it has a gate and fades in.
         source: path of the block that it copies (before the change); a copy of the network copies its own block.
         zeroed: names of the tensors inside ``module`` that were set to zero after copying.
     """
@@ -36,6 +37,7 @@ class New:
     module: nn.Module
     source: str | None = None
     zeroed: tuple[str, ...] = ()
+    gated: bool = False
 
 
 Children = tuple[tuple[str, "str | New"], ...]
@@ -177,6 +179,9 @@ class Change:
         how: how the new weights start, in words ("last writers zero", "identity", ...).
         writers: names (after) of the new tensors that must get a gradient at the first backward.
         incumbents: names (after) of the neighbour's same tensors, for the gradient ratio.
+        gates: paths (after) of the new blocks that fade in.
+        fade: over how many optimizer steps.
+        rewarm: over how many optimizer steps the updates of new parameters grow to their full size.
         max_difference: of the probe's outputs before and after (absolute); None without a probe.
         gradient_ratio: gradient norm of the writers / of the neighbour's same tensors, on the probe.
         seconds: of the whole growth.
@@ -199,6 +204,9 @@ class Change:
     how: str = ""
     writers: tuple[str, ...] = ()
     incumbents: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    fade: int = 0
+    rewarm: int = 0
     notes: tuple[str, ...] = ()
     max_difference: float | None = None
     gradient_ratio: float | None = None
@@ -252,6 +260,10 @@ class Change:
             yield "not probed"
         if self.gradient_ratio is not None:
             yield f"gradient {self.gradient_ratio:.1f}x its neighbour's"
+        if self.gates:
+            yield f"fades in over {self.fade} optimizer steps"
+        if self.rewarm and self.joins:
+            yield f"warms up over {self.rewarm} optimizer steps"
         if not self.optimizers and any(move.added for move in self.moves):
             yield "no optimizer given"
         yield from self.notes

@@ -24,6 +24,7 @@ from auxin.follow import follower_of
 from auxin.follow.groups import assign
 from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
+from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.verify import verify
 
@@ -40,6 +41,7 @@ def grow(
     evidence: Any = None,
     seed: int | None = None,
     group: int | None = None,
+    rewarm: int = 0,
     dry_run: bool = False,
 ) -> Change:
     """Carry out one edit, with everything that hangs on the network kept in step.
@@ -53,6 +55,8 @@ def grow(
         evidence: a loss and batches, for edits that look at data.
         seed: of the new weights; None: derived from the edit and the structure, so equal in every process.
         group: index of the parameter group for all new parameters; None: beside the nearest sibling of the same role.
+        rewarm: optimizer steps over which the updates of the new parameters grow to their full size; what was there
+            already trains on as before.
         dry_run: do all of it, prove it, and take it back.
 
     Returns:
@@ -70,7 +74,7 @@ def grow(
         >>> len(net)
         4
     """
-    return transact(model, edit, companions, Terms(probe, evidence, seed, group, dry_run))
+    return transact(model, edit, companions, Terms(probe, evidence, seed, group, rewarm, dry_run))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Terms:
     evidence: Any = None
     seed: int | None = None
     group: int | None = None
+    rewarm: int = 0
     dry_run: bool = False
     watch: StepWatch | None = None
     accept: Callable[[Change], None] | None = None
@@ -113,11 +118,13 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
     written_down(edit)
     check_moment(model, companions, terms.watch)
     verify(model, *companions)
+    if type(terms.rewarm) is not int or terms.rewarm < 0:
+        raise GrowthError(f"rewarm={terms.rewarm!r}: pass a number of optimizer steps, 0 for none.")
     seed = seed_of(model, edit) if terms.seed is None else terms.seed
     with random_state():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         before = seen(look) if look.has_probe else None
-        change = _planned(model, edit, look)
+        change = dataclasses.replace(_planned(model, edit, look), rewarm=terms.rewarm)
         change = held.enter_context(transaction(model, change, companions, terms.group))
         change = _proved(model, change, look, before, companions)
         change = dataclasses.replace(change, seconds=time.perf_counter() - started)
@@ -196,6 +203,7 @@ def transaction(
                     f"the follower of {type(companion).__name__} ended after its first yield; it must yield a second "
                     "time, after its changes, so that they can be taken back."
                 ) from None
+        start(change, (model, *companions), undos)
         yield change
         # In C, so that an interrupt comes before all of it or after: what has gone on cannot take back any more.
         list(map(next, [f for _, f in running], itertools.repeat(None)))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from auxin import ramp
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
 from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit, number
@@ -46,6 +47,7 @@ class Grower:
         evidence: a loss and batches for edits that look at data.
         limit: where growing ends.
         group: index of the parameter group for new parameters; None: beside the nearest sibling of the same role.
+        rewarm: optimizer steps over which the updates of new parameters grow to their full size.
         keep: take a snapshot before each growth, so that ``undo`` works after further training too: True ("memory"),
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
         probation: judge each growth some calls later, and roll the run back if it is behind (implies ``keep``). An edit
@@ -85,6 +87,7 @@ class Grower:
         evidence: Evidence | None = None,
         limit: Limit | None = None,
         group: int | None = None,
+        rewarm: int = 0,
         keep: bool | Store = False,
         probation: Probation | None = None,
         on_growth: Callable[[Change], None] | None = None,
@@ -95,7 +98,7 @@ class Grower:
         self.limit, self.probation = limit or Limit(), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
-        self.probe, self.evidence, self.group = probe, evidence, group
+        self.probe, self.evidence, self.group, self.rewarm = probe, evidence, group, rewarm
         self.on_growth, self.on_undo = on_growth, on_undo
         self._edits = edits
         self._memory: dict[str, tuple[str, ...]] = {}
@@ -306,7 +309,7 @@ class Grower:
                 "could not be loaded into the original network. Use grower.grow(edit) or `with grower.surgery():`, or "
                 "hand over what auxin.grow or auxin.surgery returned: grower.record(change)."
             )
-        return self._standing.state()
+        return {**self._standing.state(), "ramps": ramp.saved(self.model, self.optimizers)}
 
     def load_state_dict(self, state: Mapping[str, Any], allow: Iterable[Any] = ()) -> None:
         """Continue from ``state_dict``: grow the original model as the journal says, then set counts and trigger.
@@ -325,7 +328,9 @@ class Grower:
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
-        self._standing.restore(state, journal, allowed)
+        own = {name: value for name, value in state.items() if name != "ramps"}
+        self._standing.restore(own, journal, allowed)
+        ramp.resumed(state.get("ramps", ()), self.model, self.optimizers, (self.model, *self.companions))
         self._past.forget()
 
     @contextlib.contextmanager
@@ -347,7 +352,7 @@ class Grower:
 
     def _terms(self, seed: int | None, accept: Callable[[Change], None] | None = None) -> Terms:
         own = {"watch": self._watch, "memory": self._memory, "accept": accept}
-        return Terms(self.probe, self.evidence, seed, self.group, **own)
+        return Terms(self.probe, self.evidence, seed, self.group, self.rewarm, **own)
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}

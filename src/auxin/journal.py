@@ -16,6 +16,7 @@ from auxin.anatomy.tree import unwrap
 from auxin.change import Change
 from auxin.engine import transaction
 from auxin.errors import GrowthError
+from auxin.gate import NAME as GATE
 from auxin.randomness import random_state
 from auxin.refs import Allowed, name_of
 
@@ -176,9 +177,10 @@ def replayed(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of the names and shapes of all parameters and buffers."""
+    """A short hash of the names and shapes of all parameters and buffers; gates are not there for good."""
     state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in state)
+    lasting = [(name, t) for name, t in state if name.rpartition(".")[2] != GATE]
+    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in lasting)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
 from auxin.errors import GrowthError
+from auxin.gate import set_gate
 
 Outputs = list[Tensor]
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
@@ -113,6 +114,10 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         with torch.enable_grad():
             out = list(tensors_in(look.run()))
             after = [t.detach().clone() for t in out]
+            if change.gates:  # while they are shut nothing reaches what is behind them; ``untouched`` shuts them again
+                for path in change.gates:
+                    set_gate(module_at(model, path), 1.0)
+                out = list(tensors_in(look.run()))
             parts = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in out]
             floating = [t for t in parts if t.is_floating_point() and t.requires_grad]
             if not floating or not wanted:
@@ -203,7 +208,7 @@ def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
             "and a new one "
             "follows them, or the probe's output carries no gradient. Unfreeze them, or add the layer in auxin.surgery."
         )
-    wanted = [n for n in change.writers if n in grads] if change.preserves else []
+    wanted = [n for n in change.writers if n in grads] if change.preserves and not change.gates else []
     dead = [n for n in wanted if n not in reached]
     if dead or (trainable and not any(n in reached for n in trainable)):
         raise GrowthError(

@@ -14,6 +14,7 @@ from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.writers import copy_of
 from auxin.change import Alias, New, Rewire
 from auxin.errors import GrowthError
+from auxin.gate import faded
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
@@ -141,7 +142,7 @@ def hooks_on(module: nn.Module) -> str:
     """Name of the first module at or below that has forward or backward hooks of a user's, or ""."""
     for path, inner in module.named_modules():
         for name in HOOKS:
-            if "state_dict" not in name and inner.__dict__.get(name):
+            if "state_dict" not in name and any(h is not faded for h in (inner.__dict__.get(name) or {}).values()):
                 return path or type(inner).__name__
     return ""
 

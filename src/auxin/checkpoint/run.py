@@ -17,6 +17,7 @@ from auxin.checkpoint.directory import Files, read, write
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
 from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
+from auxin.ramp import resumed
 from auxin.randomness import random_data, restore_random
 from auxin.refs import Allowed
 from auxin.trial import Snapshot
@@ -109,11 +110,13 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
             _as_before([model, *companions]),
             replayed(model, entries, *companions, allow=allowed) as journal,
         ):
+            if grower is None:
+                resumed(run["grower"]["ramps"], model, (), (model,))
+            else:
+                grower.restore({**run["grower"], "journal": entries}, journal, rule)
             check_network(model, tensors)
             saved = zip(companions, _cut(run, companions), strict=True)
             writes = [_prepared(files, companion, model, one) for companion, one in saved]
-            if grower is not None:
-                grower.restore({**run["grower"], "journal": entries}, journal, rule)
             write_network(model, tensors, run["network"], run=grower is not None)
             for write_one in writes:
                 write_one()

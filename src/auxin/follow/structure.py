@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from auxin.anatomy.blocks import replica
 from auxin.anatomy.tree import module_at
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
+from auxin.gate import close_gate, open_gate
 
 Undo = Callable[[], None]
 
@@ -82,12 +83,16 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
     def build(new: New) -> nn.Module:
         if new.source is not None:
             module = replica(twin, module_at(twin, new.source))
+            close_gate(module)  # of a source that is fading in itself
             parameters = dict(module.named_parameters())
             with torch.no_grad():
                 for name in new.zeroed:
                     parameters[name].zero_()
         else:
             module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
+            close_gate(module)
+        if new.gated:
+            open_gate(module)
         device = next((p.device for p in own.parameters.values()), None)
         return module if device is None or device.type == "meta" else module.to(device)
 

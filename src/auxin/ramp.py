@@ -1,0 +1,238 @@
+"""What a growth does over the next optimizer steps: blocks that fade in, new parameters that warm up.
+
+A ramp rides on an optimizer by a step hook and ends by itself. Sources: fade-in METHODS of progressive growing (Karras
+et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (see ``docs/ramps.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.tree import module_at
+from auxin.change import Change
+from auxin.errors import GrowthError
+from auxin.gate import close_gate, gated, open_gate, set_gate
+
+
+class Fade:
+    """Blocks whose gate opens over ``total`` optimizer steps and is folded away at the last one.
+
+    Args:
+        blocks: gated blocks of the network, and those of its averages that stand for them.
+        total: optimizer steps from 0 to 1.
+        taken: steps taken already.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], total: int, taken: int = 0):
+        self.blocks, self.total, self.taken = list(blocks), total, taken
+
+    def before_step(self) -> None:
+        """Nothing: the gate moves after the step."""
+
+    def after_step(self) -> None:
+        """Open the gates further; fold them away at 1."""
+        for block in self.blocks:
+            set_gate(block, self.taken / self.total)
+            if self.taken == self.total:
+                close_gate(block)
+
+    def to_json(self, model: nn.Module) -> dict[str, Any]:
+        """As data, by paths in ``model``."""
+        own = {id(block) for block in self.blocks}
+        paths = [path for path, block in gated(model) if id(block) in own]
+        return {"kind": "fade", "names": paths, "total": self.total, "taken": self.taken}
+
+
+class Rewarm:
+    """New parameters whose updates, decay included, count k / ``total`` at their k-th step.
+
+    Args:
+        parameters: those that are new.
+        total: optimizer steps until they take full steps.
+        taken: steps taken already.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], total: int, taken: int = 0):
+        self.parameters, self.total, self.taken = list(parameters), total, taken
+        self._before: list[Tensor] = []
+
+    def before_step(self) -> None:
+        """Remember where the parameters stood."""
+        self._before = [p.detach().clone() for p in self.parameters]
+
+    def after_step(self) -> None:
+        """Take only a part of the step."""
+        share = self.taken / self.total
+        with torch.no_grad():
+            for p, before in zip(self.parameters, self._before, strict=True):
+                if share < 1:
+                    p.copy_(torch.lerp(before, p, share))
+        self._before = []
+
+    def to_json(self, model: nn.Module) -> dict[str, Any]:
+        """As data, by names in ``model``."""
+        own = {id(p) for p in self.parameters}
+        names = [name for name, p in model.named_parameters() if id(p) in own]
+        return {"kind": "rewarm", "names": names, "total": self.total, "taken": self.taken}
+
+
+class Ramps:
+    """All ramps that ride on one optimizer: one hook before its step and one after, for as long as there are any."""
+
+    def __init__(self, optimizer: Any):
+        self.ramps: list[Any] = []
+        self.before = _Before(self)
+        self.after = _After(self)
+        self.handles = [
+            optimizer.register_step_pre_hook(self.before),
+            optimizer.register_step_post_hook(self.after),
+        ]
+
+    def forget(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+
+
+class _Before:
+    """The hook before a step; an object, so that a snapshot of the optimizer finds the counts."""
+
+    def __init__(self, ramps: Ramps):
+        self.ramps = ramps
+
+    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        for ramp in self.ramps.ramps:
+            ramp.before_step()
+
+
+class _After:
+    """The hook after a step."""
+
+    def __init__(self, ramps: Ramps):
+        self.ramps = ramps
+
+    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        running = self.ramps.ramps
+        for ramp in running:
+            ramp.taken += 1
+            ramp.after_step()
+        running[:] = [ramp for ramp in running if ramp.taken < ramp.total]
+        hooks = optimizer._optimizer_step_post_hooks
+        if not running and next(reversed(hooks.values())) is self:
+            # A dict must not shrink while it is walked, but behind its last entry nobody is looking any more.
+            self.ramps.forget()
+
+
+def ramps_on(optimizer: Any) -> Ramps | None:
+    """What rides on an optimizer, if anything does."""
+    hooks = getattr(optimizer, "_optimizer_step_post_hooks", {})
+    return next((hook.ramps for hook in hooks.values() if isinstance(hook, _After)), None)
+
+
+def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]]) -> None:
+    """Begin the ramps of a change that has just been applied.
+
+    Args:
+        change: with ``gates`` and ``fade``, or with ``rewarm``.
+        roots: the network, and everything that keeps step with it.
+        undos: is given what takes it back.
+
+    Raises:
+        GrowthError: no optimizer whose steps would carry it.
+    """
+    if change.gates:
+        homes = [join.optimizer for join in change.joins.values()] or list(change.optimizers)
+        if not homes:
+            raise GrowthError(
+                f"{change.gates[0]}: the block cannot be added without changing the function at once, so it fades in "
+                "over optimizer steps, and no optimizer was given. Pass it: auxin.grow(model, edit, optimizer, "
+                "probe=batch); or accept the change: init='default' or output='keep'."
+            )
+        _ride(homes[0], Fade(list(_at(roots, change.gates)), change.fade), undos)
+    for optimizer in change.optimizers if change.rewarm else ():
+        new = [m.new for m in change.moves if m.added and m.new is not None and _joins(change, m.new, optimizer)]
+        if new:
+            _ride(optimizer, Rewarm(new, change.rewarm), undos)
+
+
+def saved(model: nn.Module, optimizers: Sequence[Any]) -> list[dict[str, Any]]:
+    """All ramps under way, as data; ``optimizer`` is an index."""
+    found = []
+    for number, optimizer in enumerate(optimizers):
+        riding = ramps_on(optimizer)
+        found += [{"optimizer": number, **r.to_json(model)} for r in (riding.ramps if riding is not None else ())]
+    return found
+
+
+def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Sequence[Any]) -> None:
+    """Go on with ramps that ``saved`` has written; whoever calls it takes back what it did where it raises.
+
+    Args:
+        data: of ``saved``.
+        model: the network, replayed.
+        optimizers: in the same order; none: only the gates are put back, for inference.
+        roots: the network and its companions.
+
+    Raises:
+        GrowthError: the data is not what ``saved`` writes, or does not fit.
+    """
+    for optimizer in optimizers:
+        riding = ramps_on(optimizer)
+        if riding is not None:
+            riding.forget()
+    for root in roots:
+        for _, block in list(gated(root)) if isinstance(root, nn.Module) else ():
+            close_gate(block)
+    parameters = dict(model.named_parameters())
+    try:
+        for one in data:
+            names, total, taken = [str(name) for name in one["names"]], int(one["total"]), int(one["taken"])
+            if not 0 <= taken < total:
+                raise ValueError(f"{taken} of {total} steps")
+            home = optimizers[int(one["optimizer"])] if optimizers else None
+            if one["kind"] == "fade":
+                blocks = list(_at(roots, names))
+                for block in blocks:
+                    open_gate(block, taken / total)
+                ramp: Any = Fade(blocks, total, taken)
+            else:
+                ramp = Rewarm([parameters[name] for name in names], total, taken)
+            if home is not None:
+                _ride(home, ramp, [])
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise GrowthError(f"the ramps of the checkpoint do not fit this run ({type(error).__name__}: {error}).") from error
+
+
+def _ride(optimizer: Any, ramp: Any, undos: list[Callable[[], None]]) -> None:
+    riding = ramps_on(optimizer)
+    ramps = Ramps(optimizer) if riding is None else riding
+    ramps.ramps.append(ramp)
+
+    def undo() -> None:
+        ramps.ramps.remove(ramp)
+        if riding is None:
+            ramps.forget()
+
+    undos.append(undo)
+
+
+def _joins(change: Change, new: nn.Parameter, optimizer: Any) -> bool:
+    join = change.joins.get(id(new))
+    return join is not None and join.optimizer is optimizer
+
+
+def _at(roots: Iterable[Any], paths: Sequence[str]) -> Iterator[nn.Module]:
+    """The modules at ``paths`` in a network, and in the copies of it that averages hold."""
+    for root in roots:
+        copy = getattr(root, "module", None) if not _has(root, paths) else root
+        if isinstance(copy, nn.Module) and _has(copy, paths):
+            yield from (module_at(copy, path) for path in paths)
+
+
+def _has(root: Any, paths: Sequence[str]) -> bool:
+    known: Mapping[str, nn.Module] = dict(root.named_modules()) if isinstance(root, nn.Module) else {}
+    return bool(known) and all(path in known for path in paths)
