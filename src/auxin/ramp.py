@@ -204,7 +204,9 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
             if home is not None:
                 _ride(home, ramp, [])
     except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise GrowthError(f"the ramps of the checkpoint do not fit this run ({type(error).__name__}: {error}).") from error
+        raise GrowthError(
+            f"the ramps of the checkpoint do not fit this run ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _ride(optimizer: Any, ramp: Any, undos: list[Callable[[], None]]) -> None:

@@ -52,7 +52,7 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
     return built
 
 
-def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str) -> Start:
+def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str, fade: int = 0) -> Start:
     """Write the first weights of a new module; its train flags are put back.
 
     Args:
@@ -61,7 +61,10 @@ def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str
         call: what arrives at it; None without a probe.
         look: for the seed.
         where: for messages.
+        fade: optimizer steps over which it may fade in, if nothing else keeps the function.
     """
+    if type(fade) is not int or fade < 0:
+        raise GrowthError(f"{where}: fade={fade!r} is a number of optimizer steps, 0 for none.")
     if look.structural:
         return Start("from a checkpoint")
     if call is None and init == "preserve":
@@ -74,7 +77,7 @@ def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str
         if call is not None:
             takes(built.eval(), call, where)
         with random_state(look.seed + 1):
-            return start(built, init, call, where)
+            return start(built, init, call, where, fade)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,9 +12,10 @@ from auxin.anatomy.blocks import Container, replica
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join
 from auxin.change import Change, New
-from auxin.edits.start import finish
+from auxin.edits.start import fade_in, finish
 from auxin.edits.zeroing import kind_of, silence
 from auxin.errors import GrowthError
+from auxin.gate import close_gate
 from auxin.randomness import random_state
 
 ORDERS = ("interleave", "stack", "middle", "last")
@@ -32,6 +33,8 @@ class Duplicate:
         content: "copy" of the source's weights, or "fresh" (its modules' ``reset_parameters``).
         output: "zero" (last writers zeroed: the function stays as it was) or "keep".
         state: optimizer state of the copies, "fresh" or "copy".
+        fade: optimizer steps over which a copy fades in that cannot be zeroed (a norm behind the residual sum, a block
+            without a residual); 0: refuse it.
 
     Sources: interleaved zeroed copies LLaMA Pro (arXiv:2401.02415), stacking StackBERT and G_stack (arXiv:2405.15319),
     middle MIDAS (arXiv:2409.19044).
@@ -47,6 +50,7 @@ class Duplicate:
     content: str = "copy"
     output: str = "zero"
     state: str = "fresh"
+    fade: int = 100
 
     def __post_init__(self) -> None:
         if not isinstance(self.order, str):
@@ -83,6 +87,7 @@ class Duplicate:
         items: list[str | New] = []
         states: dict[int, nn.Parameter] = {}
         writers: list[str] = []
+        gates: list[str] = []
         incumbents: list[str] = []
         homes = {source: position for position, source in reversed(list(enumerate(sources)))}
         for position, source in enumerate(sources):
@@ -94,7 +99,8 @@ class Duplicate:
             original = dict(container.child(source).named_parameters())
             if self.state == "copy":
                 states |= {id(p): original[name] for name, p in new.module.named_parameters() if name not in new.zeroed}
-            names = new.zeroed or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
+            gates += [join(container.path, str(position))] if new.gated else []
+            names = tuple(new.zeroed) or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
             writers += [join(join(container.path, str(position)), name) for name in names]
             incumbents += [join(join(container.path, str(homes[source])), name) for name in names]
         rewire = container.renumbered(items)
@@ -107,7 +113,9 @@ class Duplicate:
             rewire,
             sources=states,
             preserves=zeroed,
-            how="last writers zero" if zeroed else "copy",
+            how=("fade-in" if gates else "last writers zero") if zeroed else "copy",
+            gates=tuple(gates),
+            fade=self.fade,
             writers=tuple(writers),
             incumbents=tuple(incumbents),
         )
@@ -129,6 +137,8 @@ class Duplicate:
         return container
 
     def _check_words(self) -> None:
+        if type(self.fade) is not int or self.fade < 0:
+            raise GrowthError(f"Duplicate(at={self.at!r}, fade={self.fade!r}): fade is a number of optimizer steps.")
         for name, value, known in (
             ("content", self.content, ("copy", "fresh")),
             ("output", self.output, ("zero", "keep")),
@@ -167,11 +177,14 @@ class Duplicate:
         twin = _twin(model, original, f"Duplicate(at={self.at!r}): {path}")
         if self.content == "fresh" and not look.structural:
             _reset(twin, path, look.seed + source)
-        names: tuple[str, ...] = ()
+        close_gate(twin)  # of a block that is fading in itself
+        constants: Mapping[str, float] | None = {}
         if source in calls:
             where = f"Duplicate(at={self.at!r}, output='zero')"
-            names = silence(model, original, twin, calls[source], look, where)
-        return New(twin, source=path if self.content == "copy" else None, zeroed=names)
+            constants = silence(model, original, twin, calls[source], look, where)
+            if constants is None and not (self.fade and fade_in(twin, calls[source])):
+                raise GrowthError(_cannot_start_silent(where, original, self.fade))
+        return New(twin, path if self.content == "copy" else None, constants or {}, gated=constants is None)
 
 
 def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
@@ -187,6 +200,16 @@ def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
             f"{where} ({type(original).__name__}) returns itself as its copy. Build a new one: Insert(at, layer)."
         )
     return twin
+
+
+def _cannot_start_silent(where: str, block: nn.Module, fade: int) -> str:
+    """What to say of a block that neither zeros nor a gate make return its input."""
+    return (
+        f"{where}: no tensors of a {type(block).__name__} can be zeroed so that a copy returns its input and still "
+        "learns (a norm after the residual sum, a block without a residual, or tied weights)"
+        f"{', and a gate does not make it one either' if fade else '; it can fade in: fade=100'}. "
+        "output='keep' would run and change the function."
+    )
 
 
 def _copied(sources: list[int]) -> list[int]:

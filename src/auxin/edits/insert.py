@@ -29,6 +29,7 @@ class Insert:
         before: with ``key``: the name that the new one is put in front of; None: the end.
         init: "preserve" (the function stays, and the new weights can learn), "zero", "identity", "kaiming", "xavier",
             "default" (as the constructor made them), or an importable ``f(module)``.
+        fade: optimizer steps over which a layer fades in, where init="preserve" finds no other way; 0: refuse then.
         outputs: the shape of the network's own output may change.
 
     Example:
@@ -43,6 +44,7 @@ class Insert:
     key: str | None = None
     before: str | None = None
     init: Any = "preserve"
+    fade: int = 100
     outputs: bool = False
 
     def plan(self, model: nn.Module, look: Look) -> Change:
@@ -56,15 +58,16 @@ class Insert:
         where = f"{where}, index={position})" if self.key is None else f"{where}, key={key!r})"
         watched = look.has_probe and not look.structural
         call = _arriving_at(container, position, look, where) if watched else None
-        begun = begin(built, self.init, call, look, where)
+        begun = begin(built, self.init, call, look, where, self.fade)
         items: list[str | New] = list(container.names)
-        items.insert(position, New(built))
+        items.insert(position, New(built, gated=begun.gated))
         keyed = self.key is not None or not container.numbered
         keys = [key if isinstance(item, New) else item for item in items]
         pairs = tuple(zip(keys, items, strict=True))
         rewire = Rewire(container.path, pairs) if keyed else container.renumbered(items)
         resolved = dataclasses.replace(self, index=None if keyed else position)
         fields = {"how": begun.how, "writers": inside(path, begun.writers), "preserves": begun.preserves}
+        fields |= {"gates": (path,) if begun.gated else (), "fade": self.fade}
         return finish(model, resolved, look, container, rewire, outputs=self.outputs, **fields)
 
     def _place(self, container: Container) -> tuple[int, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,18 @@ from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join, moves_between, parameters_after
-from auxin.anatomy.writers import arriving, first_tensor, is_identity, last_writers
+from auxin.anatomy.writers import (
+    amplified_by_a_norm,
+    arriving,
+    first_tensor,
+    gradients,
+    is_identity,
+    last_writers,
+    set_constants,
+)
 from auxin.change import Before, Change, Rewire
 from auxin.errors import GrowthError
+from auxin.gate import close_gate, open_gate, set_gate
 from auxin.randomness import random_state
 
 OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the function."
@@ -24,23 +35,26 @@ OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the functio
 @dataclass(frozen=True)
 class Start:
     """How a new module starts: in words, the tensors inside it that must get a gradient, and whether nothing
-    changes.
+    changes. ``gated`` says that it has a gate and fades in.
     """
 
     how: str
     writers: tuple[str, ...] = ()
     preserves: bool = False
+    gated: bool = False
 
 
-def start(module: nn.Module, init: Any, call: Call | None, where: str) -> Start:
+def start(module: nn.Module, init: Any, call: Call | None, where: str, fade: int = 0) -> Start:
     """Write the first weights of ``module`` by ``init``; ``call`` is what arrives at it (needed to preserve).
+
+    ``fade`` says that it may get a gate, if nothing else keeps the function.
 
     Raises:
         GrowthError: the function cannot be kept, or the layer does not take what arrives.
     """
     if init == "preserve":
         assert call is not None
-        return _preserve(module, call, where)
+        return _preserve(module, call, where, fade)
     function = inits.NAMED.get(init) if isinstance(init, str) else init
     if function is None:
         known = ", ".join(map(repr, ["preserve", *inits.NAMED]))
@@ -65,30 +79,60 @@ def takes(module: nn.Module, call: Call, where: str) -> Any:
         ) from error
 
 
-def gets_gradient(module: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
-    """Whether each named tensor of ``module`` gets a gradient on ``call``."""
+def gets_gradient(module: nn.Module, call: Call, names: Iterable[str]) -> bool:
+    """Whether each named tensor of ``module`` that trains gets a gradient on ``call``."""
     parameters = dict(module.named_parameters())
-    wanted = [parameters[name] for name in names if parameters[name].requires_grad]
-    if not wanted:
+    wanted = tuple(name for name in names if parameters[name].requires_grad)
+    return bool(wanted) and all(bool(grad.any()) for grad in gradients(module, call, wanted).values())
+
+
+def warn_of_norms(block: nn.Module, call: Call, constants: Mapping[str, float], where: str) -> None:
+    """Name the zeroed tensors whose first gradient a norm behind them makes too large."""
+    found = amplified_by_a_norm(block, call, constants)
+    if not found:
+        return
+    names = ", ".join(f"{name} ({ratio:.0f} times)" for name, ratio in found.items())
+    warnings.warn(
+        f"{where}: zeroed in front of a norm, which makes the first gradient many times that of the same tensor in the "
+        f"block as it was: {names}. Zeroing the gain of that norm instead is better, but it has none that would do: "
+        "give it one, or use a small learning rate for the new block at first.",
+        stacklevel=2,
+    )
+
+
+def fade_in(module: nn.Module, call: Call | None) -> bool:
+    """Give a block a gate that is shut; whether it then returns its input, and would learn with the gate open.
+
+    Args:
+        module: the block; where the answer is no it is left without a gate.
+        call: what arrives at it; None: it is known already that a gate does.
+    """
+    if not any(p.requires_grad for p in module.parameters()):
         return False
-    with torch.enable_grad(), random_state(seed=0):
-        out = first_tensor(module(*call.args, **call.kwargs))
-        if out is None or not out.requires_grad:
-            return False
-        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
-        grads = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True)
-    return all(g is not None and bool(g.any()) for g in grads)
+    open_gate(module)
+    if call is None:
+        return True
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with random_state(seed=0):
+            shut = is_identity(module, call, tolerance=0.0)
+            set_gate(module, 1.0)
+            learns = shut and any(bool(g.any()) for g in gradients(module, call, _trainable(module)).values())
+            set_gate(module, 0.0)
+    finally:
+        for inner, mode in modes.items():
+            inner.training = mode
+    if not learns:
+        close_gate(module)
+    return learns
 
 
-def zero_writers(module: nn.Module, names: tuple[str, ...]) -> None:
-    """Set the named tensors to zero."""
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name in names:
-            parameters[name].zero_()
+def _trainable(module: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad)
 
 
-def _preserve(module: nn.Module, call: Call, where: str) -> Start:
+def _preserve(module: nn.Module, call: Call, where: str, fade: int) -> Start:
     output = first_tensor(takes(module, call, where))
     given = arriving(call)
     if given is None or output is None or output.shape != given[0].shape:
@@ -100,26 +144,27 @@ def _preserve(module: nn.Module, call: Call, where: str) -> Start:
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        return _first_that_holds(module, call, where)
+        return _first_that_holds(module, call, where, fade)
     finally:
         for inner, mode in modes.items():
             inner.training = mode
 
 
-def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
+def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int) -> Start:
     if not any(p.requires_grad for p in module.parameters()):
         if is_identity(module, call):
             return Start("returns its input", preserves=True)
         raise GrowthError(
             f"{where}: {_words(module)} changes the function and has no weights that could prevent it. {OTHERS}"
         )
-    names = last_writers(module, call)
-    if names:
+    constants = last_writers(module, call)
+    if constants:
         trial = copy.deepcopy(module)
-        zero_writers(trial, names)
-        if gets_gradient(trial, call, names):
-            zero_writers(module, names)
-            return Start("last writers zero", names, preserves=True)
+        set_constants(trial, constants)
+        if gets_gradient(trial, call, constants):
+            warn_of_norms(module, call, constants, where)
+            set_constants(module, constants)
+            return Start("last writers zero", tuple(constants), preserves=True)
     try:
         trial = copy.deepcopy(module)
         inits.identity(trial)
@@ -130,7 +175,9 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
             return Start("identity", held, preserves=True)
     except GrowthError:
         pass
-    dead = names is not None
+    if fade and fade_in(module, call):
+        return Start("fade-in", _trainable(module), preserves=True, gated=True)
+    dead = constants is not None
     why = (
         "once its last writers are zero no gradient reaches them"
         if dead
@@ -138,7 +185,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
     )
     raise GrowthError(
         f"{where}: {_words(module)} cannot keep the function and still learn: {why}, and it is not an identity for "
-        f"what arrives there. A residual block x + f(x) can. {OTHERS}"
+        f"what arrives there. A residual block x + f(x) can{'' if fade else ', or a fade-in: fade=100'}. {OTHERS}"
     )
 
 
