@@ -56,9 +56,10 @@ def faded(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ou
     """Forward hook: mix the input with the first tensor of the output."""
     given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()), None)
     made = first_floating(output)
-    if given is None or made is None:
+    gate = block._buffers[NAME]
+    if given is None or made is None or gate is None:
         return output
-    return _with_first(output, made, given + block._buffers[NAME] * (made - given))
+    return _with_first(output, made, given + gate * (made - given))
 
 
 def first_floating(value: Any) -> Tensor | None:

@@ -111,13 +111,10 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
     wanted = {name: parameters[name] for name in (*born, *change.writers, *change.incumbents) if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
+        after = _behind_shut_gates(model, change, look)
         with torch.enable_grad():
             out = list(tensors_in(look.run()))
-            after = [t.detach().clone() for t in out]
-            if change.gates:  # while they are shut nothing reaches what is behind them; ``untouched`` shuts them again
-                for path in change.gates:
-                    set_gate(module_at(model, path), 1.0)
-                out = list(tensors_in(look.run()))
+            after = [t.detach().clone() for t in out] if after is None else after
             parts = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in out]
             floating = [t for t in parts if t.is_floating_point() and t.requires_grad]
             if not floating or not wanted:
@@ -136,6 +133,20 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; "
             "its input and output widths must fit what stands before and behind it."
         ) from error
+
+
+def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs | None:
+    """The outputs with the gates shut, if there are any; they are left open, for a gradient to come through.
+
+    ``untouched`` shuts them again.
+    """
+    if not change.gates:
+        return None
+    with torch.no_grad():
+        after = [t.clone() for t in tensors_in(look.run())]
+    for path in change.gates:
+        set_gate(module_at(model, path), 1.0)
+    return after
 
 
 def _never_called(model: nn.Module, path: str, change: Change) -> str:
