@@ -30,12 +30,13 @@ class New:
     Attributes:
         module: the module itself, ready to train.
         source: path of the block that it copies (before the change); a copy of the network copies its own block.
-        zeroed: names of the tensors inside ``module`` that were set to zero after copying.
+        zeroed: tensors inside ``module`` that were set to a constant after copying, by name: to 0, or to -1 where a
+            norm stores its gain as 1 + w.
     """
 
     module: nn.Module
     source: str | None = None
-    zeroed: tuple[str, ...] = ()
+    zeroed: Mapping[str, float] = field(default_factory=dict)
 
 
 Children = tuple[tuple[str, "str | New"], ...]

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -90,7 +90,7 @@ class Terms:
     dry_run: bool = False
     watch: StepWatch | None = None
     accept: Callable[[Change], None] | None = None
-    memory: dict[str, tuple[str, ...]] | None = None
+    memory: dict[str, Mapping[str, float]] | None = None
 
 
 def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> Change:

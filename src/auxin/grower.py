@@ -98,7 +98,7 @@ class Grower:
         self.probe, self.evidence, self.group = probe, evidence, group
         self.on_growth, self.on_undo = on_growth, on_undo
         self._edits = edits
-        self._memory: dict[str, tuple[str, ...]] = {}
+        self._memory: dict[str, Mapping[str, float]] = {}
         self._waited = 0
         self.waiting_for: str | None = None
         self._watch = StepWatch(self.optimizers)

@@ -117,7 +117,8 @@ class Look:
         model: the network, unwrapped.
         seed: of the new weights.
         structural: True in a replay: shapes and names only, weights will come from a checkpoint.
-        memory: last writers of every kind of block that was solved before; a Grower keeps it from growth to growth.
+        memory: last writers of every kind of block that was solved before, with their constants; a Grower keeps it from
+            growth to growth.
         evidence: batches and a loss for data-driven weights; unused by the edits of this version.
     """
 
@@ -128,7 +129,7 @@ class Look:
         seed: int = 0,
         structural: bool = False,
         evidence: Any = None,
-        memory: dict[str, tuple[str, ...]] | None = None,
+        memory: dict[str, Mapping[str, float]] | None = None,
     ):
         self.memory = {} if memory is None else memory
         self.model, self.seed, self.structural, self.evidence = model, seed, structural, evidence

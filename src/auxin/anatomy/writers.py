@@ -4,11 +4,16 @@ The solver zeroes every parameter of a noised copy, checks that the block then i
 back one at a time in the order in which they are used; those whose return breaks the identity are the last writers.
 Why noised: a tensor that happens to be zero at the start would not be found. Source: LLaMA Pro (Wu et al. 2024,
 arXiv:2401.02415) zeroes output projections by name; this finds them for any block.
+
+A norm behind a zeroed tensor divides by the root of its eps, so that the first gradient comes out many times too
+large. Then the norm's gain is closed instead. A gain that is stored as w is found by the solver itself, since it is
+used later; one that is stored as 1 + w is closed at -1 and is looked for afterwards.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +24,7 @@ from auxin.randomness import random_state
 
 NOISE = 0.02
 TOLERANCE = 1e-6
+AMPLIFIED = 5.0  # times the gradient of the same tensor in the block as it was: from here on a norm amplifies it
 
 
 def arriving(call: Call) -> tuple[Tensor, str | int] | None:
@@ -100,12 +106,18 @@ def scratch(block: nn.Module) -> nn.Module:
         for p in twin.parameters():
             if p.is_floating_point():
                 p.add_(NOISE * noise(p))
-        for module in twin.modules():
-            module.training = False
+        for module in _still(twin).modules():
             mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
             if mean is not None and var is not None:
                 mean.add_(0.1 * noise(mean))
                 var.mul_(1 + 0.3 * noise(var).abs())
+    return twin
+
+
+def _still(twin: nn.Module) -> nn.Module:
+    """In eval mode, without a word to methods of the user's."""
+    for module in twin.modules():
+        module.training = False
     return twin
 
 
@@ -144,36 +156,140 @@ def order_of_use(block: nn.Module, call: Call) -> list[str]:
     return sorted(names.values(), key=lambda name: use.get(name, last))
 
 
-def last_writers(block: nn.Module, call: Call) -> tuple[str, ...] | None:
-    """Names of the tensors that make ``block`` the identity when they are zero; None if no zeroing does.
+def last_writers(block: nn.Module, call: Call) -> dict[str, float] | None:
+    """The constants that make ``block`` the identity: 0, or -1 for the gain of a norm that is stored as 1 + w.
 
     Args:
         block: a module whose first output has the shape of its first floating input.
         call: what arrives at it.
 
     Returns:
-        The minimal set in order of use; empty where the block is the identity already.
+        Constant by name of the tensor, the minimal set in order of use; empty where the block is the identity already,
+        None where no zeroing makes it one.
     """
     with random_state(seed=0):
-        twin = scratch(block)
-        if is_identity(twin, call):
-            return ()
-        order = order_of_use(twin, call)
-        parameters = dict(twin.named_parameters())
-        values = {name: p.detach().clone() for name, p in parameters.items()}
-        with torch.no_grad():
-            for p in parameters.values():
-                p.zero_()
-            if not is_finite(twin, call):
-                order = [name for name in order if not _blows_up(twin, call, name, values)]
-                for name, p in parameters.items():
-                    p.zero_() if name in order else p.copy_(values[name])
-            if not is_identity(twin, call):
-                return None
-            kept = []
-            for name in order:
+        zeroed = _zeroed(block, call)
+        if not zeroed:
+            return None if zeroed is None else {}
+        plain = dict.fromkeys(zeroed, 0.0)
+        hot = tuple(name for name, ratio in amplification(block, call, plain).items() if ratio > AMPLIFIED)
+        closed = _with_gains(block, call, zeroed, hot) if hot else plain
+        if closed != plain and max(amplification(block, call, closed).values()) <= AMPLIFIED:
+            return closed
+        return plain
+
+
+def amplification(block: nn.Module, call: Call, constants: Mapping[str, float]) -> dict[str, float]:
+    """Gradient norm of each tensor once all have their constant, over what it is in the block as it stands.
+
+    The same random direction at the output, in eval mode. Infinite where the block as it stands has no gradient there.
+    """
+    twin = _still(copy_of(block))
+    before = gradients(twin, call, tuple(constants))
+    set_constants(twin, constants)
+    after = gradients(twin, call, tuple(constants))
+    pairs = {name: (float(after[name].norm()), float(before[name].norm())) for name in constants}
+    return {name: new / old if old else float("inf") for name, (new, old) in pairs.items()}
+
+
+def amplified_by_a_norm(block: nn.Module, call: Call, constants: Mapping[str, float]) -> dict[str, float]:
+    """Those zeroed tensors whose gradient starts too large because a norm follows them, with the factor."""
+    with random_state(seed=0):
+        ratios = amplification(block, call, constants)
+        hot = tuple(name for name, ratio in ratios.items() if AMPLIFIED < ratio < float("inf"))
+        return {name: ratios[name] for name in hot} if hot and _scale_vanishes(block, call, hot) else {}
+
+
+def gradients(block: nn.Module, call: Call, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Gradient of the named tensors for a fixed random direction at the output; zeros where none arrives."""
+    parameters = dict(block.named_parameters())
+    wanted = [parameters[name].requires_grad_() for name in names]
+    with torch.enable_grad(), random_state(seed=0):
+        out = first_tensor(block(*call.args, **call.kwargs))
+        if out is None or not out.requires_grad:
+            return {name: torch.zeros_like(parameters[name]) for name in names}
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
+        found = torch.autograd.grad((out * direction).sum(), wanted, allow_unused=True)
+    pairs = zip(names, wanted, found, strict=True)
+    return {name: torch.zeros_like(p) if grad is None else grad.to_dense() for name, p, grad in pairs}
+
+
+def set_constants(module: nn.Module, constants: Mapping[str, float]) -> None:
+    """Fill each named tensor with its constant."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in constants.items():
+            parameters[name].fill_(value)
+
+
+def _zeroed(block: nn.Module, call: Call) -> tuple[str, ...] | None:
+    """Names of the last writers, in order of use."""
+    twin = scratch(block)
+    if is_identity(twin, call):
+        return ()
+    order = order_of_use(twin, call)
+    parameters = dict(twin.named_parameters())
+    values = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for p in parameters.values():
+            p.zero_()
+        if not is_finite(twin, call):
+            order = [name for name in order if not _blows_up(twin, call, name, values)]
+            for name, p in parameters.items():
+                p.zero_() if name in order else p.copy_(values[name])
+        if not is_identity(twin, call):
+            return None
+        return _given_back(twin, call, order, values, 0.0)
+
+
+def _with_gains(block: nn.Module, call: Call, zeroed: tuple[str, ...], hot: tuple[str, ...]) -> dict[str, float]:
+    """Give the ``hot`` ones of the zeroed tensors back where closing a gain behind them, stored as 1 + w, will do."""
+    twin = scratch(block)
+    order = order_of_use(twin, call)
+    parameters = dict(twin.named_parameters())
+    values = {name: p.detach().clone() for name, p in parameters.items()}
+    set_constants(twin, dict.fromkeys(zeroed, 0.0))
+    behind = order[order.index(hot[0]) + 1 :]
+    closed = []
+    with torch.no_grad():
+        for name in behind:
+            if name in zeroed or parameters[name].dim() > 1:  # gains are vectors
+                continue
+            parameters[name].fill_(-1.0)
+            if is_identity(twin, call):
+                closed.append(name)
+            else:
                 parameters[name].copy_(values[name])
-                if not is_identity(twin, call):
-                    parameters[name].zero_()
-                    kept.append(name)
+        still = _given_back(twin, call, hot, values, 0.0)
+        gains = _given_back(twin, call, closed, values, -1.0)
+    return {name: 0.0 for name in zeroed if name not in hot or name in still} | dict.fromkeys(gains, -1.0)
+
+
+def _given_back(
+    twin: nn.Module, call: Call, order: Iterable[str], values: Mapping[str, Tensor], constant: float
+) -> tuple[str, ...]:
+    """Give tensors their values back one at a time; those that break the identity stay at ``constant``, named here."""
+    parameters = dict(twin.named_parameters())
+    kept = []
+    for name in order:
+        parameters[name].copy_(values[name])
+        if not is_identity(twin, call):
+            parameters[name].fill_(constant)
+            kept.append(name)
     return tuple(kept)
+
+
+def _scale_vanishes(block: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
+    """Whether twice as large values in the named tensors give the same output, as in front of a norm."""
+    twin = _still(copy_of(block))
+    parameters = dict(twin.named_parameters())
+    with torch.no_grad():
+        before = first_tensor(twin(*call.args, **call.kwargs))
+        for name in names:
+            parameters[name].mul_(2)
+        after = first_tensor(twin(*call.args, **call.kwargs))
+    found = arriving(call)
+    if before is None or after is None or found is None:
+        return False
+    wrote = float((before - found[0]).norm())
+    return float((after - before).norm()) <= 0.05 * wrote

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -94,7 +94,7 @@ class Duplicate:
             original = dict(container.child(source).named_parameters())
             if self.state == "copy":
                 states |= {id(p): original[name] for name, p in new.module.named_parameters() if name not in new.zeroed}
-            names = new.zeroed or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
+            names = tuple(new.zeroed) or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
             writers += [join(join(container.path, str(position)), name) for name in names]
             incumbents += [join(join(container.path, str(homes[source])), name) for name in names]
         rewire = container.renumbered(items)
@@ -167,11 +167,11 @@ class Duplicate:
         twin = _twin(model, original, f"Duplicate(at={self.at!r}): {path}")
         if self.content == "fresh" and not look.structural:
             _reset(twin, path, look.seed + source)
-        names: tuple[str, ...] = ()
+        constants: Mapping[str, float] = {}
         if source in calls:
             where = f"Duplicate(at={self.at!r}, output='zero')"
-            names = silence(model, original, twin, calls[source], look, where)
-        return New(twin, source=path if self.content == "copy" else None, zeroed=names)
+            constants = silence(model, original, twin, calls[source], look, where)
+        return New(twin, source=path if self.content == "copy" else None, zeroed=constants)
 
 
 def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,15 @@ from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join, moves_between, parameters_after
-from auxin.anatomy.writers import arriving, first_tensor, is_identity, last_writers
+from auxin.anatomy.writers import (
+    amplified_by_a_norm,
+    arriving,
+    first_tensor,
+    gradients,
+    is_identity,
+    last_writers,
+    set_constants,
+)
 from auxin.change import Before, Change, Rewire
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
@@ -65,27 +75,25 @@ def takes(module: nn.Module, call: Call, where: str) -> Any:
         ) from error
 
 
-def gets_gradient(module: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
-    """Whether each named tensor of ``module`` gets a gradient on ``call``."""
+def gets_gradient(module: nn.Module, call: Call, names: Iterable[str]) -> bool:
+    """Whether each named tensor of ``module`` that trains gets a gradient on ``call``."""
     parameters = dict(module.named_parameters())
-    wanted = [parameters[name] for name in names if parameters[name].requires_grad]
-    if not wanted:
-        return False
-    with torch.enable_grad(), random_state(seed=0):
-        out = first_tensor(module(*call.args, **call.kwargs))
-        if out is None or not out.requires_grad:
-            return False
-        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
-        grads = torch.autograd.grad((out * weight).sum(), wanted, allow_unused=True)
-    return all(g is not None and bool(g.any()) for g in grads)
+    wanted = tuple(name for name in names if parameters[name].requires_grad)
+    return bool(wanted) and all(bool(grad.any()) for grad in gradients(module, call, wanted).values())
 
 
-def zero_writers(module: nn.Module, names: tuple[str, ...]) -> None:
-    """Set the named tensors to zero."""
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name in names:
-            parameters[name].zero_()
+def warn_of_norms(block: nn.Module, call: Call, constants: Mapping[str, float], where: str) -> None:
+    """Name the zeroed tensors whose first gradient a norm behind them makes too large."""
+    found = amplified_by_a_norm(block, call, constants)
+    if not found:
+        return
+    names = ", ".join(f"{name} ({ratio:.0f} times)" for name, ratio in found.items())
+    warnings.warn(
+        f"{where}: zeroed in front of a norm, which makes the first gradient many times that of the same tensor in the "
+        f"block as it was: {names}. Zeroing the gain of that norm instead is better, but it has none that would do: "
+        "give it one, or use a small learning rate for the new block at first.",
+        stacklevel=2,
+    )
 
 
 def _preserve(module: nn.Module, call: Call, where: str) -> Start:
@@ -113,13 +121,14 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
         raise GrowthError(
             f"{where}: {_words(module)} changes the function and has no weights that could prevent it. {OTHERS}"
         )
-    names = last_writers(module, call)
-    if names:
+    constants = last_writers(module, call)
+    if constants:
         trial = copy.deepcopy(module)
-        zero_writers(trial, names)
-        if gets_gradient(trial, call, names):
-            zero_writers(module, names)
-            return Start("last writers zero", names, preserves=True)
+        set_constants(trial, constants)
+        if gets_gradient(trial, call, constants):
+            warn_of_norms(module, call, constants, where)
+            set_constants(module, constants)
+            return Start("last writers zero", tuple(constants), preserves=True)
     try:
         trial = copy.deepcopy(module)
         inits.identity(trial)
@@ -130,7 +139,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str) -> Start:
             return Start("identity", held, preserves=True)
     except GrowthError:
         pass
-    dead = names is not None
+    dead = constants is not None
     why = (
         "once its last writers are zero no gradient reaches them"
         if dead

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import shared_tensors
 from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.writers import is_identity, last_writers
-from auxin.edits.start import gets_gradient, zero_writers
+from auxin.anatomy.writers import is_identity, last_writers, set_constants
+from auxin.edits.start import gets_gradient, warn_of_norms
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
 
 
 def silence(
     model: nn.Module, original: nn.Module, twin: nn.Module, call: Call | None, look: Look, where: str
-) -> tuple[str, ...]:
-    """Zero the twin's last writers.
+) -> Mapping[str, float]:
+    """Set the twin's last writers to zero, or close the gains behind them.
 
     Args:
         model: the network.
@@ -30,22 +30,24 @@ def silence(
         where: for messages.
 
     Returns:
-        Names of the zeroed tensors inside the block.
+        Constant by name of the tensor inside the block: 0, or -1 for a gain that is stored as 1 + w.
 
     Raises:
         GrowthError: no zeroing makes the copy return its input and still learn.
     """
     kind = kind_of(original)
     if call is None:
-        zero_writers(twin, look.memory[kind])
+        set_constants(twin, look.memory[kind])
         return look.memory[kind]
     modes = {m: m.training for m in twin.modules()}
     twin.eval()
     try:
-        for names in _candidates(original, call, look, kind):
-            if _holds(model, original, twin, call, names):
-                look.memory[kind] = names
-                return names
+        for constants in _candidates(original, call, look, kind):
+            if _holds(model, original, twin, call, constants):
+                if look.memory.get(kind) != constants:
+                    warn_of_norms(original, call, constants, where)
+                look.memory[kind] = constants
+                return constants
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -63,7 +65,7 @@ def kind_of(block: nn.Module) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
-def _candidates(original: nn.Module, call: Call, look: Look, kind: str) -> Iterator[tuple[str, ...]]:
+def _candidates(original: nn.Module, call: Call, look: Look, kind: str) -> Iterator[Mapping[str, float]]:
     """What is remembered first; the solver only where that does not hold."""
     if kind in look.memory:
         yield look.memory[kind]
@@ -72,17 +74,17 @@ def _candidates(original: nn.Module, call: Call, look: Look, kind: str) -> Itera
         yield solved
 
 
-def _holds(model: nn.Module, original: nn.Module, twin: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
-    """Zero ``names`` in the twin; if that does not do, give them back."""
+def _holds(model: nn.Module, original: nn.Module, twin: nn.Module, call: Call, constants: Mapping[str, float]) -> bool:
+    """Set the constants in the twin; if that does not do, give the values back."""
     parameters = dict(twin.named_parameters())
     tied = shared_tensors(model, original)
-    if any(name not in parameters or id(parameters[name]) in tied for name in names):
+    if any(name not in parameters or id(parameters[name]) in tied for name in constants):
         return False
-    values: dict[str, Tensor] = {name: parameters[name].detach().clone() for name in names}
+    values: dict[str, Tensor] = {name: parameters[name].detach().clone() for name in constants}
     with random_state(seed=0):
-        zero_writers(twin, names)
+        set_constants(twin, constants)
         frozen = not any(p.requires_grad for p in twin.parameters())
-        if is_identity(twin, call) and (frozen or gets_gradient(twin, call, names)):
+        if is_identity(twin, call) and (frozen or gets_gradient(twin, call, constants)):
             return True
     with torch.no_grad():
         for name, value in values.items():

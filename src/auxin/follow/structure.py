@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import replica
 from auxin.anatomy.tree import module_at
+from auxin.anatomy.writers import set_constants
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
 
 Undo = Callable[[], None]
@@ -82,10 +83,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
     def build(new: New) -> nn.Module:
         if new.source is not None:
             module = replica(twin, module_at(twin, new.source))
-            parameters = dict(module.named_parameters())
-            with torch.no_grad():
-                for name in new.zeroed:
-                    parameters[name].zero_()
+            set_constants(module, new.zeroed)
         else:
             module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
         device = next((p.device for p in own.parameters.values()), None)
