@@ -7,6 +7,7 @@ stored as JSON. The arguments are not part of the state: a resumed run may use a
 
 from auxin.when.counts import at, every
 from auxin.when.levels import plateau, threshold
+from auxin.when.outside import file, signal
 from auxin.when.reading import Mode, Reading, Trigger, Unit
 
-__all__ = ["Mode", "Reading", "Trigger", "Unit", "at", "every", "plateau", "threshold"]
+__all__ = ["Mode", "Reading", "Trigger", "Unit", "at", "every", "file", "plateau", "signal", "threshold"]
