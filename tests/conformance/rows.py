@@ -87,12 +87,11 @@ def by_hand_adapter(model: nn.Module) -> None:
 def rows(family: str) -> dict:
     """Name -> edit, or a function that changes the network by hand."""
     block = BLOCKS[family]
-    found: dict = {} if family == "encoder" else dict(KEPT)
+    found: dict = dict(KEPT)
     found |= CHANGED
-    if family != "encoder":
-        found["insert"] = Insert("blocks", block, index=1)
-        found["insert-end"] = Insert("blocks", block)
-        found["insert-front"] = Insert("blocks", block, index=-2)
+    found["insert"] = Insert("blocks", block, index=1)
+    found["insert-end"] = Insert("blocks", block)
+    found["insert-front"] = Insert("blocks", block, index=-2)
     found["insert-default"] = Insert("blocks", block, index=1, init="default")
     found["insert-kaiming"] = Insert("blocks", block, init="kaiming")
     found["insert-xavier"] = Insert("blocks", block, index=0, init="xavier")
@@ -116,6 +115,6 @@ def rows(family: str) -> dict:
 
 
 REFUSED = {
-    "zero": Duplicate("blocks", by=1),
-    "insert": Insert("blocks", f.encoder_layer),
+    "zero": Duplicate("blocks", by=1, fade=0),
+    "insert": Insert("blocks", f.encoder_layer, fade=0),
 }

@@ -169,7 +169,7 @@ def test_by_hand_zeroing_a_whole_block_keeps_the_function_and_never_learns(block
 @pytest.mark.parametrize("init", ["preserve", "zero"])
 def test_with_auxin_a_block_that_could_never_learn_is_refused(init):
     model, optimizer, x = ready(Net, ROWS)
-    edit = ax.Insert("blocks", Rectified, init=init)
+    edit = ax.Insert("blocks", Rectified, init=init, fade=0)
     with pytest.raises(ax.GrowthError, match="no gradient reaches"):
         ax.grow(model, edit, optimizer, probe=x)
     assert len(model.blocks) == 2

@@ -13,6 +13,7 @@ from torch import nn
 
 from auxin.change import Edit
 from auxin.checkpoint import load, save
+from auxin.gate import close_gate, gated
 from auxin.grower import Grower
 from auxin.journal import Journal, references, replay
 from auxin.randomness import random_state
@@ -43,7 +44,10 @@ def replays(grown: Grown, read: Journal) -> None:
     """On the meta device and on a fresh network: the same names, shapes, dtypes; with the weights the same outputs."""
     if opaque(grown):
         return
-    wanted = _layout(grown.run.model)
+    live = copy.deepcopy(grown.run.model)
+    for _, block in list(gated(live)):  # a journal holds what stays
+        close_gate(block)
+    wanted = _layout(live)
     bare = grown.recipe.run().model
     for where, fresh in (("the meta device", copy.deepcopy(bare).to("meta")), ("a fresh network", bare)):
         replay(fresh, read)
@@ -51,7 +55,6 @@ def replays(grown: Grown, read: Journal) -> None:
         if found != wanted:
             wrong = next((a for a in wanted if a not in found), "the order, or something more")
             fail("replay", f"on {where} the structure is another one: {wrong}")
-    live = copy.deepcopy(grown.run.model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in live.parameters():  # moved, since zeroed writers would hide what stands before them
