@@ -160,12 +160,12 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
 
 
 def saved(model: nn.Module, optimizers: Sequence[Any]) -> list[dict[str, Any]]:
-    """All ramps under way, as data; ``optimizer`` is an index."""
+    """All ramps under way of what the network still holds, as data; ``optimizer`` is an index."""
     found = []
     for number, optimizer in enumerate(optimizers):
         riding = ramps_on(optimizer)
         found += [{"optimizer": number, **r.to_json(model)} for r in (riding.ramps if riding is not None else ())]
-    return found
+    return [one for one in found if one["names"]]
 
 
 def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Sequence[Any]) -> None:

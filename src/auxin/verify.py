@@ -127,5 +127,7 @@ def _average(model: nn.Module, parameters: dict[str, nn.Parameter], average: Ave
             yield f"AveragedModel has {name} {tuple(theirs[name])}, which the model does not have"
         elif ours[name] != theirs[name]:
             yield f"AveragedModel has {name} {tuple(theirs[name])} for {tuple(ours[name])}"
-    if sum(1 for _ in model.buffers()) != sum(1 for _ in copy.buffers()):
-        yield "AveragedModel has another number of buffers than the model"
+    held, averaged = ([name for name, _ in network.named_buffers()] for network in (model, copy))
+    if held != averaged:
+        differ = sorted(set(held) ^ set(averaged))[:6] or ["in another order"]
+        yield f"AveragedModel has other buffers than the model, and copies them in order: {', '.join(differ)}"
