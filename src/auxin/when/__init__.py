@@ -9,5 +9,6 @@ from auxin.when.counts import at, every
 from auxin.when.levels import plateau, threshold
 from auxin.when.outside import file, signal
 from auxin.when.reading import Mode, Reading, Trigger, Unit
+from auxin.when.shift import drift
 
-__all__ = ["Mode", "Reading", "Trigger", "Unit", "at", "every", "file", "plateau", "signal", "threshold"]
+__all__ = ["Mode", "Reading", "Trigger", "Unit", "at", "drift", "every", "file", "plateau", "signal", "threshold"]
