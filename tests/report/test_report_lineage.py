@@ -3,7 +3,8 @@
 import random
 
 from auxin.report.lineage import read_layers
-from auxin.report.reading import read_growths
+from auxin.report.run import Run
+from auxin.report.source import add_entries
 
 
 def entry(step: int, added: dict, renamed: dict | None = None, **changes) -> dict:
@@ -14,6 +15,12 @@ def entry(step: int, added: dict, renamed: dict | None = None, **changes) -> dic
         "renamed": renamed or {},
         **changes,
     }
+
+
+def read_growths(journal: list[dict]) -> list:
+    run = Run()
+    add_entries(run, journal)
+    return run.growths
 
 
 def rows(journal: list[dict]) -> list[tuple]:
@@ -139,6 +146,6 @@ def test_any_order_of_insertions_agrees_with_a_plain_list() -> None:
 
 def test_steps_are_calls_where_no_optimizer_stepped() -> None:
     journal = [{"at": {"calls": 3, "optimizer_steps": 0}}, {"at": {"calls": 8, "optimizer_steps": 0}}]
-    assert [growth.step for growth in read_growths(journal)] == [3.0, 8.0]
+    assert [growth.at.step for growth in read_growths(journal)] == [3.0, 8.0]
     journal[1]["at"]["optimizer_steps"] = 80
-    assert [growth.step for growth in read_growths(journal)] == [0.0, 80.0]
+    assert [growth.at.step for growth in read_growths(journal)] == [0.0, 80.0]
