@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Size, Tensor, nn
 
 
@@ -39,6 +40,8 @@ class New:
     zeroed: Mapping[str, float] = field(default_factory=dict)
 
 
+# ``group=``: the index of an existing group, the options of an own one, or None: the group of the sibling.
+Grouping = int | Mapping[str, Any] | None
 Children = tuple[tuple[str, "str | New"], ...]
 
 
@@ -161,6 +164,48 @@ class Join:
 
 
 @dataclass(frozen=True, eq=False)
+class OwnGroup:
+    """A parameter group that a growth makes for its new parameters, because ``group=dict(...)`` asks for it.
+
+    Attributes:
+        optimizer: the one that it is made in.
+        index: of the new group in ``optimizer.param_groups``.
+        donor: index of the group that the new parameters would have joined; every option not asked for is its.
+        options: what was asked for.
+        reference: the donor's learning rate where its schedule began (``initial_lr``), or its own without a schedule.
+        lr: what the new group has in place of ``reference``; equal to it where no ``lr`` was asked for.
+    """
+
+    optimizer: Any
+    index: int
+    donor: int
+    options: Mapping[str, Any]
+    reference: float
+    lr: float
+
+    def scaled(self, value: Any) -> Any:
+        """A learning rate of the donor, times the ratio of ``lr`` to ``reference``; tensors stay tensors, cloned."""
+        if isinstance(value, Tensor):
+            value = value.detach().clone()
+            if self.lr == self.reference:
+                return value
+            begins = bool((value == self.reference).all())
+            return torch.full_like(value, self.lr) if begins else value * (self.lr / self.reference)
+        if value is None or self.lr == self.reference:
+            return value
+        return self.lr if value == self.reference else value * (self.lr / self.reference)
+
+    def __str__(self) -> str:
+        kind = type(self.optimizer).__name__
+        asked = {"lr": self.lr, **self.options}
+        told = ", ".join(
+            f"{key} {value:g}" if type(value) is float else f"{key} {value}" for key, value in asked.items()
+        )
+        ratio = "" if self.lr == self.reference else f"; {self.lr / self.reference:.3g}x the rate of group {self.donor}"
+        return f"own group {self.index} of {kind} ({told}{ratio})"
+
+
+@dataclass(frozen=True, eq=False)
 class Change:
     """One growth as a plan, and after it was carried out, what was measured. Prints itself in one line.
 
@@ -174,6 +219,8 @@ class Change:
         after: the network's parameters after the change, by name, in ``named_parameters()`` order.
         joins: by ``id`` of each new trainable parameter, where it goes (known once the companions are).
         optimizers: those that keep step.
+        group: the ``group=`` that was asked for.
+        groups: the parameter groups that are made for the new parameters.
         preserves: whether the outputs are promised to stay as they are.
         how: how the new weights start, in words ("last writers zero", "identity", ...).
         writers: names (after) of the new tensors that must get a gradient at the first backward.
@@ -195,6 +242,8 @@ class Change:
     after: Mapping[str, nn.Parameter] = field(default_factory=dict)
     joins: Mapping[int, Join] = field(default_factory=dict)
     optimizers: tuple[Any, ...] = ()
+    group: Grouping = None
+    groups: tuple[OwnGroup, ...] = ()
     preserves: bool = False
     outputs: bool = False
     how: str = ""
@@ -255,6 +304,7 @@ class Change:
             yield f"gradient {self.gradient_ratio:.1f}x its neighbour's"
         if not self.optimizers and any(move.added for move in self.moves):
             yield "no optimizer given"
+        yield from map(str, self.groups)
         yield from self.notes
         yield f"{1e3 * self.seconds:.0f} ms"
 

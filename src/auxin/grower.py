@@ -14,11 +14,12 @@ from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
 from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit, number
 from auxin.boundary import StepWatch
-from auxin.change import Change, Edit
+from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
 from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
+from auxin.follow.own_groups import checked
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
 from auxin.probation import Probation
@@ -45,7 +46,7 @@ class Grower:
         probe: one batch, or a callable that returns one; every growth is proved on it.
         evidence: a loss and batches for edits that look at data.
         limit: where growing ends.
-        group: index of the parameter group for new parameters; None: beside the nearest sibling of the same role.
+        group: of new parameters: None, an index, or a dict of options for groups of their own; see ``auxin.grow``.
         keep: take a snapshot before each growth, so that ``undo`` works after further training too: True ("memory"),
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
         probation: judge each growth some calls later, and roll the run back if it is behind (implies ``keep``). An edit
@@ -84,7 +85,7 @@ class Grower:
         probe: Probe = None,
         evidence: Evidence | None = None,
         limit: Limit | None = None,
-        group: int | None = None,
+        group: Grouping = None,
         keep: bool | Store = False,
         probation: Probation | None = None,
         on_growth: Callable[[Change], None] | None = None,
@@ -95,7 +96,7 @@ class Grower:
         self.limit, self.probation = limit or Limit(), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
-        self.probe, self.evidence, self.group = probe, evidence, group
+        self.probe, self.evidence, self.group = probe, evidence, checked(group, self.optimizers)
         self.on_growth, self.on_undo = on_growth, on_undo
         self._edits = edits
         self._memory: dict[str, Mapping[str, float]] = {}
@@ -351,7 +352,7 @@ class Grower:
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
-        self.journal.record(self.model, change, at, self.progress.metrics, self.group, self._origin)
+        self.journal.record(self.model, change, at, self.progress.metrics, self._origin)
         self.progress.since_growth = 0
         if self.on_growth is not None and not self._past.in_branch:
             self.on_growth(change)

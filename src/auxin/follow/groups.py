@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from auxin.anatomy.blocks import owned, role, steps_itself
-from auxin.change import Change, Join
+from auxin.change import Change, Join, OwnGroup
 from auxin.errors import GrowthError
+
+# Multiples of the learning rate that optimizers and schedules keep in a group.
+RATES = ("lr", "initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr")
 
 
 def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: int | None) -> dict[int, Join]:
@@ -127,6 +130,19 @@ def places_in(
     return [(known[k - 1][0] + 1 if k else first, new) for k, (new, _) in zip(at, entering, strict=True)]
 
 
+def made(donor: Mapping[str, Any], own: OwnGroup) -> dict[str, Any]:
+    """The new group, without parameters yet."""
+    group: dict[str, Any] = {}
+    for key, value in donor.items():
+        if key == "params" or (key == "param_names" and value is not None):
+            group[key] = []
+        elif key in RATES:
+            group[key] = own.scaled(value)
+        else:
+            group[key] = _copied(own.options.get(key, value))
+    return group
+
+
 def _forced(optimizers: Sequence[Any], group: int | None) -> tuple[Any, int] | None:
     homes = [(o, i) for o in optimizers for i in range(len(o.param_groups))]
     if group is None:
@@ -206,3 +222,12 @@ def _fits(optimizer: Any, name: str, new: nn.Parameter) -> None:
             f"{name} {tuple(new.shape)}: Muon only takes matrices. Give an AdamW for the rest, as torch.optim.Muon "
             "asks, and pass both: auxin.grow(model, edit, muon, adamw)."
         )
+
+
+def _copied(value: Any) -> Any:
+    """A copy that no step of another group reaches."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)(_copied(item) for item in value)
+    return dict(value) if type(value) is dict else value
