@@ -298,6 +298,9 @@ TRIGGERS = [
     lambda: when.threshold(2.0),
     lambda: when.drift(threshold=4.0, window=5),
     lambda: when.drift(window=5, mode="max", metric="accuracy"),
+    lambda: when.any_of(when.plateau(patience=3), when.every(7)),
+    lambda: when.all_of(when.every(3), when.any_of(when.threshold(2.0), when.drift(window=5))),
+    lambda: when.cooldown(when.any_of(when.plateau(patience=2), when.at([5, 50])), calls=4),
 ]
 
 

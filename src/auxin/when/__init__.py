@@ -5,10 +5,28 @@ remembers something has `state_dict()` and `load_state_dict()`; the values are n
 stored as JSON. The arguments are not part of the state: a resumed run may use another patience.
 """
 
+from auxin.when.combined import all_of, any_of, cooldown
 from auxin.when.counts import at, every
+from auxin.when.decaying import not_while_decaying
 from auxin.when.levels import plateau, threshold
 from auxin.when.outside import file, signal
 from auxin.when.reading import Mode, Reading, Trigger, Unit
 from auxin.when.shift import drift
 
-__all__ = ["Mode", "Reading", "Trigger", "Unit", "at", "drift", "every", "file", "plateau", "signal", "threshold"]
+__all__ = [
+    "Mode",
+    "Reading",
+    "Trigger",
+    "Unit",
+    "all_of",
+    "any_of",
+    "at",
+    "cooldown",
+    "drift",
+    "every",
+    "file",
+    "not_while_decaying",
+    "plateau",
+    "signal",
+    "threshold",
+]
