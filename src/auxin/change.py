@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Size, Tensor, nn
 
+from auxin.modules import Dormant
+
 
 @runtime_checkable
 class Edit(Protocol):
@@ -259,6 +261,12 @@ class Change:
         return move.new is not None and self.trains.get(move.old_name or "", move.new.requires_grad)
 
     @property
+    def starting(self) -> tuple[str, ...]:
+        """Names (after) of the tensors that begin to train: new ones, and old ones that thaw."""
+        moves = (m for m in self.moves if m.name is not None and self.will_train(m))
+        return tuple(m.name or "" for m in moves if m.added or self.trains.get(m.old_name or "", False))
+
+    @property
     def added(self) -> tuple[tuple[str, New], ...]:
         """(path after, new module) of all that was added."""
         return tuple(pair for rewire in self.rewires for pair in rewire.added)
@@ -293,7 +301,8 @@ class Change:
         yield from self._what()
         count = self.added_parameters
         share = f" ({100 * count / self.parameters_before:+.0f} %)" if self.parameters_before else ""
-        yield f"{count:+,} parameters{share}"
+        if count or not any(self.trains.values()):
+            yield f"{count:+,} parameters{share}"
         if self.max_difference is not None:
             same = self.preserves or self.max_difference == 0
             kept = "function unchanged" if same else "function changed"
@@ -312,10 +321,13 @@ class Change:
         """What was added, replaced, removed, resized; all names as they are afterwards."""
         old = self.before.modules if self.before is not None else {}
         renamed = self.renamed
+        asleep = {id(module.layer) for module in old.values() if isinstance(module, Dormant)}
         for path, new in self.added:
             kind = type(new.module).__name__
             if new.source:
                 yield f"{path} <- copy of {renamed.get(new.source, new.source)}"
+            elif id(new.module) in asleep:
+                yield f"{path} wakes: {kind}"
             elif path in old and path not in renamed:
                 yield f"{path}: {type(old[path]).__name__} replaced by {kind}"
             else:

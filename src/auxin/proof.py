@@ -106,8 +106,8 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
 
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
     parameters = dict(model.named_parameters())
-    born = [m.name for m in change.moves if m.added and m.name and m.new is not None and m.new.requires_grad]
-    wanted = {name: parameters[name] for name in (*born, *change.writers, *change.incumbents) if name in parameters}
+    names = (*change.starting, *change.writers, *change.incumbents)
+    wanted = {name: parameters[name] for name in names if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
         with torch.enable_grad():
@@ -196,7 +196,7 @@ def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
     """Check that the new weights can learn, and compare them with the neighbour's."""
     reached = {name for name, g in grads.items() if g is not None and bool(g.count_nonzero())}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
-    trainable = [n for n in born if n in grads]
+    trainable = [n for n in change.starting if n in grads]
     if born and not trainable and change.added:
         raise GrowthError(
             f"{change.added[0][0]}: nothing in it would train: the layers beside it are frozen (requires_grad=False) "

@@ -71,12 +71,13 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
 
 
 def _self_stepping(model: nn.Module, change: Change) -> set[int]:
-    """Ids of new parameters that, like all of their role, are stepped by a hook inside the backward pass.
+    """Ids of parameters that begin to train and, like all of their role, are stepped by a hook in the backward pass.
 
     Raises:
         GrowthError: all of a new parameter's role are, and nothing would step the new one.
     """
-    born = [m for m in change.moves if m.added and m.new is not None and m.new.requires_grad]
+    starting = set(change.starting)
+    born = [m for m in change.moves if m.name in starting]
     new = {id(m.new) for m in born}
     old = [(name, p) for name, p in change.after.items() if id(p) not in new and p.requires_grad]
     if not born or not any(steps_itself(p) for _, p in old):

@@ -123,7 +123,7 @@ def _check_copied_state(optimizer: Any, own: OwnGroup, change: Change) -> None:
 def _apply(optimizer: Any, change: Change) -> None:
     order = {id(p): place for place, p in enumerate(change.after.values())}
     first = next(iter(optimizer.param_groups[0]["params"]), None)
-    touched = False
+    touched = bool(change.trains)
     for move in change.moves:
         if move.old is not None and move.new is not None:
             touched |= _continue(optimizer, move)
@@ -135,6 +135,7 @@ def _apply(optimizer: Any, change: Change) -> None:
         if joined:
             touched = True
             _enter(optimizer, group, joined, change, order)
+        _thaw(optimizer, group, change)
     for move in change.moves:
         if move.removed:
             touched |= _drop(optimizer, move)
@@ -157,6 +158,14 @@ def _enter(optimizer: Any, group: dict[str, Any], joined: list[Move], change: Ch
             group["param_names"].insert(index, names[id(new)])
     for move in joined:
         _begin_state(optimizer, group, move)
+
+
+def _thaw(optimizer: Any, group: dict[str, Any], change: Change) -> None:
+    """Parameters that the group held frozen, and that begin to train."""
+    starting, held = set(change.starting), {id(p) for p in group["params"]}
+    for move in change.moves:
+        if move.name in starting and move.old is not None and id(move.new) in held and move.new not in optimizer.state:
+            _begin_state(optimizer, group, move)
 
 
 def _begin_state(optimizer: Any, group: dict[str, Any], move: Move) -> None:
