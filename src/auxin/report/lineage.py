@@ -78,13 +78,13 @@ def _prefixes(shapes: Mapping[str, Sequence[int]]) -> list[str]:
 
 def _others(layers: Sequence[Layer], shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """The modules without a grown layer inside, as near to the root as they can be."""
-    inside, known = set(), {layer.path for layer in layers}
+    inside, known = {""}, {layer.path for layer in layers}
     for path in known:
         while path:
             path = path.rpartition(".")[0]
             inside.add(path)
     found = dict.fromkeys(
-        path for path in _prefixes(shapes) if path not in inside | known and path.rpartition(".")[0] in inside | {""}
+        path for path in _prefixes(shapes) if path not in inside | known and path.rpartition(".")[0] in inside
     )
     return list(found)
 
