@@ -161,6 +161,11 @@ def _counted(model: nn.Module, at: str, change: Change) -> str:
     return f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
 
 
+def _nonzero(grad: Tensor) -> bool:
+    values = grad.coalesce().values() if grad.is_sparse else grad
+    return bool(values.count_nonzero())
+
+
 def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
     old, new = [tuple(t.shape) for t in before], [tuple(t.shape) for t in after]
     if old != new:
@@ -194,7 +199,7 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
 
 def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
     """Check that the new weights can learn, and compare them with the neighbour's."""
-    reached = {name for name, g in grads.items() if g is not None and bool(g.count_nonzero())}
+    reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
     trainable = [n for n in change.starting if n in grads]
     if born and not trainable and change.added:
