@@ -2,9 +2,11 @@
 
 A trigger is called once for every `grower.step(...)`, and looks at nothing but its `Reading`. One that
 remembers something has `state_dict()` and `load_state_dict()`; the values are numbers, so that they can be
-stored as JSON. The arguments are not part of the state: a resumed run may use another patience.
+stored as JSON. The arguments are not part of the state: a resumed run may use another patience. One that knows that
+it will not fire any more says so by a true `done`; so does its Grower then.
 """
 
+from auxin.when.auto import autogrow
 from auxin.when.combined import all_of, any_of, cooldown
 from auxin.when.counts import at, every
 from auxin.when.decaying import not_while_decaying
@@ -21,6 +23,7 @@ __all__ = [
     "all_of",
     "any_of",
     "at",
+    "autogrow",
     "cooldown",
     "drift",
     "every",

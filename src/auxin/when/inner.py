@@ -53,7 +53,7 @@ def put_back(triggers: Sequence[Trigger], states: Sequence[Any]) -> None:
 
 def is_done(trigger: Trigger) -> bool:
     """Whether a trigger says that it will not fire any more."""
-    return bool(getattr(trigger, "done", False))
+    return getattr(trigger, "done", False) is True
 
 
 def name_of(trigger: object) -> str:
