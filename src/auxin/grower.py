@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -21,11 +19,9 @@ from auxin.choose import first
 from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
-from auxin.flow import Flow, FlowWatch
 from auxin.follow.own_groups import checked
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
-from auxin.logbook import SILENT, Logbook
 from auxin.probation import Probation
 from auxin.progress import Progress, Standing
 from auxin.record import coming_back
@@ -58,7 +54,6 @@ class Grower:
         on_growth: called with each change, for whatever cached a list of parameters; if it raises, the growth is taken
             back and the exception passes on.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
-        log: a directory into which the run writes what happens, or a ``Logbook``; for reports.
 
     Raises:
         GrowthError: something does not fit together already.
@@ -95,7 +90,6 @@ class Grower:
         probation: Probation | None = None,
         on_growth: Callable[[Change], None] | None = None,
         on_undo: Callable[[], None] | None = None,
-        log: str | os.PathLike[str] | Logbook | None = None,
     ):
         self.model = unwrap(model)
         self.companions = checked_companions(companions)
@@ -108,15 +102,13 @@ class Grower:
         self._memory: dict[str, Mapping[str, float]] = {}
         self._waited = 0
         self.waiting_for: str | None = None
-        self._watch, self._flow = StepWatch(self.optimizers), FlowWatch(self.optimizers)
-        self._standing = Standing(self.model, checked_trigger(when), checked_chooser(choose), self._watch, self._flow)
+        self._watch = StepWatch(self.optimizers)
+        self._standing = Standing(self.model, checked_trigger(when), checked_chooser(choose), self._watch)
         self.edits()
         verify(self.model, *companions)
         self._origin = fingerprint(self.model)
         self._past = Past([self.model, *companions], keep or probation is not None)
-        self._watch.on_step = functools.partial(_stepped, self._past, self._flow)
-        self.log = log if isinstance(log, Logbook) else Logbook(log)  # last: it holds the directory
-        self._flow.on_reading = self.log.flow
+        self._watch.on_step = self._past.settle
 
     def __repr__(self) -> str:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
@@ -170,15 +162,6 @@ class Grower:
         """Steps of the first optimizer since the run began, restored ones included."""
         return self._standing.optimizer_steps
 
-    @property
-    def flow(self) -> list[Flow]:
-        """Gradients of the last growth's new blocks in the optimizer steps since, at most 20; see ``auxin.flow``."""
-        return list(self._flow.readings)
-
-    @property
-    def _log(self) -> Logbook:
-        return SILENT if self._past.in_branch else self.log
-
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from now."""
         return [edit for edit in checked_edits(self._edits, self.model) if edit not in self.progress.refused]
@@ -221,10 +204,9 @@ class Grower:
         named = {name: number(item, name) for name, item in metrics.items()}
         state = self.progress
         state.read(value, named)
-        self._log.reading(self, value, named)
         if self.probation is not None:
             state.remember(value if self.probation.metric is None else named.get(self.probation.metric))
-            reason = self._standing.judge(self.probation, functools.partial(self._take_back, "probation"))
+            reason = self._standing.judge(self.probation, self.undo)
             if reason is not None:
                 self._wait(reason)
             state = self.progress
@@ -240,7 +222,6 @@ class Grower:
             self._wait(str(error))
             return None
         state.fired = False
-        self._log.decision(self, edit)
         return None if edit is None else (edit, seed_of(self.model, edit))
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
@@ -259,7 +240,6 @@ class Grower:
             self._write_down(change)
             if self.probation is not None:
                 self.progress.on_probation = (edit, self.calls, len(self.progress.entries) - 1)
-            self._log.growth(self, change)
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:
@@ -277,7 +257,10 @@ class Grower:
         Raises:
             GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
         """
-        self._take_back("undo()")
+        check_moment(self.model, self.companions, self._watch)
+        self._standing.return_to(self._past.take_back())
+        if self.on_undo is not None:
+            self.on_undo()
 
     @contextlib.contextmanager
     def trial(self, edit: Edit | None, seed: int | None = None) -> Iterator[Change | None]:
@@ -311,7 +294,6 @@ class Grower:
             self._write_down(change)
             self.progress.on_probation = None
             self._past.forget()
-        self._log.growth(self, change)
 
     def verify(self) -> None:
         """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
@@ -347,16 +329,15 @@ class Grower:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
         self._standing.restore(state, journal, allowed)
         self._past.forget()
-        self.log.resuming = (self.calls, self.optimizer_steps)
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
         """What is raised inside puts this grower's own state back. For ``load``."""
-        mark, past, resuming = self._standing.mark(), self._past.mark, self.log.resuming
+        mark, past = self._standing.mark(), self._past.mark
         try:
             yield
         except BaseException:
-            self._past.mark, self.log.resuming = past, resuming
+            self._past.mark = past
             self._standing.return_to(mark)
             raise
 
@@ -374,19 +355,8 @@ class Grower:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
         self.journal.record(self.model, change, at, self.progress.metrics, self._origin)
         self.progress.since_growth = 0
-        if self._past.in_branch:
-            return
-        if self.on_growth is not None:
+        if self.on_growth is not None and not self._past.in_branch:
             self.on_growth(change)
-        self._flow.begin(change, len(self.progress.entries) - 1, self.optimizer_steps)
-
-    def _take_back(self, why: str) -> None:
-        check_moment(self.model, self.companions, self._watch)
-        call, step = self.calls, self.optimizer_steps
-        self._standing.return_to(self._past.take_back())
-        self._log.undone(self, why, call, step)
-        if self.on_undo is not None:
-            self.on_undo()
 
     def _accept(self, change: Change) -> None:
         """Refuse a proved growth that goes beyond the limit."""
@@ -397,17 +367,9 @@ class Grower:
     def _wait(self, reason: str) -> None:
         """Remember why a decision waits; say it once where it waits for long."""
         self.waiting_for, self._waited = reason, self._waited + 1
-        self._log.decision(self, self.progress.pending and self.progress.pending[0], reason)
         if self._waited == PATIENCE:
             warnings.warn(
                 f"a growth has been waiting for {PATIENCE} calls of grower.step: {reason} Call it right after "
                 "optimizer.step().",
                 stacklevel=4,
             )
-
-
-def _stepped(past: Past, flow: FlowWatch, optimizer: Any) -> None:
-    """Behind every optimizer step; what happens in a branch of the run is gone with it."""
-    past.settle()
-    if not past.in_branch:
-        flow.stepped(optimizer)
