@@ -228,7 +228,9 @@ class Change:
         writers: names (after) of the new tensors that must get a gradient at the first backward.
         incumbents: names (after) of the neighbour's same tensors, for the gradient ratio.
         max_difference: of the probe's outputs before and after (absolute); None without a probe.
-        gradient_ratio: gradient norm of the writers / of the neighbour's same tensors, on the probe.
+        gradient_ratio: root mean square of the new weights' gradient / of their incumbents', on the probe: of the
+            writers where there are any, against the same tensors of the copied block, else of the nearest siblings.
+        gradient_ratios: the same for each new block, by path.
         seconds: of the whole growth.
     """
 
@@ -254,6 +256,7 @@ class Change:
     notes: tuple[str, ...] = ()
     max_difference: float | None = None
     gradient_ratio: float | None = None
+    gradient_ratios: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def will_train(self, move: Move) -> bool:
@@ -310,7 +313,10 @@ class Change:
         elif not any("output shape" in note for note in self.notes):
             yield "not probed"
         if self.gradient_ratio is not None:
-            yield f"gradient {self.gradient_ratio:.1f}x its neighbour's"
+            several = sorted(self.gradient_ratios.values()) if len(self.gradient_ratios) > 1 else [self.gradient_ratio]
+            ends = (f"{value:.1f}x" if value >= 0.1 else f"{value:.1g}x" for value in (several[0], several[-1]))
+            span = " to ".join(dict.fromkeys(ends))
+            yield f"gradient {span} its neighbour's"
         if not self.optimizers and any(move.added for move in self.moves):
             yield "no optimizer given"
         yield from map(str, self.groups)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -19,9 +21,11 @@ from auxin.choose import first
 from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
+from auxin.flow import FlowWatch
 from auxin.follow.own_groups import checked
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
+from auxin.logbook import Logbook
 from auxin.probation import Probation
 from auxin.progress import Progress, Standing
 from auxin.record import coming_back
@@ -54,6 +58,7 @@ class Grower:
         on_growth: called with each change, for whatever cached a list of parameters; if it raises, the growth is taken
             back and the exception passes on.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
+        log: a directory into which the run writes what happens, or a ``Logbook``; for reports.
 
     Raises:
         GrowthError: something does not fit together already.
@@ -90,6 +95,7 @@ class Grower:
         probation: Probation | None = None,
         on_growth: Callable[[Change], None] | None = None,
         on_undo: Callable[[], None] | None = None,
+        log: str | os.PathLike[str] | Logbook | None = None,
     ):
         self.model = unwrap(model)
         self.companions = checked_companions(companions)
@@ -102,13 +108,15 @@ class Grower:
         self._memory: dict[str, Mapping[str, float]] = {}
         self._waited = 0
         self.waiting_for: str | None = None
-        self._watch = StepWatch(self.optimizers)
-        self._standing = Standing(self.model, checked_trigger(when), checked_chooser(choose), self._watch)
+        self._watch, self.flow = StepWatch(self.optimizers), FlowWatch(self.optimizers)
+        self._standing = Standing(self.model, checked_trigger(when), checked_chooser(choose), self._watch, self.flow)
         self.edits()
         verify(self.model, *companions)
         self._origin = fingerprint(self.model)
         self._past = Past([self.model, *companions], keep or probation is not None)
-        self._watch.on_step = self._past.settle
+        self._watch.on_step = functools.partial(self._past.stepped, self.flow.stepped)
+        self.log = log if isinstance(log, Logbook) else Logbook(log)  # last: it holds the directory
+        self.flow.on_reading, self.log.past = self.log.flow, self._past
 
     def __repr__(self) -> str:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
@@ -204,9 +212,10 @@ class Grower:
         named = {name: number(item, name) for name, item in metrics.items()}
         state = self.progress
         state.read(value, named)
+        self.log.reading(self, value, named)
         if self.probation is not None:
             state.remember(value if self.probation.metric is None else named.get(self.probation.metric))
-            reason = self._standing.judge(self.probation, self.undo)
+            reason = self._standing.judge(self.probation, functools.partial(self._take_back, "probation"))
             if reason is not None:
                 self._wait(reason)
             state = self.progress
@@ -222,6 +231,7 @@ class Grower:
             self._wait(str(error))
             return None
         state.fired = False
+        self.log.decision(self, edit)
         return None if edit is None else (edit, seed_of(self.model, edit))
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
@@ -240,6 +250,7 @@ class Grower:
             self._write_down(change)
             if self.probation is not None:
                 self.progress.on_probation = (edit, self.calls, len(self.progress.entries) - 1)
+            self.log.growth(self, change)
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:
@@ -257,10 +268,7 @@ class Grower:
         Raises:
             GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
         """
-        check_moment(self.model, self.companions, self._watch)
-        self._standing.return_to(self._past.take_back())
-        if self.on_undo is not None:
-            self.on_undo()
+        self._take_back("undo()")
 
     @contextlib.contextmanager
     def trial(self, edit: Edit | None, seed: int | None = None) -> Iterator[Change | None]:
@@ -294,6 +302,7 @@ class Grower:
             self._write_down(change)
             self.progress.on_probation = None
             self._past.forget()
+        self.log.growth(self, change)
 
     def verify(self) -> None:
         """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
@@ -329,15 +338,16 @@ class Grower:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
         self._standing.restore(state, journal, allowed)
         self._past.forget()
+        self.log.resuming = (self.calls, self.optimizer_steps)
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
         """What is raised inside puts this grower's own state back. For ``load``."""
-        mark, past = self._standing.mark(), self._past.mark
+        mark, past, resuming = self._standing.mark(), self._past.mark, self.log.resuming
         try:
             yield
         except BaseException:
-            self._past.mark = past
+            self._past.mark, self.log.resuming = past, resuming
             self._standing.return_to(mark)
             raise
 
@@ -355,8 +365,19 @@ class Grower:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
         self.journal.record(self.model, change, at, self.progress.metrics, self._origin)
         self.progress.since_growth = 0
-        if self.on_growth is not None and not self._past.in_branch:
+        if self._past.in_branch:
+            return
+        if self.on_growth is not None:
             self.on_growth(change)
+        self.flow.begin(change, len(self.progress.entries) - 1, self.optimizer_steps)
+
+    def _take_back(self, why: str) -> None:
+        check_moment(self.model, self.companions, self._watch)
+        call, step = self.calls, self.optimizer_steps
+        self._standing.return_to(self._past.take_back())
+        self.log.undone(self, why, call, step)
+        if self.on_undo is not None:
+            self.on_undo()
 
     def _accept(self, change: Change) -> None:
         """Refuse a proved growth that goes beyond the limit."""
@@ -367,6 +388,7 @@ class Grower:
     def _wait(self, reason: str) -> None:
         """Remember why a decision waits; say it once where it waits for long."""
         self.waiting_for, self._waited = reason, self._waited + 1
+        self.log.decision(self, self.progress.pending and self.progress.pending[0], reason)
         if self._waited == PATIENCE:
             warnings.warn(
                 f"a growth has been waiting for {PATIENCE} calls of grower.step: {reason} Call it right after "

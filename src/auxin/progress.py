@@ -13,6 +13,7 @@ from torch import nn
 from auxin.boundary import StepWatch
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
+from auxin.flow import FlowWatch
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json
 from auxin.probation import Probation
 from auxin.refs import Allowed
@@ -125,10 +126,11 @@ class Standing:
         when: the trigger.
         choose: the chooser.
         watch: counts optimizer steps and knows which gradients they have used.
+        flow: reads the gradients of new blocks.
     """
 
-    def __init__(self, model: nn.Module, when: Any, choose: Any, watch: StepWatch):
-        self.model, self.when, self.choose, self.watch = model, when, choose, watch
+    def __init__(self, model: nn.Module, when: Any, choose: Any, watch: StepWatch, flow: FlowWatch):
+        self.model, self.when, self.choose, self.watch, self.flow = model, when, choose, watch, flow
         self.progress = Progress()
 
     @property
@@ -139,13 +141,15 @@ class Standing:
     def mark(self) -> tuple[Any, ...]:
         """All of it, to return to."""
         parts = {"when": self.when, "choose": self.choose}
-        return self.progress.copy(), self.watch.state(self.model), parts, copy.deepcopy(states_of(parts))
+        watched = self.watch.state(self.model), self.flow.state()
+        return self.progress.copy(), watched, parts, copy.deepcopy(states_of(parts))
 
     def return_to(self, mark: tuple[Any, ...]) -> None:
         """Go back to a mark."""
-        progress, watch, parts, states = mark
+        progress, (watch, flow), parts, states = mark
         self.progress = progress.copy()
         self.watch.set_state(watch, self.model)
+        self.flow.set_state(flow)
         load_states(parts, states)
 
     def judge(self, probation: Probation, undo: Callable[[], None]) -> str | None:
@@ -192,6 +196,7 @@ class Standing:
         load_states({"when": self.when, "choose": self.choose}, state)
         progress.optimizer_steps -= self.watch.steps
         self.progress = progress
+        self.flow.forget()
 
 
 def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
 from auxin.errors import GrowthError
+from auxin.flow import incumbents, ratio, sizes, units
 
 Outputs = list[Tensor]
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
@@ -87,10 +88,12 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
         raise GrowthError(_displaced(model, displaced[0], change))
     notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
     difference = _compare(before.outputs, after, change)
-    ratio = _gradients(change, grads)
+    _check_gradients(change, grads)
+    whole, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
-    return dataclasses.replace(change, max_difference=difference, gradient_ratio=ratio, notes=notes)
+    measured = {"max_difference": difference, "gradient_ratio": whole, "gradient_ratios": each}
+    return dataclasses.replace(change, **measured, notes=notes)
 
 
 def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
@@ -106,7 +109,8 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
 
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
     parameters = dict(model.named_parameters())
-    names = (*change.starting, *change.writers, *change.incumbents)
+    beside = [name for name in incumbents(change).values() if name is not None]
+    names = (*change.starting, *change.writers, *beside)
     wanted = {name: parameters[name] for name in names if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
@@ -197,8 +201,8 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
     return difference
 
 
-def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
-    """Check that the new weights can learn, and compare them with the neighbour's."""
+def _check_gradients(change: Change, grads: dict[str, Any]) -> None:
+    """Check that the new weights can learn."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
     trainable = [n for n in change.starting if n in grads]
@@ -216,11 +220,17 @@ def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
             "never learn (a "
             "product with another zero, or a ReLU that is off). Use init='kaiming' or 'xavier', or a residual block."
         )
-    if not change.incumbents or not change.writers:
-        return None
-    new, old = _norm(grads, change.writers), _norm(grads, change.incumbents)
-    return new / old if old > 0 else None
 
 
-def _norm(grads: dict[str, Any], names: tuple[str, ...]) -> float:
-    return sum(float(grads[n].abs().double().square().sum()) for n in names if grads.get(n) is not None) ** 0.5
+def _ratios(change: Change, grads: dict[str, Any]) -> tuple[float | None, dict[str, float]]:
+    """Gradient of the new weights / of their incumbents, over all new blocks and for each.
+
+    Where the writers start at zero only they have a gradient yet, so only they are compared.
+    """
+    writers, olds, found = set(change.writers), incumbents(change), sizes(grads)
+    pairs = {
+        path: [(found.get(n), found.get(olds[n] or "")) for n in ([n for n in names if n in writers] or names)]
+        for path, names in units(change).items()
+    }
+    each = {path: value for path, both in pairs.items() if (value := ratio(both)) is not None}
+    return ratio(pair for both in pairs.values() for pair in both), each
