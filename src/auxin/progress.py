@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from auxin.anatomy.blocks import CONTAINERS
+from auxin.anatomy.tree import module_at
 from auxin.boundary import StepWatch
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
@@ -173,7 +175,9 @@ class Standing:
             return str(error)
         except GrowthError as error:  # after a resume: the snapshot is gone
             progress.on_probation = None
-            warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}", stacklevel=5)
+            added = [new["path"] for new in progress.entries[index].added]
+            pruned = f" To take it out: {_removing(self.model, added)}." if added else ""
+            warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}{pruned}", stacklevel=5)
             return None
         self.progress.undone, self.progress.history = [*progress.undone, entry], before
         self.progress.refused = [*self.progress.refused, edit]
@@ -197,6 +201,15 @@ class Standing:
         progress.optimizer_steps -= self.watch.steps
         self.progress = progress
         self.flow.forget()
+
+
+def _removing(model: nn.Module, paths: Sequence[str]) -> str:
+    """The calls that take out what stands at ``paths``, the last first, since those behind it move up."""
+    calls = []
+    for path in reversed(paths):
+        inside = isinstance(module_at(model, path.rpartition(".")[0]), CONTAINERS)
+        calls.append(f"auxin.Remove({path!r})" if inside else f"auxin.Replace({path!r}, torch.nn.Identity)")
+    return ", then ".join(f"grower.grow({call})" for call in calls)
 
 
 def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:
