@@ -35,11 +35,11 @@ class Browser:
         )
         os.close(to_read)
         os.close(to_write)
-        self._left, self._number, self._session = b"", 0, None
+        self._left, self._number = b"", 0
+        self.session: str | None = None  # of the page, or of a frame in it
         self.errors: list[str] = []
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        found = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self._session = found["sessionId"]
+        self.session = self.attach(target)
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -52,12 +52,16 @@ class Browser:
         self._process.terminate()
         self._process.wait(20)
 
+    def attach(self, target: dict[str, Any]) -> str:
+        """Begin to talk to a page or frame; the name of the session."""
+        return self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+
     def call(self, method: str, **params: Any) -> Any:
         """One command, and what it answers."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
+        if self.session:
+            message["sessionId"] = self.session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()

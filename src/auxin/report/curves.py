@@ -260,5 +260,6 @@ def _table(panel: Panel, rows: Sequence[int]) -> Table:
         lines.append([*shown, *(number(panel.values(name)[row]) for name in panel.names)])
     columns = [*(names[at] for at in used), *(said_of(name) for name in panel.names)]
     all_of = "All" if len(kept) == len(rows) else f"{len(kept)} of"
-    caption = f"{all_of} {len(rows):,} readings, undone spans left out."
+    left = ", undone spans left out" if len(panel.run.kept) < len(panel.run.growths) else ""
+    caption = f"{all_of} {len(rows):,} readings{left}."
     return Table(caption, columns, lines, frozenset(range(len(columns))))
