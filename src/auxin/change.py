@@ -206,6 +206,8 @@ class OwnGroup:
         ratio = "" if self.lr == self.reference else f"; {self.lr / self.reference:.3g}x the rate of group {self.donor}"
         return f"own group {self.index} of {kind} ({told}{ratio})"
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, eq=False)
 class Change:
