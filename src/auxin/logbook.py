@@ -189,7 +189,9 @@ class Logbook:
 
     def _write_journal(self, run: Any) -> None:
         assert self.directory is not None
-        new, text = self.directory / f"{JOURNAL}.new", {"format": FORMAT, "entries": run.journal.to_json()}
+        shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
+        text = {"format": FORMAT, "entries": run.journal.to_json(), "shapes": shapes}  # for the widths of a report
+        new = self.directory / f"{JOURNAL}.new"
         try:
             new.write_text(json.dumps(text, allow_nan=False, indent=1))
             os.replace(new, self.directory / JOURNAL)
