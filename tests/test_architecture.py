@@ -27,7 +27,7 @@ DEPENDENCIES = {"auxin", "torch", "safetensors"}
 SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/")
 
 PUBLIC = """
-Change Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace
+Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace Wake
 choose follow grow init load replay save schedule surgery testing verify when
 """.split()
 

@@ -161,10 +161,12 @@ def test_a_growth_from_before_a_resume_that_did_not_pay_is_kept_with_a_warning(t
     ax.save(grower, tmp_path / "run")
     model, optimizer, grower = build(**words)
     ax.load(tmp_path / "run", grower)
-    with pytest.warns(UserWarning, match="cannot be rolled back"):
+    with pytest.warns(UserWarning, match=r"cannot be rolled back.*grower\.grow\(auxin\.Remove\('blocks\.1'\)\)"):
         for _ in range(4):
             grower.step(step(model, optimizer))
     assert len(model.blocks) == 2
+    grower.grow(ax.Remove("blocks.1"))
+    assert len(model.blocks) == 1
 
 
 def test_undo_by_hand_ends_a_probation():

@@ -10,6 +10,7 @@ from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.edits.remove import Remove
 from auxin.edits.replace import Replace
+from auxin.edits.wake import Wake
 from auxin.engine import grow
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
@@ -17,6 +18,7 @@ from auxin.follow import follow
 from auxin.grower import Grower
 from auxin.journal import Journal, replay
 from auxin.limit import Limit
+from auxin.modules import Dormant
 from auxin.probation import Probation
 from auxin.surgery import surgery
 from auxin.verify import verify
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Change",
+    "Dormant",
     "Duplicate",
     "Edit",
     "Evidence",
@@ -38,6 +41,7 @@ __all__ = [
     "Probation",
     "Remove",
     "Replace",
+    "Wake",
     "choose",
     "follow",
     "grow",

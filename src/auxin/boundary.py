@@ -24,7 +24,7 @@ class StepWatch:
     def __init__(self, optimizers: Iterable[Any]):
         self._used: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self.steps = 0
-        self.on_step: Callable[[], None] | None = None
+        self.on_step: Callable[[Any], None] | None = None  # called with the optimizer
         watch = weakref.ref(self)
 
         def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class StepWatch:
 
     def _saw(self, optimizer: Any) -> None:
         if self.on_step is not None:
-            self.on_step()
+            self.on_step(optimizer)
         if self._first is None or optimizer is self._first:
             self.steps += 1
         for group in optimizer.param_groups:

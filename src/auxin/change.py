@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Size, Tensor, nn
+
+from auxin.modules import Dormant
 
 
 @runtime_checkable
@@ -41,6 +44,8 @@ class New:
     gated: bool = False
 
 
+# ``group=``: the index of an existing group, the options of an own one, or None: the group of the sibling.
+Grouping = int | Mapping[str, Any] | None
 Children = tuple[tuple[str, "str | New"], ...]
 
 
@@ -163,6 +168,50 @@ class Join:
 
 
 @dataclass(frozen=True, eq=False)
+class OwnGroup:
+    """A parameter group that a growth makes for its new parameters, because ``group=dict(...)`` asks for it.
+
+    Attributes:
+        optimizer: the one that it is made in.
+        index: of the new group in ``optimizer.param_groups``.
+        donor: index of the group that the new parameters would have joined; every option not asked for is its.
+        options: what was asked for.
+        reference: the donor's learning rate where its schedule began (``initial_lr``), or its own without a schedule.
+        lr: what the new group has in place of ``reference``; equal to it where no ``lr`` was asked for.
+    """
+
+    optimizer: Any
+    index: int
+    donor: int
+    options: Mapping[str, Any]
+    reference: float
+    lr: float
+
+    def scaled(self, value: Any) -> Any:
+        """A learning rate of the donor, times the ratio of ``lr`` to ``reference``; tensors stay tensors, cloned."""
+        if isinstance(value, Tensor):
+            value = value.detach().clone()
+            if self.lr == self.reference:
+                return value
+            begins = bool((value == self.reference).all())
+            return torch.full_like(value, self.lr) if begins else value * (self.lr / self.reference)
+        if value is None or self.lr == self.reference:
+            return value
+        return self.lr if value == self.reference else value * (self.lr / self.reference)
+
+    def __str__(self) -> str:
+        kind = type(self.optimizer).__name__
+        asked = {"lr": self.lr, **self.options}
+        told = ", ".join(
+            f"{key} {value:g}" if type(value) is float else f"{key} {value}" for key, value in asked.items()
+        )
+        ratio = "" if self.lr == self.reference else f"; {self.lr / self.reference:.3g}x the rate of group {self.donor}"
+        return f"own group {self.index} of {kind} ({told}{ratio})"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, eq=False)
 class Change:
     """One growth as a plan, and after it was carried out, what was measured. Prints itself in one line.
 
@@ -176,6 +225,8 @@ class Change:
         after: the network's parameters after the change, by name, in ``named_parameters()`` order.
         joins: by ``id`` of each new trainable parameter, where it goes (known once the companions are).
         optimizers: those that keep step.
+        group: the ``group=`` that was asked for.
+        groups: the parameter groups that are made for the new parameters.
         preserves: whether the outputs are promised to stay as they are.
         how: how the new weights start, in words ("last writers zero", "identity", ...).
         writers: names (after) of the new tensors that must get a gradient at the first backward.
@@ -184,7 +235,9 @@ class Change:
         fade: over how many optimizer steps.
         rewarm: over how many optimizer steps the updates of new parameters grow to their full size.
         max_difference: of the probe's outputs before and after (absolute); None without a probe.
-        gradient_ratio: gradient norm of the writers / of the neighbour's same tensors, on the probe.
+        gradient_ratio: root mean square of the new weights' gradient / of their incumbents', on the probe: of the
+            writers where there are any, against the same tensors of the copied block, else of the nearest siblings.
+        gradient_ratios: the same for each new block, by path.
         seconds: of the whole growth.
     """
 
@@ -200,6 +253,8 @@ class Change:
     after: Mapping[str, nn.Parameter] = field(default_factory=dict)
     joins: Mapping[int, Join] = field(default_factory=dict)
     optimizers: tuple[Any, ...] = ()
+    group: Grouping = None
+    groups: tuple[OwnGroup, ...] = ()
     preserves: bool = False
     outputs: bool = False
     how: str = ""
@@ -211,11 +266,18 @@ class Change:
     notes: tuple[str, ...] = ()
     max_difference: float | None = None
     gradient_ratio: float | None = None
+    gradient_ratios: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def will_train(self, move: Move) -> bool:
         """Whether a parameter is trainable after the change."""
         return move.new is not None and self.trains.get(move.old_name or "", move.new.requires_grad)
+
+    @property
+    def starting(self) -> tuple[str, ...]:
+        """Names (after) of the tensors that begin to train: new ones, and old ones that thaw."""
+        moves = (m for m in self.moves if m.name is not None and self.will_train(m))
+        return tuple(m.name or "" for m in moves if m.added or self.trains.get(m.old_name or "", False))
 
     @property
     def added(self) -> tuple[tuple[str, New], ...]:
@@ -252,7 +314,8 @@ class Change:
         yield from self._what()
         count = self.added_parameters
         share = f" ({100 * count / self.parameters_before:+.0f} %)" if self.parameters_before else ""
-        yield f"{count:+,} parameters{share}"
+        if count or not any(self.trains.values()):
+            yield f"{count:+,} parameters{share}"
         if self.max_difference is not None:
             same = self.preserves or self.max_difference == 0
             kept = "function unchanged" if same else "function changed"
@@ -260,13 +323,17 @@ class Change:
         elif not any("output shape" in note for note in self.notes):
             yield "not probed"
         if self.gradient_ratio is not None:
-            yield f"gradient {self.gradient_ratio:.1f}x its neighbour's"
+            several = sorted(self.gradient_ratios.values()) if len(self.gradient_ratios) > 1 else [self.gradient_ratio]
+            ends = (f"{value:.1f}x" if value >= 0.1 else f"{value:.1g}x" for value in (several[0], several[-1]))
+            span = " to ".join(dict.fromkeys(ends))
+            yield f"gradient {span} its neighbour's"
         if self.gates:
             yield f"fades in over {self.fade} optimizer steps"
         if self.rewarm and self.joins:
             yield f"warms up over {self.rewarm} optimizer steps"
         if not self.optimizers and any(move.added for move in self.moves):
             yield "no optimizer given"
+        yield from map(str, self.groups)
         yield from self.notes
         yield f"{1e3 * self.seconds:.0f} ms"
 
@@ -274,10 +341,13 @@ class Change:
         """What was added, replaced, removed, resized; all names as they are afterwards."""
         old = self.before.modules if self.before is not None else {}
         renamed = self.renamed
+        asleep = {id(module.layer) for module in old.values() if isinstance(module, Dormant)}
         for path, new in self.added:
             kind = type(new.module).__name__
             if new.source:
                 yield f"{path} <- copy of {renamed.get(new.source, new.source)}"
+            elif id(new.module) in asleep:
+                yield f"{path} wakes: {kind}"
             elif path in old and path not in renamed:
                 yield f"{path}: {type(old[path]).__name__} replaced by {kind}"
             else:

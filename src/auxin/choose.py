@@ -5,9 +5,11 @@ something has `state_dict()` and `load_state_dict()`.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 
 E = TypeVar("E")
@@ -69,6 +71,59 @@ class _Cycle:
 
     def __repr__(self) -> str:
         return "cycle()"
+
+
+def least_change() -> "_LeastChange":
+    """Pruning: of the edits, the one that changes the outputs on the Grower's ``probe`` least.
+
+    For edits such as ``lambda model: [Remove(f"blocks.{i}") for i in range(len(model.blocks))]``. Each is carried out,
+    proved and taken back (``grower.trial``, which copies the run once for each). The measure is the largest absolute
+    difference of any output; where two are equal the last one is taken. What is refused (a block that others share) is
+    passed over.
+
+    Returns:
+        A chooser; its ``results`` hold what the last decision was made on, as (edit, difference or why not). It chooses
+        None, with a warning that names the reasons, where no edit could be measured.
+
+    Raises:
+        GrowthError: when it is asked, if the Grower has no probe.
+
+    Example:
+        >>> least_change()
+        least_change()
+    """
+    return _LeastChange()
+
+
+class _LeastChange:
+    def __init__(self) -> None:
+        self.results: list[tuple[Any, float | str]] = []
+
+    def __call__(self, edits: Sequence[E], grower: Any) -> E | None:
+        if grower.probe is None:
+            raise GrowthError("least_change() compares outputs on a batch: give the Grower probe=batch.")
+        measured = [self._measure(edit, grower) for edit in edits]
+        self.results = list(zip(edits, measured, strict=True))
+        sizes = [(size, -place) for place, size in enumerate(measured) if not isinstance(size, str)]
+        if sizes:
+            return edits[-min(sizes)[1]]
+        if edits:
+            reasons = "\n  ".join(f"{edit!r}: {why}" for edit, why in self.results[:12])
+            warnings.warn(f"least_change() chose nothing, since none could be measured:\n  {reasons}", stacklevel=2)
+        return None
+
+    def _measure(self, edit: Any, grower: Any) -> float | str:
+        try:
+            with grower.trial(edit) as change:
+                size = change.max_difference
+        except BadMoment:
+            raise
+        except GrowthError as error:
+            return str(error)
+        return "the shape of the output would change" if size is None else _worst_if_nan(size)
+
+    def __repr__(self) -> str:
+        return "least_change()"
 
 
 def by_trial(

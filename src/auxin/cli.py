@@ -13,6 +13,7 @@ from auxin.demo.results import PUBLISHED
 from auxin.demo.screen import open_screen
 from auxin.demo.series import DemoError, load_m3
 from auxin.errors import GrowthError
+from auxin.report import Report
 from auxin.version import __version__
 
 
@@ -23,13 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    return _demo(options, parser)
+    return _report(options) if options.command == "report" else _demo(options, parser)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="auxin", description="Grow PyTorch networks while they train.")
     parser.add_argument("--version", action="version", version=f"auxin {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="demo")
+    commands = parser.add_subparsers(dest="command", metavar="demo | report")
     demo = commands.add_parser(
         "demo",
         help="grow a network on real series and compare it with fixed depths",
@@ -45,7 +46,24 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--horizon", type=_positive, metavar="N", help="how many values ahead")
     own.add_argument("--season", type=_positive, default=1, metavar="N", help="values per season, 12 for months")
     own.add_argument("--id", metavar="COLUMN", help="the column that tells several series apart")
+    report = commands.add_parser(
+        "report",
+        help="write a page about a run",
+        description="One HTML page about a run that kept a log or a checkpoint: loss, layers, parameters, decisions. "
+        "It needs no network and no other file.",
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="directory of the log, or of checkpoints")
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default RUN/report.html")
     return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    try:
+        print(Report.read(options.run).write(options.out or options.run / "report.html"))
+    except GrowthError as error:
+        print(f"auxin report: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _demo(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

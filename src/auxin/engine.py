@@ -18,10 +18,10 @@ from auxin import typed
 from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import unwrap
 from auxin.boundary import StepWatch, why_not_now
-from auxin.change import Change, Edit
+from auxin.change import Change, Edit, Grouping
 from auxin.errors import GrowthError
 from auxin.follow import follower_of
-from auxin.follow.groups import assign
+from auxin.follow.own_groups import placed
 from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
 from auxin.ramp import start
@@ -40,7 +40,7 @@ def grow(
     probe: Probe = None,
     evidence: Any = None,
     seed: int | None = None,
-    group: int | None = None,
+    group: Grouping = None,
     rewarm: int = 0,
     dry_run: bool = False,
 ) -> Change:
@@ -54,7 +54,10 @@ def grow(
             growth is proved on it.
         evidence: a loss and batches, for edits that look at data.
         seed: of the new weights; None: derived from the edit and the structure, so equal in every process.
-        group: index of the parameter group for all new parameters; None: beside the nearest sibling of the same role.
+        group: of all new parameters. None: beside the nearest sibling of the same role. An index: that group. A dict
+            of options: a new group of the same optimizer, which copies all other options of the group that they would
+            have joined (one for each such group). Its ``lr`` is what one would have written when building the
+            optimizer; the schedulers given move it as they move the donor's.
         rewarm: optimizer steps over which the updates of the new parameters grow to their full size; what was there
             already trains on as before.
         dry_run: do all of it, prove it, and take it back.
@@ -90,7 +93,7 @@ class Terms:
     probe: Probe = None
     evidence: Any = None
     seed: int | None = None
-    group: int | None = None
+    group: Grouping = None
     rewarm: int = 0
     dry_run: bool = False
     watch: StepWatch | None = None
@@ -173,7 +176,7 @@ def transaction(
     model: nn.Module,
     change: Change,
     companions: Sequence[Any],
-    group: int | None = None,
+    group: Grouping = None,
     applied: bool = False,
 ) -> Iterator[Change]:
     """Everyone checks, the network changes, everyone changes; whatever is raised inside takes all of it back.
@@ -182,12 +185,10 @@ def transaction(
         model: the network, unwrapped.
         change: the plan.
         companions: everything that keeps step.
-        group: index of the group for all new parameters.
+        group: as in ``grow``.
         applied: the network has been changed already (surgery), and who did it takes it back.
     """
-    optimizers = tuple(c for c in companions if isinstance(getattr(c, "param_groups", None), list))
-    change = dataclasses.replace(change, optimizers=optimizers)
-    change = dataclasses.replace(change, joins=assign(model, change, optimizers, group))
+    change = placed(model, change, companions, group)
     running = [(c, follower_of(c)(c, change)) for c in companions]
     undos: list[Undo] = []
     try:

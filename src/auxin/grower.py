@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from auxin import ramp
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
 from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit, number
-from auxin.boundary import StepWatch
-from auxin.change import Change, Edit
+from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
 from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
+from auxin.follow.own_groups import checked
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
+from auxin.logbook import Logbook
 from auxin.probation import Probation
 from auxin.progress import Progress, Standing
 from auxin.record import coming_back
@@ -46,7 +48,7 @@ class Grower:
         probe: one batch, or a callable that returns one; every growth is proved on it.
         evidence: a loss and batches for edits that look at data.
         limit: where growing ends.
-        group: index of the parameter group for new parameters; None: beside the nearest sibling of the same role.
+        group: of new parameters: None, an index, or a dict of options for groups of their own; see ``auxin.grow``.
         rewarm: optimizer steps over which the updates of new parameters grow to their full size.
         keep: take a snapshot before each growth, so that ``undo`` works after further training too: True ("memory"),
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
@@ -55,6 +57,7 @@ class Grower:
         on_growth: called with each change, for whatever cached a list of parameters; if it raises, the growth is taken
             back and the exception passes on.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
+        log: a directory into which the run writes what happens, or a ``Logbook``; for reports.
 
     Raises:
         GrowthError: something does not fit together already.
@@ -86,31 +89,35 @@ class Grower:
         probe: Probe = None,
         evidence: Evidence | None = None,
         limit: Limit | None = None,
-        group: int | None = None,
+        group: Grouping = None,
         rewarm: int = 0,
         keep: bool | Store = False,
         probation: Probation | None = None,
         on_growth: Callable[[Change], None] | None = None,
         on_undo: Callable[[], None] | None = None,
+        log: str | os.PathLike[str] | Logbook | None = None,
     ):
         self.model = unwrap(model)
         self.companions = checked_companions(companions)
         self.limit, self.probation = limit or Limit(), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
-        self.probe, self.evidence, self.group, self.rewarm = probe, evidence, group, rewarm
+        self.probe, self.evidence, self.rewarm = probe, evidence, rewarm
+        self.group = checked(group, self.optimizers)
         self.on_growth, self.on_undo = on_growth, on_undo
         self._edits = edits
         self._memory: dict[str, Mapping[str, float] | None] = {}
         self._waited = 0
         self.waiting_for: str | None = None
-        self._watch = StepWatch(self.optimizers)
-        self._standing = Standing(self.model, checked_trigger(when), checked_chooser(choose), self._watch)
+        self._standing = Standing(self.model, companions, checked_trigger(when), checked_chooser(choose))
+        self._watch, self.flow = self._standing.watch, self._standing.flow
         self.edits()
         verify(self.model, *companions)
         self._origin = fingerprint(self.model)
         self._past = Past([self.model, *companions], keep or probation is not None)
-        self._watch.on_step = self._past.settle
+        self._watch.on_step = functools.partial(self._past.stepped, self.flow.stepped)
+        self.log = log if isinstance(log, Logbook) else Logbook(log)  # last: it holds the directory
+        self.flow.on_reading, self.log.past = self.log.flow, self._past
 
     def __repr__(self) -> str:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
@@ -149,9 +156,10 @@ class Grower:
 
     @property
     def done(self) -> bool:
-        """Whether nothing will grow any more: a limit is reached, or no edit is left."""
+        """Whether nothing will grow any more: a limit is reached, no edit is left, or the trigger says so."""
         full = self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths
-        return self.progress.done or full or (bool(self.progress.refused) and not self.edits())
+        none_left = bool(self.progress.refused) and not self.edits()
+        return self.progress.done or full or none_left or getattr(self.when, "done", False) is True
 
     @property
     def optimizers(self) -> list[Any]:
@@ -205,9 +213,10 @@ class Grower:
         named = {name: number(item, name) for name, item in metrics.items()}
         state = self.progress
         state.read(value, named)
+        self.log.reading(self, value, named)
         if self.probation is not None:
             state.remember(value if self.probation.metric is None else named.get(self.probation.metric))
-            reason = self._standing.judge(self.probation, self.undo)
+            reason = self._standing.judge(self.probation, functools.partial(self._take_back, "probation"))
             if reason is not None:
                 self._wait(reason)
             state = self.progress
@@ -223,6 +232,7 @@ class Grower:
             self._wait(str(error))
             return None
         state.fired = False
+        self.log.decision(self, edit)
         return None if edit is None else (edit, seed_of(self.model, edit))
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
@@ -241,6 +251,7 @@ class Grower:
             self._write_down(change)
             if self.probation is not None:
                 self.progress.on_probation = (edit, self.calls, len(self.progress.entries) - 1)
+            self.log.growth(self, change)
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:
@@ -258,10 +269,7 @@ class Grower:
         Raises:
             GrowthError: there is nothing to take back, or training has gone on without ``keep=True``.
         """
-        check_moment(self.model, self.companions, self._watch)
-        self._standing.return_to(self._past.take_back())
-        if self.on_undo is not None:
-            self.on_undo()
+        self._take_back("undo()")
 
     @contextlib.contextmanager
     def trial(self, edit: Edit | None, seed: int | None = None) -> Iterator[Change | None]:
@@ -295,6 +303,7 @@ class Grower:
             self._write_down(change)
             self.progress.on_probation = None
             self._past.forget()
+        self.log.growth(self, change)
 
     def verify(self) -> None:
         """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
@@ -309,7 +318,7 @@ class Grower:
                 "could not be loaded into the original network. Use grower.grow(edit) or `with grower.surgery():`, or "
                 "hand over what auxin.grow or auxin.surgery returned: grower.record(change)."
             )
-        return {**self._standing.state(), "ramps": ramp.saved(self.model, self.optimizers)}
+        return self._standing.state()
 
     def load_state_dict(self, state: Mapping[str, Any], allow: Iterable[Any] = ()) -> None:
         """Continue from ``state_dict``: grow the original model as the journal says, then set counts and trigger.
@@ -328,19 +337,18 @@ class Grower:
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
-        own = {name: value for name, value in state.items() if name != "ramps"}
-        self._standing.restore(own, journal, allowed)
-        ramp.resumed(state.get("ramps", ()), self.model, self.optimizers, (self.model, *self.companions))
+        self._standing.restore(state, journal, allowed)
         self._past.forget()
+        self.log.resuming = (self.calls, self.optimizer_steps)
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
         """What is raised inside puts this grower's own state back. For ``load``."""
-        mark, past = self._standing.mark(), self._past.mark
+        mark, past, resuming = self._standing.mark(), self._past.mark, self.log.resuming
         try:
             yield
         except BaseException:
-            self._past.mark = past
+            self._past.mark, self.log.resuming = past, resuming
             self._standing.return_to(mark)
             raise
 
@@ -356,10 +364,21 @@ class Grower:
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
-        self.journal.record(self.model, change, at, self.progress.metrics, self.group, self._origin)
+        self.journal.record(self.model, change, at, self.progress.metrics, self._origin)
         self.progress.since_growth = 0
-        if self.on_growth is not None and not self._past.in_branch:
+        if self._past.in_branch:
+            return
+        if self.on_growth is not None:
             self.on_growth(change)
+        self.flow.begin(change, len(self.progress.entries) - 1, self.optimizer_steps)
+
+    def _take_back(self, why: str) -> None:
+        check_moment(self.model, self.companions, self._watch)
+        call, step = self.calls, self.optimizer_steps
+        self._standing.return_to(self._past.take_back())
+        self.log.undone(self, why, call, step)
+        if self.on_undo is not None:
+            self.on_undo()
 
     def _accept(self, change: Change) -> None:
         """Refuse a proved growth that goes beyond the limit."""
@@ -370,6 +389,7 @@ class Grower:
     def _wait(self, reason: str) -> None:
         """Remember why a decision waits; say it once where it waits for long."""
         self.waiting_for, self._waited = reason, self._waited + 1
+        self.log.decision(self, self.progress.pending and self.progress.pending[0], reason)
         if self._waited == PATIENCE:
             warnings.warn(
                 f"a growth has been waiting for {PATIENCE} calls of grower.step: {reason} Call it right after "

@@ -13,9 +13,10 @@ from torch import nn
 from auxin import typed
 from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import unwrap
-from auxin.change import Change
+from auxin.change import Change, Grouping
 from auxin.engine import transaction
 from auxin.errors import GrowthError
+from auxin.follow.own_groups import optimizers_in
 from auxin.gate import NAME as GATE
 from auxin.randomness import random_state
 from auxin.refs import Allowed, name_of
@@ -48,7 +49,7 @@ class Entry:
     added: Sequence[Mapping[str, Any]]
     renamed: Mapping[str, str]
     parameters: Mapping[str, int]
-    group: int | None
+    group: Grouping
     preserved: bool
     max_difference: float | None
     gradient_ratio: float | None
@@ -79,7 +80,6 @@ class Journal:
         change: Change,
         at: Mapping[str, int] | None = None,
         metrics: Mapping[str, float] | None = None,
-        group: int | None = None,
         origin: str | None = None,
     ) -> Entry:
         """Write down a change that was carried out on ``model``; ``origin`` is the fingerprint before the first one."""
@@ -96,7 +96,7 @@ class Journal:
             added=added,
             renamed=change.renamed,
             parameters={"before": before, "after": before + change.added_parameters},
-            group=group,
+            group=change.group,
             preserved=change.preserves,
             max_difference=change.max_difference,
             gradient_ratio=change.gradient_ratio,
@@ -155,12 +155,13 @@ def replayed(
     model = unwrap(model)
     if not isinstance(journal, Journal):
         journal = Journal.from_json(journal, Allowed.of(model, allow))
+    stepped = bool(optimizers_in(companions))  # without an optimizer there are no groups to make
     with contextlib.ExitStack() as stack:
         with random_state():
             for number, entry in enumerate(_missing(model, journal)):
                 try:
                     change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
-                    stack.enter_context(transaction(model, change, companions, entry.group))
+                    stack.enter_context(transaction(model, change, companions, entry.group if stepped else None))
                 except Exception as error:  # whatever a hostile journal brings about
                     raise GrowthError(
                         f"growth {number} of the journal ({entry.summary}) does not fit this model: {error} If the "

@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from auxin import ramp
+from auxin.anatomy.blocks import CONTAINERS
+from auxin.anatomy.tree import module_at
 from auxin.boundary import StepWatch
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
+from auxin.flow import FlowWatch
+from auxin.follow.own_groups import optimizers_in
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json
 from auxin.probation import Probation
 from auxin.refs import Allowed
@@ -122,13 +127,19 @@ class Standing:
 
     Args:
         model: the network.
+        companions: everything that keeps step with it.
         when: the trigger.
         choose: the chooser.
+
+    Attributes:
         watch: counts optimizer steps and knows which gradients they have used.
+        flow: reads the gradients of new blocks.
     """
 
-    def __init__(self, model: nn.Module, when: Any, choose: Any, watch: StepWatch):
-        self.model, self.when, self.choose, self.watch = model, when, choose, watch
+    def __init__(self, model: nn.Module, companions: Sequence[Any], when: Any, choose: Any):
+        self.model, self.companions, self.when, self.choose = model, companions, when, choose
+        self.optimizers = optimizers_in(companions)
+        self.watch, self.flow = StepWatch(self.optimizers), FlowWatch(self.optimizers)
         self.progress = Progress()
 
     @property
@@ -139,13 +150,15 @@ class Standing:
     def mark(self) -> tuple[Any, ...]:
         """All of it, to return to."""
         parts = {"when": self.when, "choose": self.choose}
-        return self.progress.copy(), self.watch.state(self.model), parts, copy.deepcopy(states_of(parts))
+        watched = self.watch.state(self.model), self.flow.state()
+        return self.progress.copy(), watched, parts, copy.deepcopy(states_of(parts))
 
     def return_to(self, mark: tuple[Any, ...]) -> None:
         """Go back to a mark."""
-        progress, watch, parts, states = mark
+        progress, (watch, flow), parts, states = mark
         self.progress = progress.copy()
         self.watch.set_state(watch, self.model)
+        self.flow.set_state(flow)
         load_states(parts, states)
 
     def judge(self, probation: Probation, undo: Callable[[], None]) -> str | None:
@@ -169,7 +182,9 @@ class Standing:
             return str(error)
         except GrowthError as error:  # after a resume: the snapshot is gone
             progress.on_probation = None
-            warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}", stacklevel=5)
+            added = [new["path"] for new in progress.entries[index].added]
+            pruned = f" To take it out: {_removing(self.model, added)}." if added else ""
+            warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}{pruned}", stacklevel=5)
             return None
         self.progress.undone, self.progress.history = [*progress.undone, entry], before
         self.progress.refused = [*self.progress.refused, edit]
@@ -179,7 +194,8 @@ class Standing:
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
         parts = states_of({"when": self.when, "choose": self.choose})
-        return {**self.progress.to_json(), "optimizer_steps": self.optimizer_steps, **parts}
+        ramps = ramp.saved(self.model, self.optimizers)
+        return {**self.progress.to_json(), "optimizer_steps": self.optimizer_steps, "ramps": ramps, **parts}
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
         """Continue from ``state``, around a journal that was replayed already.
@@ -187,11 +203,22 @@ class Standing:
         Raises:
             GrowthError: it is another Grower's.
         """
-        own = {name: value for name, value in state.items() if name not in ("when", "choose")}
+        own = {name: value for name, value in state.items() if name not in ("when", "choose", "ramps")}
         progress = Progress.from_json(own, journal, allowed)
         load_states({"when": self.when, "choose": self.choose}, state)
+        ramp.resumed(state.get("ramps", ()), self.model, self.optimizers, (self.model, *self.companions))
         progress.optimizer_steps -= self.watch.steps
         self.progress = progress
+        self.flow.forget()
+
+
+def _removing(model: nn.Module, paths: Sequence[str]) -> str:
+    """The calls that take out what stands at ``paths``, the last first, since those behind it move up."""
+    calls = []
+    for path in reversed(paths):
+        inside = isinstance(module_at(model, path.rpartition(".")[0]), CONTAINERS)
+        calls.append(f"auxin.Remove({path!r})" if inside else f"auxin.Replace({path!r}, torch.nn.Identity)")
+    return ", then ".join(f"grower.grow({call})" for call in calls)
 
 
 def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:

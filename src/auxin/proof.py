@@ -13,6 +13,7 @@ from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
 from auxin.errors import GrowthError
+from auxin.flow import incumbents, ratio, sizes, units
 from auxin.gate import set_gate
 
 Outputs = list[Tensor]
@@ -88,10 +89,12 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
         raise GrowthError(_displaced(model, displaced[0], change))
     notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
     difference = _compare(before.outputs, after, change)
-    ratio = _gradients(change, grads)
+    _check_gradients(change, grads)
+    whole, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
-    return dataclasses.replace(change, max_difference=difference, gradient_ratio=ratio, notes=notes)
+    measured = {"max_difference": difference, "gradient_ratio": whole, "gradient_ratios": each}
+    return dataclasses.replace(change, **measured, notes=notes)
 
 
 def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
@@ -107,8 +110,9 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
 
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
     parameters = dict(model.named_parameters())
-    born = [m.name for m in change.moves if m.added and m.name and m.new is not None and m.new.requires_grad]
-    wanted = {name: parameters[name] for name in (*born, *change.writers, *change.incumbents) if name in parameters}
+    beside = [name for name in incumbents(change).values() if name is not None]
+    names = (*change.starting, *change.writers, *beside)
+    wanted = {name: parameters[name] for name in names if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
         after = _behind_shut_gates(model, change, look)
@@ -177,6 +181,11 @@ def _counted(model: nn.Module, at: str, change: Change) -> str:
     return f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
 
 
+def _nonzero(grad: Tensor) -> bool:
+    values = grad.coalesce().values() if grad.is_sparse else grad
+    return bool(values.count_nonzero())
+
+
 def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
     old, new = [tuple(t.shape) for t in before], [tuple(t.shape) for t in after]
     if old != new:
@@ -208,11 +217,11 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
     return difference
 
 
-def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
-    """Check that the new weights can learn, and compare them with the neighbour's."""
-    reached = {name for name, g in grads.items() if g is not None and bool(g.count_nonzero())}
+def _check_gradients(change: Change, grads: dict[str, Any]) -> None:
+    """Check that the new weights can learn."""
+    reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
-    trainable = [n for n in born if n in grads]
+    trainable = [n for n in change.starting if n in grads]
     if born and not trainable and change.added:
         raise GrowthError(
             f"{change.added[0][0]}: nothing in it would train: the layers beside it are frozen (requires_grad=False) "
@@ -227,11 +236,17 @@ def _gradients(change: Change, grads: dict[str, Any]) -> float | None:
             "never learn (a "
             "product with another zero, or a ReLU that is off). Use init='kaiming' or 'xavier', or a residual block."
         )
-    if not change.incumbents or not change.writers:
-        return None
-    new, old = _norm(grads, change.writers), _norm(grads, change.incumbents)
-    return new / old if old > 0 else None
 
 
-def _norm(grads: dict[str, Any], names: tuple[str, ...]) -> float:
-    return sum(float(grads[n].abs().double().square().sum()) for n in names if grads.get(n) is not None) ** 0.5
+def _ratios(change: Change, grads: dict[str, Any]) -> tuple[float | None, dict[str, float]]:
+    """Gradient of the new weights / of their incumbents, over all new blocks and for each.
+
+    Where the writers start at zero only they have a gradient yet, so only they are compared.
+    """
+    writers, olds, found = set(change.writers), incumbents(change), sizes(grads)
+    pairs = {
+        path: [(found.get(n), found.get(olds[n] or "")) for n in ([n for n in names if n in writers] or names)]
+        for path, names in units(change).items()
+    }
+    each = {path: value for path, both in pairs.items() if (value := ratio(both)) is not None}
+    return ratio(pair for both in pairs.values() for pair in both), each

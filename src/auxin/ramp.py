@@ -152,11 +152,28 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
                 "over optimizer steps, and no optimizer was given. Pass it: auxin.grow(model, edit, optimizer, "
                 "probe=batch); or accept the change: init='default' or output='keep'."
             )
+        _check_end(change, roots)
         _ride(homes[0], Fade(list(_at(roots, change.gates)), change.fade), undos)
     for optimizer in change.optimizers if change.rewarm else ():
         new = [m.new for m in change.moves if m.added and m.new is not None and _joins(change, m.new, optimizer)]
         if new:
             _ride(optimizer, Rewarm(new, change.rewarm), undos)
+
+
+def _check_end(change: Change, roots: Sequence[Any]) -> None:
+    """Refuse a fade-in that a schedule shows to be longer than the run.
+
+    Raises:
+        GrowthError: names the schedule and the steps that are left.
+    """
+    for scheduler in roots:
+        total = getattr(scheduler, "total_steps", None) or getattr(scheduler, "total", None)
+        done = getattr(scheduler, "last_epoch", None)
+        if type(total) is int and type(done) is int and not change.fade <= total - done:
+            raise GrowthError(
+                f"{change.gates[0]}: fade={change.fade} is longer than the run: {type(scheduler).__name__} ends in "
+                f"{total - done} steps, and the block would never be whole. Grow earlier, or pass a smaller fade=."
+            )
 
 
 def saved(model: nn.Module, optimizers: Sequence[Any]) -> list[dict[str, Any]]:

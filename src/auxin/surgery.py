@@ -16,7 +16,7 @@ from auxin.anatomy.blocks import CONTAINERS, PLAIN, hooks_on
 from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import join, moves_between, unwrap
 from auxin.boundary import StepWatch
-from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewire, Swap
+from auxin.change import MISSING, Alias, Assign, Before, Change, Grouping, Move, New, Rewire, Swap
 from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, transaction
 from auxin.errors import GrowthError
@@ -40,7 +40,7 @@ class surgery:
     Args:
         model: the network.
         companions: optimizers, schedulers, averages, scalers that keep step.
-        group: index of the parameter group for all new parameters; None: beside the nearest sibling of the same role.
+        group: of all new parameters: None, an index, or a dict of options for groups of their own; see ``auxin.grow``.
         probe: one batch; if given, the new modules must be called on it and a gradient must reach them.
 
     Attributes:
@@ -62,7 +62,7 @@ class surgery:
         self,
         model: nn.Module,
         *companions: Any,
-        group: int | None = None,
+        group: Grouping = None,
         probe: Probe = None,
         watch: StepWatch | None = None,
         then: Callable[[Change], None] | None = None,

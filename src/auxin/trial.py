@@ -8,7 +8,7 @@ import random
 import tempfile
 import types
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,6 +220,12 @@ class Past:
             self.settle()
             self._structure = structure_of(self._roots)
             self.held, self.mark = held.pop_all(), mark
+
+    def stepped(self, then: Callable[[Any], None], optimizer: Any) -> None:
+        """An optimizer has stepped: settle, and outside of branches tell ``then``."""
+        self.settle()
+        if not self.in_branch:
+            then(optimizer)
 
     def settle(self) -> None:
         """Keep the last growth; from now on only a snapshot leads back."""

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from auxin.anatomy.blocks import steps_itself
 from auxin.anatomy.tree import unwrap
 from auxin.errors import GrowthError
+from auxin.modules import Dormant, awake
 
 
 def verify(model: nn.Module, *companions: Any) -> None:
@@ -24,9 +25,9 @@ def verify(model: nn.Module, *companions: Any) -> None:
         companions: its optimizers, schedulers, averages.
 
     Raises:
-        GrowthError: one error that lists everything found: trainable parameters that no optimizer steps or that are
-            stepped twice, tensors of replaced layers that are still held, state of another shape, averages of another
-            structure.
+        GrowthError: one error that lists everything found: trainable parameters that no optimizer steps (those of
+            Dormant layers need none) or that are stepped twice, tensors of replaced layers that are still held, state
+            of another shape, averages of another structure.
     """
     problems = list(_problems(unwrap(model), companions))
     if problems:
@@ -42,9 +43,11 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
         yield f"{', '.join(lazy[:6])} of lazy layers have no shape yet: run one batch through the model first"
         return
     names = {id(p): name for name, p in parameters.items()}
+    running = {id(p) for m in awake(model) for p in m._parameters.values() if p is not None}
+    yield from _frozen_in_their_sleep(model, names, running)
     optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
     if optimizers:
-        yield from _membership(parameters, optimizers, names)
+        yield from _membership(parameters, optimizers, names, running)
     for name, p in parameters.items():
         if p.grad is not None and p.grad.shape != p.shape:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
@@ -60,13 +63,27 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
                 yield f"{type(companion).__name__}.{key} has {len(value)} entries for {len(groups)} groups"
 
 
-def _membership(parameters: dict[str, nn.Parameter], optimizers: list[Any], names: dict[int, str]) -> Iterator[str]:
+def _frozen_in_their_sleep(model: nn.Module, names: dict[int, str], running: set[int]) -> Iterator[str]:
+    """Tensors of living layers that were frozen because a Dormant layer holds them too."""
+    sleeping = [(path, module) for path, module in model.named_modules() if isinstance(module, Dormant)]
+    for path, dormant in sleeping:
+        for name, p in dormant.layer.named_parameters():
+            if name in dormant.trainable and id(p) in running and not p.requires_grad:
+                yield (
+                    f"{names[id(p)]} is frozen because the Dormant layer {path} holds it too: tie it after building "
+                    "the Dormant, or call requires_grad_(True) on it"
+                )
+
+
+def _membership(
+    parameters: dict[str, nn.Parameter], optimizers: list[Any], names: dict[int, str], running: set[int]
+) -> Iterator[str]:
     held = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
     counts = Counter(id(p) for _, p in held)
     lost = [
         f"{n} {tuple(p.shape)}"
         for n, p in parameters.items()
-        if p.requires_grad and id(p) not in counts and not steps_itself(p)
+        if p.requires_grad and id(p) in running and id(p) not in counts and not steps_itself(p)
     ]
     for text in lost:
         yield f"{text} is in no optimizer: it would never train (or freeze it: requires_grad_(False))"

@@ -21,7 +21,7 @@ from auxin.progress import Standing
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType)
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
-OWN_AFFAIR = ("_past", "_watch", "watch", "_memory")  # of a Grower: buffers, identities of gradients, a cache
+OWN_AFFAIR = ("_past", "_watch", "watch", "flow", "log", "_memory")  # of a Grower: buffers, identities, a cache
 
 
 def bits(tensor: Tensor) -> Any:

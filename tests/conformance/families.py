@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from auxin import Dormant
+
 WIDTH = 8
 
 
@@ -20,16 +22,17 @@ class MlpBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Blocks in a Sequential, behind a plain stem."""
+    """Blocks in a Sequential, behind a plain stem; a layer sleeps behind them."""
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Linear(5, WIDTH), nn.ReLU())
         self.blocks = nn.Sequential(MlpBlock(), MlpBlock())
+        self.extra = Dormant(nn.Linear(WIDTH, WIDTH))
         self.head = nn.Linear(WIDTH, 3)
 
     def forward(self, x):
-        return self.head(self.blocks(self.stem(x)))
+        return self.head(self.extra(self.blocks(self.stem(x))))
 
 
 class ConvBlock(nn.Module):

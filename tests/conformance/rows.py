@@ -6,7 +6,7 @@ import families as f
 import torch
 from torch import nn
 
-from auxin import Duplicate, Insert
+from auxin import Duplicate, Insert, Wake
 from auxin.edits.remove import Remove
 from auxin.edits.replace import Replace
 
@@ -108,6 +108,7 @@ def rows(family: str) -> dict:
     if family in ("mlp", "cnn", "encoder", "lstm"):
         found["by-hand-head"] = by_hand_head
     if family == "mlp":
+        found["wake"] = Wake("extra")
         found["by-hand-adapter"] = by_hand_adapter
     if family == "gpt":
         found["by-hand-resize"] = by_hand_resize

@@ -223,6 +223,20 @@ def test_refusals_leave_everything(name):
     assert not optimizer._optimizer_step_post_hooks and not optimizer._optimizer_step_pre_hooks
 
 
+@pytest.mark.parametrize("schedule", ["OneCycleLR", "WSD"])
+def test_a_fade_in_longer_than_the_run(schedule):
+    model = nn.Sequential(Wavy(), Wavy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if schedule == "WSD":
+        scheduler = ax.schedule.wsd(optimizer, warmup=2, decay=5, total=50)
+    else:
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=50)
+    with pytest.raises(ax.GrowthError, match=f"fade=51 is longer than the run: {schedule} ends in 50 steps"):
+        ax.grow(model, ax.Insert("", Wavy, fade=51), optimizer, scheduler, probe=torch.randn(3, 4))
+    assert len(model) == 2 and not optimizer._optimizer_step_post_hooks
+    ax.grow(model, ax.Insert("", Wavy, fade=50), optimizer, scheduler, probe=torch.randn(3, 4))
+
+
 def test_an_average_built_in_mid_fade_is_named():
     run = bert.Run()
     run.grower.grow(run.edit)

@@ -1,97 +1,25 @@
 """The page as a whole: one small, well-formed, self-contained file whatever it is given."""
 
 import ast
+import base64
+import hashlib
 import math
 import random
 import re
 import sys
-import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pages import EVIL, entry, journal, metrics, of_class, parsed, render, render_report, section, svg, words
 
 import auxin.report
-from auxin.report import render_report, write_report
+from auxin.report import Report
+from auxin.report.script import FINGERPRINT, SCRIPT
 from auxin.report.style import STYLE
 
-LIMIT = 200_000
-EVIL = '<script>alert("1")</script>&\'\x00'
-
-
-def entry(number: int, step: int, added: list, renamed: dict | None = None, **changes) -> dict:
-    return {
-        "id": number,
-        "edit": {"type": "auxin.edits.duplicate:Duplicate", "at": "blocks", "by": 1},
-        "seed": number,
-        "at": {"calls": step // 10, "optimizer_steps": step},
-        "metrics": {"validation": 2.5},
-        "added": [{"path": path, "from": source, "parameters": 1000} for path, source in added],
-        "renamed": renamed or {},
-        "parameters": {"before": 1000 * number, "after": 1000 * (number + 1)},
-        "preserved": True,
-        "max_difference": 0.0,
-        "gradient_ratio": 0.8,
-        "seconds": 0.003,
-        "summary": f"{added[0][0]} <- copy of {added[0][1]}" if added else "",
-        **changes,
-    }
-
-
-def journal() -> list[dict]:
-    return [
-        entry(1, 150, [("blocks.1", "blocks.0")]),
-        entry(2, 290, [("blocks.1", "blocks.0")], {"blocks.1": "blocks.2"}),
-        entry(3, 430, [("blocks.3", "blocks.2")]),
-    ]
-
-
-def metrics(count: int = 600, every: int = 10) -> list[dict]:
-    noise = random.Random(0)
-    return [
-        {
-            "step": step,
-            "seconds": step * 0.1,
-            "flops": step * 3.1e9,
-            "loss": 1 + 3 * math.exp(-step / count * 4) + noise.gauss(0, 0.05),
-            "validation": 1.05 + 3 * math.exp(-step / count * 4) if step % every == 0 else None,
-            "parameters": 1000 * (1 + (step > 150) + (step > 290) + (step > 430)),
-            "depth": 1 + (step > 150) + (step > 290) + (step > 430),
-            "learning_rate": 3e-3,
-        }
-        for step in range(count)
-    ]
-
-
-def parsed(page: str) -> ET.Element:
-    """The page as XML: it is written so that both parsers accept it."""
-    assert page.startswith("<!DOCTYPE html>\n")
-    return ET.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
-
-
-def render(entries: list, points: list, **changes) -> ET.Element:
-    page = render_report(entries, points, **{"title": "A run", **changes})
-    assert len(page.encode()) < LIMIT
-    return parsed(page)
-
-
-def of_class(root: ET.Element, name: str) -> list[ET.Element]:
-    return [element for element in root.iter() if name in element.get("class", "").split()]
-
-
-def words(root: ET.Element) -> str:
-    return " ".join("".join(root.itertext()).split())
-
-
-def svg(root: ET.Element, name: str) -> ET.Element:
-    return next(e for e in root.iter("svg") if f"{name}-title" in e.get("aria-labelledby", ""))
-
-
-def section(root: ET.Element, name: str) -> ET.Element:
-    return next(e for e in root.iter("section") if e.get("aria-labelledby") == name)
-
-
+LOSS = "metric-0"  # training and validation loss on one chart
 TABLE = {
     "caption": "Test loss at equal compute.",
     "columns": ["Method", "Loss", "Spread"],
@@ -110,8 +38,9 @@ def test_a_run_has_every_part() -> None:
     assert [h.text for h in root.iter("h1")] == ["A run"]
     assert [h.text for h in root.iter("h2")] == [
         "Loss",
-        "Parameters",
         "Layers",
+        "Parameters",
+        "Gradient ratio",
         "Forecasts",
         "Results",
         "Decisions",
@@ -127,18 +56,18 @@ def test_a_run_has_every_part() -> None:
 
 def test_one_mark_per_growth_and_one_bar_per_layer() -> None:
     root = render(journal(), metrics())
-    loss, layers = svg(root, "loss-chart"), svg(root, "layer-chart")
+    loss, layers = svg(root, f"{LOSS}-chart-step"), svg(root, "layer-chart-step")
     assert len(of_class(loss, "growth")) == 3
     assert [words(e) for e in of_class(loss, "label") if "wide" in e.get("class")] == [
         "1 blocks.1",
         "2 blocks.1",
         "3 blocks.3",
     ]
-    assert len(of_class(svg(root, "parameter-chart"), "mark")) == 3
+    assert len(of_class(svg(root, "parameter-chart-step"), "mark")) == 3
     bars = of_class(layers, "bar")
     assert len(bars) == 4
     assert [bar.get("x") for bar in bars] == ["0%", "48.41%", "25.04%", "71.79%"]  # of 599 steps
-    assert sum("original" in bar.get("class") for bar in bars) == 1
+    assert [bar.get("class") for bar in bars] == ["bar shade0", "bar shade2", "bar shade1", "bar shade4"]
     assert [words(e) for e in of_class(layers, "path") if "wide" in e.get("class")] == [
         "blocks.0",
         "2 blocks.1 ← blocks.0",
@@ -152,7 +81,7 @@ def test_a_bar_ends_where_its_layer_is_removed() -> None:
         entry(1, 100, [("blocks.2", "blocks.1")]),
         entry(2, 300, [], {"blocks.2": "blocks.1"}, edit={"type": "x:Remove", "at": "blocks.1"}),
     ]
-    layers = svg(render(entries, [{"step": 400, "loss": 1.0}]), "layer-chart")
+    layers = svg(render(entries, [{"step": 400, "loss": 1.0}]), "layer-chart-step")
     bars = {words(g.find("title")): g.find("rect") for g in of_class(layers, "layer")}
     removed = bars["blocks.1: from the start; removed at step 300."]
     assert (removed.get("x"), removed.get("width")) == ("0%", "75%")
@@ -163,7 +92,7 @@ def test_a_bar_ends_where_its_layer_is_removed() -> None:
 def test_every_picture_is_named_for_screen_readers() -> None:
     root = render(journal(), metrics(), forecasts=[FORECAST])
     pictures = [e for e in root.iter("svg") if e.get("class") == "chart"]
-    assert len(pictures) == 4
+    assert len(pictures) == 3 * 4 + 1  # three axes, and one forecast
     ids = [e.get("id") for e in root.iter() if e.get("id")]
     assert len(ids) == len(set(ids))
     for picture in pictures:
@@ -178,15 +107,16 @@ def test_every_picture_is_named_for_screen_readers() -> None:
 def test_tables_have_caption_and_scope_and_scroll_in_their_own_box() -> None:
     root = render(journal(), metrics(), table=TABLE)
     tables = list(root.iter("table"))
-    assert len(tables) == 2
+    assert len(tables) == 4 + 2  # behind each figure; results and decisions
     for table in tables:
         assert words(table.find("caption"))
         assert {th.get("scope") for th in table.find("thead").iter("th")} == {"col"}
         assert all(row[0].tag == "th" and row[0].get("scope") == "row" for row in table.find("tbody"))
     boxes = of_class(root, "scroll")
     assert all(box.get("tabindex") == "0" and box.get("aria-label") for box in boxes)
-    assert [words(cell) for cell in tables[0].find("tbody")[0]] == ["Grown", "1.412", "0.008"]
-    assert [words(cell) for cell in tables[0].find("tbody")[1]] == ["Fixed", "1.500", "–"]
+    results = section(root, "results").find(".//tbody")
+    assert [words(cell) for cell in results[0]] == ["Grown", "1.412", "0.008"]
+    assert [words(cell) for cell in results[1]] == ["Fixed", "1.500", "–"]
 
 
 def test_a_decision_shows_what_was_checked() -> None:
@@ -198,12 +128,13 @@ def test_a_decision_shows_what_was_checked() -> None:
         "150",
         "Duplicate blocksblocks.1 ← blocks.0",
         "validation 2.500",
+        "kept",
         "+1,000 (+100 %)",
         "yes, 0 (to the bit)",
         "0.800×",
         "3.00",
     ]
-    assert [words(cell) for cell in rows[1]][5:] == ["no, 0.25", "–", "–"]
+    assert [words(cell) for cell in rows[1]][6:] == ["no, 0.25", "–", "–"]
 
 
 def test_everything_is_escaped() -> None:
@@ -227,22 +158,32 @@ def test_everything_is_escaped() -> None:
         table={"caption": EVIL, "columns": [EVIL], "rows": [[EVIL, EVIL]]},
         forecasts=[{"title": EVIL, "history": [1.0, EVIL], "actual": EVIL, "forecast": [2.0]}],
     )
-    assert "<script" not in page and "\x00" not in page
-    assert not [e for e in parsed(page).iter() if e.tag == "script"]
+    assert "<script>alert" not in page and "\x00" not in page
+    scripts = [e for e in parsed(page).iter() if e.tag == "script"]
+    assert [e.get("type") for e in scripts] == ["application/json", None]
+    assert scripts[-1].text == SCRIPT
     attributes = {name for e in parsed(page).iter() for name in e.attrib}
     assert not [name for name in attributes if name.startswith("on")]
 
 
 @pytest.mark.parametrize("evil", ["\ud800", "\ufffe", "\x1b[0m", "]]>", "--><b>", "\u2028"])
 def test_text_that_breaks_encoders_and_parsers(evil: str, tmp_path: Path) -> None:
-    target = write_report(tmp_path / "report.html", [entry(1, 5, [(evil, None)])], [], title=evil)
+    target = Report.from_metrics([entry(1, 5, [(evil, None)])], [], title=evil).write(tmp_path / "report.html")
     assert parsed(target.read_text(encoding="utf-8")).find("body") is not None
 
 
 def test_nothing_is_fetched() -> None:
     page = render_report(journal(), metrics(), title="A run", table=TABLE, forecasts=[FORECAST])
-    assert not re.search(r"https?:|//|@import|url\(|src=|href=|<script|<link|<img|<iframe", page)
+    assert not re.search(r"https?:|//|@import|url\(|src=|href=|<link|<img|<iframe", page.replace(FINGERPRINT, ""))
     assert "default-src &#x27;none&#x27;" in page
+
+
+def test_only_our_script_may_run() -> None:
+    page = render_report(journal(), metrics())
+    policy = next(e for e in parsed(page).iter("meta") if e.get("http-equiv")).get("content")
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert not set("<&") & set(SCRIPT)  # one text for HTML and for XML
 
 
 def test_html_is_balanced() -> None:
@@ -256,7 +197,7 @@ def test_html_is_balanced() -> None:
                 self.open.append(tag)
 
         def handle_startendtag(self, tag: str, attrs: list) -> None:
-            assert tag in {"meta", "path", "line", "rect", "circle"}  # an HTML parser would leave others open
+            assert tag in {"meta", "path", "line", "rect", "circle", "input"}  # an HTML parser would leave others open
 
         def handle_endtag(self, tag: str) -> None:
             assert self.open.pop() == tag
@@ -304,8 +245,8 @@ def test_what_is_not_finite_is_said() -> None:
     points = metrics()
     points[100]["loss"], points[200]["validation"] = math.nan, math.inf
     root = render(journal(), points)
-    assert "2 values not finite: a gap in the line." in words(section(root, "loss"))
-    line = next(e for e in of_class(svg(root, "loss-chart"), "line") if "validation" in e.get("class"))
+    assert "2 values not finite: a gap in the line." in words(section(root, LOSS))
+    line = next(e for e in of_class(svg(root, f"{LOSS}-chart-step"), "line") if "main" in e.get("class"))
     assert line.get("d").count("M") == 2
 
 
@@ -324,16 +265,17 @@ def test_ten_thousand_points_and_a_thousand_growths_stay_small() -> None:
     root = render(entries, points, title="t" * 9999, sentence="<" * 9999, table=table, forecasts=[forecast] * 30)
     assert "Not shown:" in words(section(root, "results"))
     assert "Not drawn:" in words(section(root, "layers"))
-    assert "Vertical marks: 1,000 growths." in words(section(root, "loss"))
+    assert "Vertical marks: 1,000 growths." in words(section(root, LOSS))
 
 
 def test_the_file_is_written_where_it_was_asked_for(tmp_path: Path) -> None:
-    target = write_report(tmp_path / "new" / "page.html", journal(), metrics(), title="Ünïcode ≥ 3")
+    target = Report.from_metrics(journal(), metrics(), title="Ünïcode ≥ 3").write(tmp_path / "new" / "page.html")
     page = target.read_text(encoding="utf-8")
     assert target == tmp_path / "new" / "page.html"
     assert page == render_report(journal(), metrics(), title="Ünïcode ≥ 3")
     assert "Ünïcode ≥ 3" in page
-    assert len(page.encode()) < 40_000
+    assert len(page.encode()) < 120_000
+    assert [path.name for path in target.parent.iterdir()] == ["page.html"]
 
 
 def test_nothing_but_the_standard_library() -> None:
@@ -342,7 +284,8 @@ def test_nothing_but_the_standard_library() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert all(
-                name.split(".")[0] in sys.stdlib_module_names or name.startswith("auxin.report") for name in names
+                name.split(".")[0] in sys.stdlib_module_names or name.startswith(("auxin.report", "auxin.errors"))
+                for name in names
             )
 
 
@@ -360,15 +303,17 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_contrast_of_text_and_lines(theme: int) -> None:
     colours = dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", re.findall(r":root\{(.*?)\}", STYLE, re.DOTALL)[theme]))
-    for name in ("ink", "soft", "accent"):
+    for name in ("ink", "soft", "accent", "warn"):
         assert contrast(colours[name], colours["paper"]) >= 4.5, name
-    for name in ("line", "original", *(f"shade{i}" for i in range(6))):
+    assert contrast(colours["ink"], colours["field"]) >= 4.5
+    assert contrast(colours["paper"], colours["accent"]) >= 4.5  # the chosen axis
+    for name in ("line", "mark", "lost", *(f"shade{i}" for i in range(6))):
         assert contrast(colours[name], colours["paper"]) >= 3.0, name
 
 
 def test_crowded_marks_fall_back_to_numbers() -> None:
     entries = [entry(i, 40 * i, [(f"model.encoder.layers.{i}", None)]) for i in range(1, 15)]
-    labels = of_class(svg(render(entries, metrics()), "loss-chart"), "label")
+    labels = of_class(svg(render(entries, metrics()), f"{LOSS}-chart-step"), "label")
     assert [words(label) for label in labels] == [str(i) for i in range(1, 15)]
     rows: dict[str, list[float]] = {}
     for label in labels:
@@ -381,8 +326,9 @@ def test_losses_in_different_units_get_a_chart_each() -> None:
         {**point, "validation": None if point["validation"] is None else 100 * point["validation"]}
         for point in metrics()
     ]
-    text = render_report(journal(), points, title="two units")
-    assert "Validation loss" in text and "Training loss" in text and "object at 0x" not in text
-    together = render_report(journal(), metrics(), title="one unit")
-    assert 'id="loss-chart-title"' in together and 'id="validation-chart-title"' not in together
-    assert 'id="validation-chart-title"' in text and 'id="loss-chart-title"' in text
+
+    def names(entries: list, readings: list) -> list[str]:
+        return [h.text for h in render(entries, readings).iter("h2")][:3]
+
+    assert names(journal(), points) == ["Validation loss", "Training loss", "Layers"]
+    assert names(journal(), metrics()) == ["Loss", "Layers", "Parameters"]

@@ -7,7 +7,7 @@ import pytest
 
 from auxin.report.figures import duration, finite, scaled, significant, span
 from auxin.report.plot import tick_name
-from auxin.report.scale import Scale, log_ticks, round_ticks, thin, value_scale
+from auxin.report.scale import Scale, log_ticks, round_ticks, spread, thin, value_scale
 
 
 @pytest.mark.parametrize("high", [1, 7, 37, 600, 9999, 123456, 3e9])
@@ -37,19 +37,22 @@ def test_a_scale_has_room_even_for_one_value(values: list[float]) -> None:
 
 def test_thinning_keeps_spikes_gaps_and_order() -> None:
     noise = random.Random(0)
-    points = [(float(i), noise.random()) for i in range(10_000)]
-    points[1234], points[8000] = (1234.0, 50.0), (8000.0, math.nan)
-    kept = thin(points, 400)
+    values = [noise.random() for _ in range(10_000)]
+    values[1234], values[8000] = 50.0, math.nan
+    kept = thin(values, 400)
     assert len(kept) <= 1202
-    assert (kept[0], kept[-1]) == (points[0], points[-1])
-    assert (1234.0, 50.0) in kept
-    assert any(math.isnan(value) for _, value in kept)
-    assert [step for step, _ in kept] == sorted(step for step, _ in kept)
-    known = [value for _, value in points if not math.isnan(value)]
-    assert min(v for _, v in kept if not math.isnan(v)) == min(known)
-    assert thin(points[:500], 400) == points[:500]
-    level = [(float(i), 1.0) for i in range(1000)]
-    assert thin(level, 10)[-1] == level[-1]
+    assert kept == sorted(set(kept)) and (kept[0], kept[-1]) == (0, 9999)
+    assert {1234, 8000} <= set(kept)
+    known = [value for value in values if not math.isnan(value)]
+    assert min(values[i] for i in kept if not math.isnan(values[i])) == min(known)
+    assert thin(values[:500], 400) == list(range(500))
+    assert thin([1.0] * 1000, 10)[-1] == 999  # a level line keeps its length
+    assert thin([math.inf] * 100, 3) == [0, 33, 66, 99]
+
+
+def test_spreading_keeps_both_ends() -> None:
+    assert spread(1000, 3) == [0, 499, 999]
+    assert spread(0, 3) == [] and spread(2, 3) == [0, 1]
 
 
 def test_numbers_for_people() -> None:

@@ -71,7 +71,7 @@ def test_a_signal_from_another_thread_grows_once():
 
 
 def test_no_signal_is_lost_between_threads():
-    trigger, told, seen = when.signal(), 2000, 0
+    trigger, told, seen = when.signal(), 50, 0
     gate = threading.Semaphore(0)
 
     def tell():

@@ -277,6 +277,8 @@ def test_arguments_out_of_range_are_explained(build: Callable[[], object], messa
         (when.every(5, unit="optimizer"), "every(n=5, unit='optimizer')"),
         (when.at([3, 1]), "at(counts=[1, 3])"),
         (when.threshold(1, metric="loss"), "threshold(value=1.0, metric='loss')"),
+        (when.drift(), "drift()"),
+        (when.drift(threshold=5, metric="loss"), "drift(threshold=5.0, metric='loss')"),
     ],
 )
 def test_repr_is_the_call_that_built_it(trigger, text: str) -> None:
@@ -294,6 +296,11 @@ TRIGGERS = [
     lambda: when.at([3, 20, 57]),
     lambda: when.at([10, 11, 12, 200], unit="optimizer"),
     lambda: when.threshold(2.0),
+    lambda: when.drift(threshold=4.0, window=5),
+    lambda: when.drift(window=5, mode="max", metric="accuracy"),
+    lambda: when.any_of(when.plateau(patience=3), when.every(7)),
+    lambda: when.all_of(when.every(3), when.any_of(when.threshold(2.0), when.drift(window=5))),
+    lambda: when.cooldown(when.any_of(when.plateau(patience=2), when.at([5, 50])), calls=4),
 ]
 
 

@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from auxin.anatomy.holders import aliases
 from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.writers import copy_of
 from auxin.change import Alias, New, Rewire
 from auxin.errors import GrowthError
 from auxin.gate import faded
+from auxin.modules import awake
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
@@ -73,15 +75,7 @@ class Container:
 
     def aliases(self, model: nn.Module, rewire: Rewire) -> tuple[Alias, ...]:
         """Plain lists and tuples in the model that hold these very children in this order."""
-        children = [id(self.module._modules[name]) for name in self.names]
-        if not children:
-            return ()
-        found = []
-        for path, module in model.named_modules():
-            for name, value in module.__dict__.items():
-                if type(value) in (list, tuple) and [id(item) for item in value] == children:
-                    found.append(Alias(path, name, rewire))
-        return tuple(found)
+        return aliases(model, rewire)
 
 
 def counters(model: nn.Module, container: Container) -> list[str]:
@@ -171,9 +165,11 @@ def adopt(module: nn.Module, neighbours: list[nn.Module], model: nn.Module) -> N
     module.train(training)
     frozen: dict[tuple[type, str, int], bool] = {}
     for neighbour in neighbours:
-        for owner, leaf, p in owned(neighbour):
-            key = role(owner, leaf, p)
-            frozen[key] = frozen.get(key, True) and not p.requires_grad
+        for owner in awake(neighbour):  # what sleeps is frozen for a reason of its own
+            for leaf, p in owner._parameters.items():
+                if p is not None:
+                    key = role(owner, leaf, p)
+                    frozen[key] = frozen.get(key, True) and not p.requires_grad
     for owner, leaf, p in owned(module):
         if frozen.get(role(owner, leaf, p), False):
             p.requires_grad_(False)

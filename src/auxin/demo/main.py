@@ -18,7 +18,7 @@ from auxin.demo.results import Results, evaluate, printed, sentence, table
 from auxin.demo.screen import Screen, described
 from auxin.demo.series import DemoError, Task
 from auxin.demo.training import Data, Job, Outcome, Run
-from auxin.report import write_report
+from auxin.report import Report
 
 DEPTHS = (0, 1, 2, 4, 8)
 START = 1
@@ -63,8 +63,7 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         outcomes = [first, *_train_rest(data, recipe, _jobs(seeds, recipe.extra_members), screen)]
     results = evaluate(task, outcomes, seeds, published)
     content, text = table(results), sentence(results)
-    write_report(
-        out / "report.html",
+    report = Report.from_metrics(
         journal,
         first.metrics,
         title=f"auxin demo: {task.name}",
@@ -72,6 +71,7 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         table=content,
         forecasts=_examples(task, first),
     )
+    report.write(out / "report.html")
     screen.line(f"\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")
     screen.line(f"{time.perf_counter() - begin:.0f} s. Checkpoint, journal, metrics and report.html are in {out}")
     return results

@@ -7,8 +7,9 @@ import dataclasses
 from torch import nn
 
 from auxin.anatomy.blocks import Container
+from auxin.anatomy.holders import places, strays
 from auxin.anatomy.probe import Look
-from auxin.anatomy.tree import module_at
+from auxin.anatomy.tree import join, module_at
 from auxin.change import Change, New
 from auxin.edits.start import finish
 from auxin.errors import GrowthError
@@ -18,8 +19,11 @@ from auxin.errors import GrowthError
 class Remove:
     """Takes the module at ``at`` out of its Sequential, ModuleList or ModuleDict; those behind it move up.
 
-    The inverse of ``Insert`` and ``Duplicate``. Its parameters leave the optimizer with their state. The function of
-    the network changes by what the module did; the change prints by how much.
+    The inverse of ``Insert`` and ``Duplicate`` by one: names, order, optimizer entries and averages are as if it had
+    not been, only what was trained since stays. Its parameters leave the optimizer with their state; one that is tied
+    to another layer stays there. The function of the network changes by what the module did; the change prints by how
+    much. What ``Replace``, ``Wake`` and ``surgery`` have done it does not undo: put the old layer, or a Dormant around
+    the woken one, back inside ``with auxin.surgery(model, optimizer):``.
 
     Args:
         at: path of the module, e.g. "blocks.3".
@@ -46,6 +50,21 @@ class Remove:
                 f"name. Put something in its place: Replace({self.at!r}, torch.nn.Identity)."
             )
         container = Container.at(model, path, "Remove")
+        _refuse_shared(model, self.at, container)
         items: list[str | New] = [other for other in container.names if other != name]
         rewire = container.renumbered(items) if container.numbered else container.named(items)
         return finish(model, self, look, container, rewire, outputs=self.outputs, how="removed")
+
+
+def _refuse_shared(model: nn.Module, at: str, container: Container) -> None:
+    """Refuse a block that something else uses as well: it would go on running, and no optimizer would hold it."""
+    name = at.rpartition(".")[2]
+    block = container.module._modules[name]
+    assert block is not None
+    where = [path for path in places(model, block) if path != join(container.path, name)]
+    where += strays(model, block, container.aliases(model, container.named(list(container.names))))
+    if where:
+        raise GrowthError(
+            f"Remove(at={at!r}): the same module also stands at {', '.join(where)}, which would go on using it. Take "
+            "it out of all of them inside `with auxin.surgery(model, optimizer):`."
+        )

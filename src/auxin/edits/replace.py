@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from auxin.anatomy.blocks import adopt, hooks_on
+from auxin.anatomy.holders import aliases, strays
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Before, Change, New, Rewire
@@ -21,7 +22,8 @@ class Replace:
     """Puts a new module where another stands: a layer for an Identity, a better layer for a layer.
 
     A parameter that stood under the same name with the same shape and dtype stays the same object, with its values and
-    its optimizer state.
+    its optimizer state; so does a buffer of the state_dict (running statistics). Other buffers are the new module's,
+    since they follow from how it was built (masks, frequencies).
 
     Args:
         at: path of the module that goes.
@@ -59,35 +61,59 @@ class Replace:
         built.train(old.training)
         call = None if look.structural or not look.has_probe else _arriving_at(old, look, where)
         begun = begin(built, self.init, call, look, f"{where})")
-        kept = _keep(old, built) if not begun.preserves else ()
-        children = tuple(
-            (n, New(built) if n == name else n) for n, child in parent._modules.items() if child is not None
-        )
+        kept = _keep(old, built) if not begun.preserves else 0
+        rewire = Rewire(path, tuple((n, New(built) if n == name else n) for n in parent._modules))
+        lists = aliases(model, rewire)
+        others = strays(model, old, lists)
+        if others:
+            raise GrowthError(
+                f"{where}): {', '.join(others)} refers to the old module as well, outside of the modules that the "
+                "network registers, and would go on using it. Change both inside `with auxin.surgery(model, "
+                "optimizer):`."
+            )
         return spliced(
             model,
             self,
             look,
-            Rewire(path, children),
+            rewire,
             Before.of(model),
+            aliases=lists,
             outputs=self.outputs,
             how=begun.how,
             writers=inside(join(path, name), begun.writers),
             preserves=begun.preserves,
-            notes=(f"{len(kept)} tensors kept",) if kept else (),
+            notes=(f"{kept} tensors kept",) if kept else (),
         )
 
 
-def _keep(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
-    """Let the new module hold the old one's Parameters wherever name, shape and dtype are the same."""
-    before, kept = dict(old.named_parameters()), []
-    for path, module in new.named_modules():
-        for leaf, p in module._parameters.items():
-            name = f"{path}.{leaf}" if path else leaf
-            was = before.get(name)
-            if p is not None and was is not None and was.shape == p.shape and was.dtype == p.dtype:
-                module._parameters[leaf] = was
-                kept.append(name)
-    return tuple(kept)
+def _keep(old: nn.Module, new: nn.Module) -> int:
+    """Let the new module hold the old one's tensors wherever name, kind, shape and dtype are the same."""
+    before = _lasting(old)
+    stands_for = {id(t): before[name] for name, t in _lasting(new).items() if _same_kind(t, before.get(name))}
+    for module in new.modules():
+        tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in tensors:
+            held.update({leaf: stands_for[id(t)] for leaf, t in held.items() if id(t) in stands_for})
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # a list of the same tensors, which its forward reads
+    return len(stands_for)
+
+
+def _lasting(module: nn.Module) -> dict[str, Tensor]:
+    """What a state_dict holds, each tensor once."""
+    found: dict[str, Tensor] = {}
+    for path, inner in module.named_modules():
+        lasting = ((n, b) for n, b in inner._buffers.items() if n not in inner._non_persistent_buffers_set)
+        for name, t in (*inner._parameters.items(), *lasting):
+            if t is not None and not any(t is known for known in found.values()):
+                found[join(path, name)] = t
+    return found
+
+
+def _same_kind(new: Tensor, old: Tensor | None) -> bool:
+    if old is None or isinstance(new, nn.Parameter) != isinstance(old, nn.Parameter):
+        return False
+    return new.shape == old.shape and new.dtype == old.dtype
 
 
 def _arriving_at(old: nn.Module, look: Look, where: str) -> Call:

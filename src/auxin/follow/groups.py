@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from auxin.anatomy.blocks import owned, role, steps_itself
-from auxin.change import Change, Join
+from auxin.change import Change, Join, OwnGroup
 from auxin.errors import GrowthError
+
+# Multiples of the learning rate that optimizers and schedules keep in a group.
+RATES = ("lr", "initial_lr", "max_lr", "min_lr", "base_lr", "swa_lr")
 
 
 def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: int | None) -> dict[int, Join]:
@@ -68,12 +71,13 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
 
 
 def _self_stepping(model: nn.Module, change: Change) -> set[int]:
-    """Ids of new parameters that, like all of their role, are stepped by a hook inside the backward pass.
+    """Ids of parameters that begin to train and, like all of their role, are stepped by a hook in the backward pass.
 
     Raises:
         GrowthError: all of a new parameter's role are, and nothing would step the new one.
     """
-    born = [m for m in change.moves if m.added and m.new is not None and m.new.requires_grad]
+    starting = set(change.starting)
+    born = [m for m in change.moves if m.name in starting]
     new = {id(m.new) for m in born}
     old = [(name, p) for name, p in change.after.items() if id(p) not in new and p.requires_grad]
     if not born or not any(steps_itself(p) for _, p in old):
@@ -125,6 +129,19 @@ def places_in(
     at = [bisect.bisect_left(ranks, sign * order[id(new)]) for new, _ in entering]
     first = known[0][0] if known else len(group)
     return [(known[k - 1][0] + 1 if k else first, new) for k, (new, _) in zip(at, entering, strict=True)]
+
+
+def made(donor: Mapping[str, Any], own: OwnGroup) -> dict[str, Any]:
+    """The new group, without parameters yet."""
+    group: dict[str, Any] = {}
+    for key, value in donor.items():
+        if key == "params" or (key == "param_names" and value is not None):
+            group[key] = []
+        elif key in RATES:
+            group[key] = own.scaled(value)
+        else:
+            group[key] = _copied(own.options.get(key, value))
+    return group
 
 
 def _forced(optimizers: Sequence[Any], group: int | None) -> tuple[Any, int] | None:
@@ -206,3 +223,12 @@ def _fits(optimizer: Any, name: str, new: nn.Parameter) -> None:
             f"{name} {tuple(new.shape)}: Muon only takes matrices. Give an AdamW for the rest, as torch.optim.Muon "
             "asks, and pass both: auxin.grow(model, edit, muon, adamw)."
         )
+
+
+def _copied(value: Any) -> Any:
+    """A copy that no step of another group reaches."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)(_copied(item) for item in value)
+    return dict(value) if type(value) is dict else value

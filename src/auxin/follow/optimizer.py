@@ -1,4 +1,5 @@
-"""Every ``torch.optim`` optimizer: new parameters join existing groups, state follows what was resized.
+"""Every ``torch.optim`` optimizer: new parameters join existing groups or get their own, state follows what was
+resized.
 
 Old entries keep their order, their group and their state; a new whole tensor gets its state at its first step, with its
 own step count, so that bias correction starts where it should.
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auxin.change import Change, Move
+from auxin.change import Change, Move, OwnGroup
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.groups import places_in
+from auxin.follow.groups import made, places_in
 
 # Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+STATE_KINDS = ("amsgrad", "centered", "momentum")  # options that decide what a state holds
 LBFGS_HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
 
 
@@ -30,6 +32,7 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
     """
     _check(optimizer, change)
     yield
+    whole = list(optimizer.param_groups)
     groups = [
         (g, g["params"], list(g["params"]), g.get("param_names"), list(g.get("param_names") or ()))
         for g in optimizer.param_groups
@@ -42,6 +45,7 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
     except GeneratorExit:
         raise
     except BaseException:
+        optimizer.param_groups[:] = whole
         for group, params, entries, names, old_names in groups:
             group["params"] = params
             params[:] = entries
@@ -94,22 +98,44 @@ def _check(optimizer: Any, change: Change) -> None:
     for move in change.moves:
         if move.new is not None and move.old is not None and move.old in optimizer.state:
             _mapped(optimizer, move, optimizer.state[move.old])
+    for own in change.groups:
+        if own.optimizer is optimizer:
+            _check_copied_state(optimizer, own, change)
     if isinstance(optimizer, torch.optim.LBFGS) and any(join.group for join in change.joins.values()):
         raise GrowthError("LBFGS has one parameter group only.")
+
+
+def _check_copied_state(optimizer: Any, own: OwnGroup, change: Change) -> None:
+    """Refuse to copy a state into a group whose options ask for another kind of state."""
+    donor = optimizer.param_groups[own.donor]
+    other = [key for key in STATE_KINDS if key in own.options and bool(own.options[key]) != bool(donor[key])]
+    for move in change.moves if other else ():
+        join = change.joins.get(id(move.new))
+        mine = join is not None and join.optimizer is optimizer and join.group == own.index
+        if mine and move.source is not None and move.source in optimizer.state:
+            option = f"{other[0]}={own.options[other[0]]!r}"
+            raise GrowthError(
+                f"{move.name} would start from the optimizer state of the tensor that it copies, which was made under "
+                f"{other[0]}={donor[other[0]]!r} and does not serve group=dict({option}). Use state='fresh'."
+            )
 
 
 def _apply(optimizer: Any, change: Change) -> None:
     order = {id(p): place for place, p in enumerate(change.after.values())}
     first = next(iter(optimizer.param_groups[0]["params"]), None)
-    touched = False
+    touched = bool(change.trains)
     for move in change.moves:
         if move.old is not None and move.new is not None:
             touched |= _continue(optimizer, move)
+    for own in change.groups:
+        if own.optimizer is optimizer:
+            optimizer.param_groups.append(made(optimizer.param_groups[own.donor], own))
     for index, group in enumerate(optimizer.param_groups):
         joined = [m for m in change.moves if _joins(change, m, optimizer, index)]
         if joined:
             touched = True
             _enter(optimizer, group, joined, change, order)
+        _thaw(optimizer, group, change)
     for move in change.moves:
         if move.removed:
             touched |= _drop(optimizer, move)
@@ -132,6 +158,14 @@ def _enter(optimizer: Any, group: dict[str, Any], joined: list[Move], change: Ch
             group["param_names"].insert(index, names[id(new)])
     for move in joined:
         _begin_state(optimizer, group, move)
+
+
+def _thaw(optimizer: Any, group: dict[str, Any], change: Change) -> None:
+    """Parameters that the group held frozen, and that begin to train."""
+    starting, held = set(change.starting), {id(p) for p in group["params"]}
+    for move in change.moves:
+        if move.name in starting and move.old is not None and id(move.new) in held and move.new not in optimizer.state:
+            _begin_state(optimizer, group, move)
 
 
 def _begin_state(optimizer: Any, group: dict[str, Any], move: Move) -> None:

@@ -39,6 +39,8 @@ def apply(
     undos = [] if undos is None else undos
     known = change.before.modules if build is None and change.before is not None else None
     modules = dict(model.named_modules()) if known is None else known
+    live = change.before.parameters if build is None and change.before is not None else None
+    parameters = dict(model.named_parameters()) if live is None else live
     made: dict[int, nn.Module] = {}
     twins: dict[int, Tensor] | None = None if build is None else {}
 
@@ -49,6 +51,7 @@ def apply(
 
     rewired = [(modules[r.path], _children(modules[r.path], r, of)) for r in change.rewires]
     lists = [(modules[a.path], a.name, _listed(modules, a, of)) for a in change.aliases]
+    flags = [(parameters[name], trains) for name, trains in change.trains.items()]
     for module, children in rewired:
         _splice(module, children, undos)
     for module, name, items in lists:
@@ -57,9 +60,8 @@ def apply(
         _set(modules[assign.path], assign, undos)
     for swap in change.swaps:
         _swap(modules[swap.path], swap, twins, undos)
-    if change.trains and build is None and change.before is not None:
-        for name, trains in change.trains.items():
-            _train(change.before.parameters[name], trains, undos)
+    for p, trains in flags:
+        _train(p, trains, undos)
     return functools.partial(undo, undos)
 
 

@@ -1,94 +1,148 @@
-"""One bar per layer, from its birth to the end."""
+"""One bar per layer, from its birth to the end: its height the width of the layer, its colour the age."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from auxin.report.axis import Axis
+from auxin.report.figure import Table, behind, drawings, note, section
+from auxin.report.figures import whole
 from auxin.report.lineage import Layer
 from auxin.report.markup import Markup, join, shorten, tag
-from auxin.report.plot import chart, percent, short, step_axis
-from auxin.report.scale import Scale
+from auxin.report.plot import chart, percent, run_axis, short
 
-SHADES = 6  # of the accent, from the first birth to the last; the style sheet has as many
-MOST_ROWS = 64
+SHADES = 6  # from the oldest to the youngest; the style sheet has as many
+MOST_ROWS = 48
 
-_PITCH, _BAR, _ABOVE = 36.0, 10.0, 20.0  # pixels: from row to row, of the bar, of the label above it
-_TOP = 4.0
+_TALLEST, _LOWEST, _PLAIN = 26.0, 3.0, 12.0  # pixels: of the widest layer, of any, of one whose width is not known
+_ABOVE, _BETWEEN, _TOP = 20.0, 8.0, 4.0  # pixels: for the label over a bar, between rows, above the first
 _LETTER = 6.9  # pixels
-_LAYOUTS = {"wide": (620.0, 0.7), "narrow": (300.0, 0.5)}  # pixels of the plot; births after this are "late"
+_LAYOUTS = {"wide": (620.0, 0.7), "narrow": (280.0, 0.5)}  # pixels of the plot; births after this are "late"
 
 
-def layer_section(layers: Sequence[Layer], x: Scale) -> Markup:
-    """The bars, one row per layer in the order of the final network, original ones from the first step."""
-    heading = tag("h2", "Layers", id="layers")
-    if not any(layer.birth for layer in layers):
-        note = tag("p", "No layer was added in this run.", class_="note")
-        return tag("section", heading, note, aria_labelledby="layers")
-    shown = _choose(layers)
-    rows = {layer.path: row for row, layer in enumerate(shown) if layer.death is None}
-    bottom = _TOP + _PITCH * len(shown) + 6
-    old = sum(layer.birth is None for layer in layers)
-    said = f"{old} from the start, {len(layers) - old} grown. Names as in the final network."
-    picture = chart(
-        "layer-chart",
-        "Layers over steps",
-        " ".join([said, *(_spoken(layer) for layer in shown[:24])]),
+@dataclass(frozen=True)
+class Row:
+    """A layer with its place on the picture."""
+
+    layer: Layer
+    top: float
+    height: float
+    shade: int
+
+
+def layer_section(layers: Sequence[Layer], axes: Sequence[Axis], most: int = MOST_ROWS) -> Markup:
+    """The bars in the order of the final network, original layers from the first step."""
+    if not layers:
+        return section("layers", "Layers", note("No layer was added in this run."))
+    rows = _rows(_choose(layers, most), axes[0])
+    said = _said(layers)
+    hidden = len(layers) - len(rows)
+    return section(
+        "layers",
+        "Layers",
+        note(said),
+        _shade_key(any(layer.birth and layer.birth.undone for layer in layers)),
+        drawings("layers", axes, lambda axis: _drawing(rows, axis, said)),
+        note(f"Not drawn: {hidden:,} more." if hidden else ""),
+        behind(_table(layers, axes[0].suffix, 4 * most), "Layers"),
+    )
+
+
+def _drawing(rows: Sequence[Row], x: Axis, said: str) -> Markup:
+    places = {row.layer.path: row for row in rows if row.layer.living}
+    bottom = rows[-1].top + rows[-1].height + 10
+    return chart(
+        f"layer-chart-{x.key}",
+        f"Layers over {x.name}",
+        " ".join([said, *(_spoken(row.layer) for row in rows[:24])]),
         bottom + 26,
-        step_axis(x, _TOP, bottom),
-        *(_connector(layer, row, rows, x) for row, layer in enumerate(shown)),
-        *(_bar(layer, row, x) for row, layer in enumerate(shown)),
-    )
-    hidden = len(layers) - len(shown)
-    return tag(
-        "section",
-        heading,
-        tag("p", said, class_="note"),
-        _shade_key(),
-        tag("div", picture, class_="plot labelled"),
-        tag("p", f"Not drawn: {hidden:,} more.", class_="note") if hidden else None,
-        aria_labelledby="layers",
+        run_axis(x, _TOP, bottom),
+        *(_connector(row, places, x) for row in rows),
+        *(_bar(row, x) for row in rows),
     )
 
 
-def _choose(layers: Sequence[Layer]) -> list[Layer]:
-    """At most `MOST_ROWS` layers; grown ones first, in their order."""
-    if len(layers) <= MOST_ROWS:
+def _choose(layers: Sequence[Layer], most: int) -> list[Layer]:
+    """At most so many layers; grown ones first, all in their order."""
+    if len(layers) <= most:
         return list(layers)
-    room = MOST_ROWS - sum(layer.birth is not None for layer in layers)
-    kept = []
+    grown = [at for at, layer in enumerate(layers) if layer.birth is not None]
+    old = [at for at, layer in enumerate(layers) if layer.birth is None]
+    return [layers[at] for at in sorted([*grown, *old][:most])]
+
+
+def _rows(layers: Sequence[Layer], steps: Axis) -> list[Row]:
+    """Heights in proportion to the widths, from zero."""
+    widest = max((layer.units or 0 for layer in layers), default=0)
+    rows, top = [], _TOP
     for layer in layers:
-        if layer.birth is None:
-            room -= 1
-        if len(kept) < MOST_ROWS and (layer.birth is not None or room >= 0):
-            kept.append(layer)
-    return kept
+        height = max(_LOWEST, _TALLEST * layer.units / widest) if layer.units and widest else _PLAIN
+        begin = steps.at(layer.birth.at) if layer.birth else 0.0
+        shade = min(SHADES - 1, int((0.0 if math.isnan(begin) else begin) * SHADES))
+        rows.append(Row(layer, top + _ABOVE, height, shade))
+        top += _ABOVE + height + _BETWEEN
+    return rows
 
 
-def _shade_key() -> Markup:
+def _said(layers: Sequence[Layer]) -> str:
+    old = sum(layer.birth is None for layer in layers)
+    undone = sum(layer.birth is not None and layer.birth.undone is not None for layer in layers)
+    gone = sum(layer.death is not None for layer in layers)
+    grown = len(layers) - old - undone
+    said = f"{old} from the start, {grown} grown{f', {undone} undone' if undone else ''}"
+    said += f"{f', {gone} removed' if gone else ''}. "
+    widths = [layer.units for layer in layers if layer.units]
+    if widths:
+        said += f"A bar's height is the layer's width, the rows of its largest weight: at most {max(widths):,} units. "
+    else:
+        said += "All bars are equally high: the widths of the layers are not known. "
+    return said + "Names as in the final network."
+
+
+def _shade_key(undone: bool) -> Markup:
     """What the colours say."""
     shades = [tag("span", class_=f"swatch block shade{shade}", aria_hidden="true") for shade in range(SHADES)]
-    original = tag("span", class_="swatch block original", aria_hidden="true")
+    swatch = tag("span", class_="swatch block undone", aria_hidden="true")
     return tag(
         "p",
-        tag("span", original, "from the start"),
-        tag("span", "born early ", tag("span", *shades, class_="ramp"), " late"),
+        tag("span", "oldest ", tag("span", *shades, class_="ramp"), " youngest"),
+        tag("span", swatch, "undone") if undone else None,
         class_="key",
     )
 
 
-def _bar(layer: Layer, row: int, x: Scale) -> Markup:
-    begin = x.at(layer.birth.step) if layer.birth else 0.0
-    end = x.at(layer.death.step) if layer.death else 1.0
-    top = _TOP + _PITCH * row + _ABOVE
+def _life(layer: Layer, x: Axis) -> tuple[float, float]:
+    """Begin and end along the plot; NaN where this axis does not know the birth."""
+    begin = x.at(layer.birth.at) if layer.birth else 0.0
+    end = 1.0
+    if layer.death:
+        end = x.at(layer.death.at)
+    elif layer.birth and layer.birth.undone:
+        end = x.at(layer.birth.undone)
+    return begin, begin if end < begin else end
+
+
+def _bar(row: Row, x: Axis) -> Markup | None:
+    layer = row.layer
+    begin, end = _life(layer, x)
+    if math.isnan(begin) or math.isnan(end):
+        return None
+    undone = layer.birth is not None and layer.birth.undone is not None
     rect = tag(
         "rect",
-        class_=f"bar {_shade(begin) if layer.birth else 'original'}",
+        class_="bar undone" if undone else f"bar shade{row.shade}",
         x=percent(begin),
-        y=short(top),
+        y=short(row.top),
         width=percent(max(end - begin, 0.002)),
-        height=short(_BAR),
+        height=short(row.height),
         rx="2",
     )
-    labels = [_text(layer, begin, top - 5, layout) for layout in _LAYOUTS]
-    return tag("g", tag("title", _spoken(layer)), rect, *labels, class_="layer")
+    labels = [_text(layer, begin, row.top - 5, layout) for layout in _LAYOUTS]
+    units = None
+    if layer.units and end == 1.0:
+        middle = row.top + row.height / 2
+        units = tag("text", f"{layer.units:,}", class_="units wide", x="100%", y=short(middle), dx="10", dy="0.32em")
+    return tag("g", tag("title", _spoken(layer)), rect, *labels, units, class_="layer")
 
 
 def _text(layer: Layer, begin: float, height: float, layout: str) -> Markup:
@@ -104,14 +158,14 @@ def _text(layer: Layer, begin: float, height: float, layout: str) -> Markup:
         class_=f"path {layout}",
         x=percent(begin),
         y=short(height),
-        dx=shift if layer.birth else None,
+        dx=shift if layer.birth and begin > 0 else None,
         text_anchor="end" if begin > turn else None,
     )
 
 
 def _label(layer: Layer, limit: int) -> str:
     """`blocks.2 ← blocks.1`, the source shortened first where it is long."""
-    if not layer.source:
+    if not layer.source or not layer.living:
         return shorten(layer.path, limit)
     text = f"{layer.path} ← {layer.source}"
     parent = layer.path.rpartition(".")[0]
@@ -128,25 +182,45 @@ def _spoken(layer: Layer) -> str:
     if not layer.birth:
         said = f"{path}: from the start"
     else:
-        said = f"{path}: growth {layer.birth.number}, step {layer.birth.step:g}"
+        said = f"{path}: growth {layer.birth.number}, step {layer.birth.at.step:g}"
         if layer.source:
             said += f", from {shorten(layer.source, 60)}"
         if layer.born_as != layer.path:
             said += f", born as {shorten(layer.born_as, 60)}"
-    return f"{said}; removed at step {layer.death.step:g}." if layer.death else f"{said}."
+    said += f", {layer.units:,} units" if layer.units else ""
+    return f"{said}; {_ended(layer)}." if _ended(layer) else f"{said}."
 
 
-def _shade(begin: float) -> str:
-    return f"shade{min(SHADES - 1, int(begin * SHADES))}"
+def _ended(layer: Layer) -> str:
+    if layer.death:
+        return f"removed at step {layer.death.at.step:g}"
+    if layer.birth and layer.birth.undone:
+        return f"undone at step {layer.birth.undone.step:g}"
+    return ""
 
 
-def _connector(layer: Layer, row: int, rows: dict[str, int], x: Scale) -> Markup | None:
+def _connector(row: Row, places: dict[str, Row], x: Axis) -> Markup | None:
     """A thin line from the source's bar to the new one, at its birth."""
-    if not layer.birth or layer.source not in rows:
+    layer = row.layer
+    source = places.get(layer.source or "")
+    if not layer.birth or source is None or math.isnan(x.at(layer.birth.at)):
         return None
-    place = percent(x.at(layer.birth.step))
-    start, stop = (_TOP + _PITCH * at + _ABOVE + _BAR / 2 for at in (rows[layer.source], row))
+    place = percent(x.at(layer.birth.at))
+    start, stop = (at.top + at.height / 2 for at in (source, row))
     return join(
         tag("line", class_="branch", x1=place, x2=place, y1=short(start), y2=short(stop)),
         tag("circle", class_="branch-dot", cx=place, cy=short(start), r="3"),
     )
+
+
+def _table(layers: Sequence[Layer], unit: str, most: int) -> Table:
+    shown = layers[:most]
+    rows = []
+    for layer in shown:
+        born = f"growth {layer.birth.number}, {unit} {whole(layer.birth.at.step)}" if layer.birth else "from the start"
+        size = next((a.parameters for a in layer.birth.added if a.path == layer.born_as), None) if layer.birth else None
+        rows.append([shorten(layer.path, 60), born, shorten(layer.source or "–", 60), whole(layer.units), whole(size)])
+        rows[-1].append(_ended(layer) or "at the end")
+    columns = ["Layer", "Born", "Copy of", "Width in units", "Parameters at birth", "Last seen"]
+    caption = f"{'All' if len(shown) == len(layers) else f'{len(shown)} of'} {len(layers):,} layers."
+    return Table(caption, columns, rows, frozenset({3, 4}))

@@ -1,169 +1,265 @@
-"""Loss and parameters over the steps."""
+"""What was measured, over the run."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from auxin.report.figures import scaled, significant, span, whole
-from auxin.report.marks import ROW, Mark, draw_lines, draw_marks, rows_of
+from auxin.report.axis import Axis
+from auxin.report.figure import Table, behind, drawings, note, number, readable, section
+from auxin.report.figures import duration, scaled, significant, span, whole
+from auxin.report.marks import ROW, draw_lines, draw_marks, draw_spans, place_marks, rows_of
 from auxin.report.markup import Markup, join, shorten, tag
-from auxin.report.plot import (
-    COLUMNS,
-    chart,
-    curve,
-    layered,
-    percent,
-    short,
-    step_axis,
-    steps_curve,
-    value_axis,
-)
-from auxin.report.reading import ends, series
-from auxin.report.scale import Point, Scale, thin, value_scale
+from auxin.report.plot import chart, curve, layered, percent, run_axis, short, value_axis
+from auxin.report.run import AXES, Growth, Run
+from auxin.report.scale import Point, Scale, spread, thin, value_scale
 
-_HEIGHT = 280.0
-_LOW_HEIGHT = 130.0
-_AXIS = 28.0  # pixels for the steps below a plot
+MOST_PANELS = 5
+_HEIGHT, _LOW_HEIGHT, _AXIS = 280.0, 160.0, 28.0  # pixels: of the first plot, of the others, of the ticks below
 _FAR = 3.0  # a line this many times above the other gets a chart of its own
-_NAMES = {"loss": "training", "validation": "validation"}
+_LOSS = re.compile("loss|validation|metric", re.IGNORECASE)
+_SAID = {"loss": "training loss", "validation": "validation loss", "metric": "metric"}
+_ROWS, _READ = 40, 300  # of the table behind, and of what the pointer reads
+_NOT_DRAWN = {"depth"}
 
 
-def loss_section(metrics: Sequence[Mapping], x: Scale, marks: Sequence[Mark], growths: int) -> Markup:
-    """Training and validation loss with a mark per growth: on one chart, or on two where their units differ."""
-    lines = {key: series(metrics, key) for key in _NAMES}
-    known = {key: points for key, points in lines.items() if _finite(points)}
-    if not known:
-        heading = tag("h2", "Loss", id="loss")
-        return tag("section", heading, tag("p", "No loss was recorded.", class_="note"), aria_labelledby="loss")
-    if _apart(known):
-        panels = [("validation", "Validation loss"), ("loss", "Training loss")]
-        return join(*(_panel({key: known[key]}, name, key, x, marks, growths) for key, name in panels))
-    return _panel(lines, "Loss", "loss", x, marks, growths)
+@dataclass(frozen=True)
+class Panel:
+    """One figure: at most two metrics that share a scale. ``key`` is for ids."""
+
+    key: str
+    names: Sequence[str]
+    run: Run
+    detail: int
+    marks: int
+    first: bool
+
+    @property
+    def height(self) -> float:
+        """Of the plot, in pixels."""
+        return _HEIGHT if self.first else _LOW_HEIGHT
+
+    @property
+    def title(self) -> str:
+        """The heading."""
+        said = "loss" if len(self.names) > 1 else said_of(self.names[0])
+        return shorten(said[:1].upper() + said[1:], 60)
+
+    def values(self, name: str) -> Sequence[float]:
+        """All readings of one metric."""
+        return self.run.readings.metrics[name]
+
+    def style(self, name: str) -> str:
+        """The class of a metric's line."""
+        return "main" if name == self.names[0] else "second"
 
 
-def _finite(points: Sequence[Point]) -> list[float]:
-    return [value for _, value in points if math.isfinite(value)]
+def said_of(name: str) -> str:
+    """A metric's name in words."""
+    return _SAID.get(name, name)
 
 
-def _apart(lines: Mapping[str, Sequence[Point]]) -> bool:
+def metric_sections(run: Run, axes: Sequence[Axis], detail: int, marks: int) -> Markup:
+    """A figure per metric, with a mark for each growth; training and validation loss share one where they can.
+
+    Args:
+        run: to show.
+        axes: to draw on.
+        detail: columns of a drawing; a line has at most three points in each.
+        marks: places for marks on an axis.
+    """
+    names = [n for n, values in run.readings.metrics.items() if n not in _NOT_DRAWN and any(map(math.isfinite, values))]
+    if not names:
+        return section("metrics", "Loss", note("No loss was recorded."), _lone_marks(run, axes, marks))
+    groups = _groups(names, run)
+    parts = []
+    for at, group in enumerate(groups[:MOST_PANELS]):
+        parts.append(_panel(Panel(f"metric-{at}", group, run, detail, marks, not at), axes))
+    left = [shorten(name, 40) for group in groups[MOST_PANELS:] for name in group]
+    if left:
+        parts.append(
+            tag("p", f"Not drawn: {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}.", class_="note")
+        )
+    return join(*parts)
+
+
+def ends(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The first and the last finite value."""
+    known = [value for value in values if math.isfinite(value)]
+    return (known[0], known[-1]) if known else (None, None)
+
+
+def _groups(names: Sequence[str], run: Run) -> list[tuple[str, ...]]:
+    """Two losses on one chart unless that would flatten one of them; all else on its own."""
+    order = sorted(
+        names, key=lambda name: ["validation", "metric"].index(name) if name in ("validation", "metric") else 2
+    )
+    losses = [name for name in order if _LOSS.search(name)]
+    if len(losses) != 2 or _apart([_finite(run.readings.metrics[name]) for name in losses]):
+        return [(name,) for name in order]
+    pair = (losses[0], losses[1])
+    return [pair, *((name,) for name in order if name not in pair)]
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _apart(lines: Sequence[Sequence[float]]) -> bool:
     """Whether two lines lie so far apart that on one scale both would look flat."""
-    if len(lines) < 2:
-        return False
-    low, high = sorted((_finite(points) for points in lines.values()), key=max)
+    low, high = sorted(lines, key=max)
     return min(high) > _FAR * max(low) > 0
 
 
-def _panel(
-    lines: Mapping[str, Sequence[Point]], name: str, key: str, x: Scale, marks: Sequence[Mark], growths: int
-) -> Markup:
-    """One chart of one or two lines."""
-    y = value_scale([value for points in lines.values() for _, value in points if not math.isnan(value)])
-    said = _said(lines, growths, y)
-    top = ROW * rows_of(marks) + 6.0
-    bottom = top + _HEIGHT
-    drawn = [curve(thin(points, COLUMNS), x, y, _HEIGHT, line) for line, points in lines.items()]
-    picture = chart(
-        f"{key}-chart",
-        f"{name} over steps",
+def _panel(panel: Panel, axes: Sequence[Axis]) -> Markup:
+    run = panel.run
+    y = value_scale([value for name in panel.names for value in _finite(panel.values(name))])
+    said = _said(panel, y)
+    branches = run.branches()
+    rows = [at for at in branches[0][1] if any(not math.isnan(panel.values(n)[at]) for n in panel.names)]
+    read = [rows[at] for at in spread(len(rows), _READ)]
+    moments = [run.readings.moment(at) for at in read]
+    numbers = [
+        [*(moment.on(axis.key) for axis in axes), *(panel.values(name)[at] for name in panel.names)]
+        for at, moment in zip(read, moments, strict=True)
+    ]
+    return section(
+        panel.key,
+        panel.title,
+        note(said),
+        _key(panel),
+        drawings(panel.key, axes, lambda axis: _drawing(panel, axis, y, branches, said)),
+        readable(panel.key, axes, [said_of(name) for name in panel.names], numbers),
+        behind(_table(panel, rows), panel.title),
+    )
+
+
+def _drawing(panel: Panel, x: Axis, y: Scale, branches: list, said: str) -> Markup:
+    run, height = panel.run, panel.height
+    marks = place_marks(run.growths, x, panel.marks)
+    top = (ROW * rows_of(marks) if panel.first else 0) + 6.0
+    bottom = top + height
+    lines = []
+    for growth, indices in reversed(branches):
+        for name in panel.names:
+            style = panel.style(name) + (" undone" if growth else "")
+            lines.append(curve(_points(panel, name, growth, indices, x), y, height, style))
+    return chart(
+        f"{panel.key}-chart-{x.key}",
+        f"{panel.title} over {x.name}",
         said,
         bottom + _AXIS,
-        step_axis(x, top, bottom),
-        value_axis(y, top, _HEIGHT),
-        draw_marks(marks, top, bottom),
-        layered(top, _HEIGHT, *drawn),
-        _end_labels(lines, x, y, top),
-    )
-    return tag(
-        "section",
-        tag("h2", name, id=key),
-        tag("p", said, class_="note"),
-        _key(lines),
-        tag("div", picture, class_="plot labelled"),
-        aria_labelledby=key,
+        draw_spans(run.growths, x, top, bottom),
+        run_axis(x, top, bottom),
+        value_axis(y, top, height, 5 if height > 200 else 3),
+        draw_marks(marks, top, bottom) if panel.first else draw_lines(marks, top, bottom),
+        layered(top, height, *lines),
+        _end_labels(panel, x, y, top, branches[0][1]),
     )
 
 
-def parameter_section(points: Sequence[Point], x: Scale, marks: Sequence[Mark]) -> Markup | None:
-    """Parameters over steps, a line of stairs; None where they are not known."""
-    if not points:
+def _points(panel: Panel, name: str, growth: Growth | None, indices: Sequence[int], x: Axis) -> list[Point]:
+    """A metric's points on one axis, thinned; an undone span begins at the reading before it."""
+    values, column = panel.values(name), panel.run.readings.columns[x.key]
+    lead = [growth.first - 1] if growth is not None and growth.first else []
+    known = [at for at in [*lead, *indices] if not math.isnan(values[at]) and not math.isnan(column[at])]
+    kept = thin([values[at] for at in known], panel.detail)
+    return [(x.scale.at(column[known[i]]), _gap(values[known[i]])) for i in kept]
+
+
+def _gap(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
+
+
+def _lone_marks(run: Run, axes: Sequence[Axis], most: int) -> Markup | None:
+    """The growths on their own, where nothing was measured."""
+    if not run.growths:
         return None
-    y = value_scale([value for _, value in points], zero=True, pieces=3)
-    first, last = ends(points)
-    line, area = steps_curve(thin(points, COLUMNS // 2), x, y, _LOW_HEIGHT)
-    top = 8.0
-    end = percent(x.at(points[-1][0]))
-    height = short(top + (1 - y.at(points[-1][1])) * _LOW_HEIGHT)
-    picture = chart(
-        "parameter-chart",
-        "Parameters over steps",
-        f"Parameters: {span(first, last)}.",
-        top + _LOW_HEIGHT + _AXIS,
-        step_axis(x, top, top + _LOW_HEIGHT),
-        value_axis(y, top, _LOW_HEIGHT, 3),
-        draw_lines(marks, top, top + _LOW_HEIGHT),
-        layered(top, _LOW_HEIGHT, area, line),
-        tag("text", scaled(last), class_="end wide validation", x=end, y=height, dx="10", dy="0.32em"),
-    )
-    note = f"{span(first, last)}." if first == last else f"{span(first, last)}, {_times(first, last)}."
-    return tag(
-        "section",
-        tag("h2", "Parameters", id="parameters"),
-        tag("p", note, class_="note"),
-        tag("div", picture, class_="plot labelled"),
-        aria_labelledby="parameters",
-    )
+
+    def draw(axis: Axis) -> Markup:
+        marks = place_marks(run.growths, axis, most)
+        top = ROW * rows_of(marks) + 6.0
+        spans = draw_spans(run.growths, axis, top, top + 30)
+        content = [spans, run_axis(axis, top, top + 30), draw_marks(marks, top, top + 30)]
+        said = f"{len(run.growths):,} growths."
+        return chart(f"growths-chart-{axis.key}", f"Growths over {axis.name}", said, top + 30 + _AXIS, *content)
+
+    return drawings("growths", axes, draw)
 
 
-def _times(first: float | None, last: float | None) -> str:
-    return f"{last / first:.3g} times as many" if first and last else f"{whole(last)} at the end"
-
-
-def _said(lines: Mapping[str, Sequence[Point]], growths: int, y: Scale) -> str:
+def _said(panel: Panel, y: Scale) -> str:
     """What the chart shows, in a sentence or two."""
+    run = panel.run
+    live = run.branches()[0][1]
     parts = []
-    for key in ("validation", "loss"):
-        first, last = ends(lines.get(key, ()))
-        if last is not None:
-            parts.append(f"{_NAMES[key]} loss {span(first, last, significant)}")
+    for name in panel.names:
+        known = ends([panel.values(name)[at] for at in live])
+        parts.append(f"{shorten(said_of(name), 60)} {span(*known, significant)}")
     text = " and ".join(parts)
     text = text[0].upper() + text[1:] + "."
-    if growths:
-        text += " The vertical mark is a growth." if growths == 1 else f" Vertical marks: {growths:,} growths."
+    if run.growths:
+        one = len(run.growths) == 1
+        text += " The vertical mark is a growth." if one else f" Vertical marks: {len(run.growths):,} growths."
+    undone = len(run.growths) - len(run.kept)
+    if undone:
+        text += f" {undone:,} of them {'was' if undone == 1 else 'were'} undone: shaded, with a dashed line."
     if y.log:
         text += " Logarithmic scale."
-    missing = sum(math.isnan(value) for points in lines.values() for _, value in points)
-    if missing:
-        text += f" {missing:,} value{'s' if missing > 1 else ''} not finite: a gap in the line."
+    broken = sum(math.isinf(value) for name in panel.names for value in panel.values(name))
+    if broken:
+        text += f" {broken:,} value{'s' if broken > 1 else ''} not finite: a gap in the line."
     return text
 
 
-def _key(lines: Mapping[str, Sequence[Point]]) -> Markup:
+def _key(panel: Panel) -> Markup | None:
     """The key of a narrow page, where the lines' ends have no room for names."""
     parts = []
-    for key in ("validation", "loss"):
-        last = ends(lines.get(key, ()))[1]
-        if last is not None:
-            swatch = tag("span", class_=f"swatch {key}", aria_hidden="true")
-            parts.append(tag("span", swatch, f"{_NAMES[key]} {significant(last)}"))
+    live = panel.run.branches()[0][1]
+    for name in panel.names:
+        last = ends([panel.values(name)[at] for at in live])[1]
+        swatch = tag("span", class_=f"swatch {panel.style(name)}", aria_hidden="true")
+        parts.append(tag("span", swatch, f"{shorten(said_of(name), 40)} {number(last)}"))
     return tag("p", *parts, class_="key narrow")
 
 
-def _end_labels(lines: Mapping[str, Sequence[Point]], x: Scale, y: Scale, top: float) -> Markup:
+def _end_labels(panel: Panel, x: Axis, y: Scale, top: float, live: Sequence[int]) -> Markup:
     """The name and last value at the end of each line, pushed apart where they would touch."""
     places = []
-    for key, points in lines.items():
-        last = next((point for point in reversed(points) if not math.isnan(point[1])), None)
+    for name in panel.names:
+        values = panel.values(name)
+        last = next((at for at in reversed(live) if math.isfinite(values[at])), None)
         if last is not None:
-            places.append((top + (1 - y.at(last[1])) * _HEIGHT, key, last))
-    places.sort()
+            at = x.at(panel.run.readings.moment(last))
+            places.append((top + (1 - y.at(values[last])) * panel.height, name, at, values[last]))
+    places = sorted(place for place in places if not math.isnan(place[2]))
     heights = [place[0] for place in places]
     if len(heights) == 2 and heights[1] - heights[0] < 34:
-        middle = min(max(sum(heights) / 2, top + 17), top + _HEIGHT - 17)
+        middle = min(max(sum(heights) / 2, top + 17), top + panel.height - 17)
         heights = [middle - 17, middle + 17]
     parts = []
-    for height, (down, key, (step, value)) in zip(heights, places, strict=True):
-        at = percent(x.at(step))
-        parts.append(tag("circle", class_=f"dot {key}", cx=at, cy=short(down), r="3.5"))
-        for shift, text in ((-2, _NAMES[key]), (13, shorten(significant(value), 12))):
-            label = tag("text", text, class_=f"end wide {key}", x=at, y=short(height + shift), dx="12")
-            parts.append(label)
+    for height, (down, name, at, value) in zip(heights, places, strict=True):
+        style = panel.style(name)
+        parts.append(tag("circle", class_=f"dot {style}", cx=percent(at), cy=short(down), r="3.5"))
+        word = {"loss": "training"}.get(name, name)
+        for shift, said in ((-2, shorten(word, 12)), (13, shorten(significant(value), 12))):
+            parts.append(tag("text", said, class_=f"end wide {style}", x=percent(at), y=short(height + shift), dx="12"))
     return join(*parts)
+
+
+def _table(panel: Panel, rows: Sequence[int]) -> Table:
+    """Some readings, evenly over the run."""
+    readings = panel.run.readings
+    kept = [rows[at] for at in spread(len(rows), _ROWS)]
+    show = (whole, lambda value: scaled(value, "kMGTPEZ", " "), duration)
+    used = [at for at, axis in enumerate(AXES) if any(not math.isnan(readings.columns[axis][row]) for row in kept)]
+    names = [panel.run.unit.capitalize(), "FLOP", "Time"]
+    lines = []
+    for row in kept:
+        places = [readings.columns[AXES[at]][row] for at in used]
+        shown = [show[at](None if math.isnan(value) else value) for at, value in zip(used, places, strict=True)]
+        lines.append([*shown, *(number(panel.values(name)[row]) for name in panel.names)])
+    columns = [*(names[at] for at in used), *(said_of(name) for name in panel.names)]
+    all_of = "All" if len(kept) == len(rows) else f"{len(kept)} of"
+    left = ", undone spans left out" if len(panel.run.kept) < len(panel.run.growths) else ""
+    caption = f"{all_of} {len(rows):,} readings{left}."
+    return Table(caption, columns, lines, frozenset(range(len(columns))))

@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable
 
 _LARGEST = 1e100  # beyond, a number is as good as infinite, and differences would overflow
+_SMALLEST = 1e-100
 
 
 def finite(value: object) -> float | None:
     """`value` as a float, or None where it is no finite number (a bool is none)."""
+    if type(value) is float and _SMALLEST <= value <= _LARGEST:
+        return value  # nearly always: a log has millions of them
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         return None
     try:
@@ -16,7 +19,7 @@ def finite(value: object) -> float | None:
         return None
     if not abs(number) <= _LARGEST:
         return None
-    return number if abs(number) >= 1 / _LARGEST else 0.0
+    return number if abs(number) >= _SMALLEST else 0.0
 
 
 def significant(value: object, digits: int = 4) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from auxin.report.figures import finite, significant
 from auxin.report.markup import Markup, shorten, tag
 from auxin.report.plot import chart, curve, layered, percent, short, value_axis
-from auxin.report.scale import Point, Scale, thin, value_scale
+from auxin.report.scale import Point, thin, value_scale
 
 MOST = 6
 _HEIGHT, _COLUMNS = 150.0, 60
@@ -40,13 +40,12 @@ def _panel(number: int, forecast: Mapping) -> Markup:
     history = _points(values["history"][-_HORIZONS * ahead :], 0)
     actual, predicted = (_points(values[key], len(history)) for key in ("actual", "forecast"))
     last = max(len(history) + ahead - 1, 1)
-    x = Scale(0.0, float(last))
     y = value_scale([value for points in (history, actual, predicted) for _, value in points], log=False, pieces=3)
     joint = history[-1:]
     lines = {"history": history, "actual": joint + actual, "forecast": joint + predicted}
     title = shorten(forecast.get("title") or f"Forecast {number}", 80)
     error = _error(actual, predicted)
-    now = percent(x.at(len(history) - 1)) if history else "0%"
+    now = percent((len(history) - 1) / last) if history else "0%"
     picture = chart(
         f"forecast-{number}",
         title,
@@ -54,7 +53,7 @@ def _panel(number: int, forecast: Mapping) -> Markup:
         _HEIGHT + 16,
         value_axis(y, 8, _HEIGHT, 3),
         tag("line", class_="mark", x1=now, x2=now, y1="8", y2=short(_HEIGHT + 8)),
-        layered(8, _HEIGHT, *(curve(thin(line, _COLUMNS), x, y, _HEIGHT, key) for key, line in lines.items())),
+        layered(8, _HEIGHT, *(curve(_placed(line, last), y, _HEIGHT, key) for key, line in lines.items())),
     )
     return tag(
         "figure",
@@ -68,6 +67,12 @@ def _numbers(values: object) -> list[float]:
         return []
     numbers = (finite(value) for value in values)
     return [math.nan if number is None else number for number in numbers]
+
+
+def _placed(line: Sequence[Point], last: int) -> list[Point]:
+    """At most some points per pixel, along the plot."""
+    kept = thin([value for _, value in line], _COLUMNS)
+    return [(line[at][0] / last, line[at][1]) for at in kept]
 
 
 def _points(values: Sequence[float], start: int) -> list[Point]:

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from auxin.report.reading import Growth
+from auxin.report.run import Growth
 
 _MOST_SIBLINGS = 2000  # a stray index must not make a million rows
+_DEEPEST = 30  # pieces of a path
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Layer:
         path: its last path: in the final network, or when it was removed.
         source: the last path of the layer that it was copied from.
         birth: the growth that brought it; None: there from the start.
-        death: the growth that removed it; None: there at the end.
+        death: the growth that removed it; None: there at the end, or undone with its birth.
         born_as: its path right after its birth.
+        units: its width: the rows of its largest weight; None where that is not known.
     """
 
     path: str
@@ -26,21 +29,71 @@ class Layer:
     birth: Growth | None = None
     death: Growth | None = None
     born_as: str = ""
+    units: int | None = None
+
+    @property
+    def living(self) -> bool:
+        """Whether it is in the final network."""
+        return self.death is None and (self.birth is None or self.birth.undone is None)
 
 
-def read_layers(growths: Sequence[Growth]) -> list[Layer]:
+def read_layers(growths: Sequence[Growth], shapes: Mapping[str, Sequence[int]] = MappingProxyType({})) -> list[Layer]:
     """All layers, in the order of the final network.
 
     The journal does not list what was there before; that follows from it. A layer that is renamed or copied
     existed, and so did, in a container with indices, everything below the index of a new one that is not new.
 
     A source is a path before the growth; one that was not there then is read as a path after it.
+
+    Args:
+        growths: in the order in which they happened, undone ones too.
+        shapes: of the final network's tensors by name; what has not grown is shown too then, as few layers as it takes.
     """
     family = _Family()
     for growth in growths:
         family.grow(growth)
-    found = [_layer(track) for track in family.tracks]
-    return sorted(found, key=lambda layer: (natural(layer.path), layer.death is not None))
+        if growth.undone is not None:
+            family.undo()
+    found = [_layer(track, shapes) for track in family.tracks]
+    found += [Layer(path, units=_units(path, shapes)) for path in _others(found, shapes)]
+    places = {name: at for at, name in reversed(list(enumerate(_prefixes(shapes))))}
+    parent = {layer.path: layer.path.rpartition(".")[0] for layer in found}
+    grown = {parent[layer.path] for layer in found if layer.birth}
+
+    def rank(layer: Layer) -> tuple:
+        around = parent[layer.path] if parent[layer.path] in grown else layer.path
+        return places.get(around, len(places)), natural(layer.path), not layer.living
+
+    return sorted(found, key=rank)
+
+
+def _prefixes(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The paths of all modules around the tensors, in their order."""
+    found = [""] if shapes else []
+    for name in shapes:
+        pieces = name.split(".")[:_DEEPEST]
+        found += [".".join(pieces[:count]) for count in range(1, len(pieces))]
+    return found
+
+
+def _others(layers: Sequence[Layer], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The modules without a grown layer inside, as near to the root as they can be."""
+    inside, known = {""}, {layer.path for layer in layers}
+    for path in known:
+        while path:
+            path = path.rpartition(".")[0]
+            inside.add(path)
+    found = dict.fromkeys(
+        path for path in _prefixes(shapes) if path not in inside | known and path.rpartition(".")[0] in inside
+    )
+    return list(found)
+
+
+def _units(path: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """The rows of the largest weight below a path; of its vectors where there is no matrix."""
+    inside = [shape for name, shape in shapes.items() if name.startswith(path + ".")]
+    matrices = [shape for shape in inside if len(shape) > 1] or [shape for shape in inside if shape]
+    return max((int(shape[0]) for shape in matrices), default=None)
 
 
 def natural(path: str) -> list[tuple[int, str]]:
@@ -49,7 +102,7 @@ def natural(path: str) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces if piece]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Track:
     """A layer while the journal is read; its path changes."""
 
@@ -66,15 +119,18 @@ class _Family:
     def __init__(self) -> None:
         self.tracks: list[_Track] = []
         self.living: dict[str, _Track] = {}
+        self.before: dict[str, _Track] = {}
 
     def grow(self, growth: Growth) -> None:
         """One journal entry: removals, then renames, then births."""
         for path in _renamed_blocks(growth):
             self.find(path)
-        before = dict(self.living)
-        for path in growth.removed:
-            self.find(path).death = growth
-            del self.living[path]
+        removed = list(dict.fromkeys(growth.removed))
+        for path in removed:
+            self.find(path)
+        before = self.before = dict(self.living)
+        for path in removed:
+            self.living.pop(path).death = growth
         self.rename(growth)
         for path in _older_siblings(growth):
             self.find(path)
@@ -85,6 +141,15 @@ class _Family:
                 born[layer.path].source = source or self.find(layer.source)
         self.tracks.extend(born.values())
         self.living.update(born)
+
+    def undo(self) -> None:
+        """Back to before the last growth; what it brought keeps its row, what it found keeps its life."""
+        added = [track for track in self.living.values() if track not in self.before.values()]
+        for path, track in self.before.items():
+            track.path = path
+            track.death = None
+        found = {track.path: track for track in added if track.birth is None}
+        self.living = {**found, **self.before}
 
     def find(self, path: str) -> _Track:
         """The living layer at `path`; one not met before was there from the start."""
@@ -102,9 +167,11 @@ class _Family:
         self.living = moved
 
 
-def _layer(track: _Track) -> Layer:
+def _layer(track: _Track, shapes: Mapping[str, Sequence[int]]) -> Layer:
     source = track.source.path if track.source else None
-    return Layer(track.path, source, track.birth, track.death, track.born_as)
+    alive = track.death is None and (track.birth is None or track.birth.undone is None)
+    units = _units(track.path, shapes) if alive else None
+    return Layer(track.path, source, track.birth, track.death, track.born_as, units)
 
 
 def _renamed_blocks(growth: Growth) -> list[str]:

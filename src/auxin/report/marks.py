@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from auxin.report.axis import Axis
 from auxin.report.markup import Markup, join, shorten, tag
 from auxin.report.plot import percent, short
-from auxin.report.reading import Growth
-from auxin.report.scale import Scale
+from auxin.report.run import Growth
 
 ROW = 17  # pixels per row of labels
 ROWS = 3
-MOST = 60  # places for marks; growths closer than that share one
 
 _LETTER, _GAP = 6.6, 10.0  # pixels
 _TURN = 0.8  # from here on, labels stand to the left of their mark
@@ -35,18 +34,38 @@ class Mark:
     name: str
 
 
-def place_marks(growths: Sequence[Growth], x: Scale) -> list[Mark]:
-    """The marks that can be told apart, with number and name, or if not all names have room, the number."""
+def place_marks(growths: Sequence[Growth], x: Axis, most: int) -> list[Mark]:
+    """The marks that can be told apart, with number and name, or if not all names have room, the number.
+
+    Args:
+        growths: to mark.
+        x: along which.
+        most: places for marks; growths closer than that share one.
+    """
     places: dict[int, tuple[Growth, float]] = {}
     for growth in growths:
-        at = x.at(growth.step)
-        places.setdefault(round(at * MOST), (growth, at))
-    names = [shorten(growth.label, 28) for growth, _ in places.values()]
+        at = x.at(growth.at)
+        if not math.isnan(at):
+            places.setdefault(round(at * most), (growth, at))
+    names = [_name(growth) for growth, _ in places.values()]
     rows = _fit([(at, f"{g.number} {n}") for (g, at), n in zip(places.values(), names, strict=True)], _WIDE, False)
     if None in rows:
         names = [""] * len(places)
         rows = _fit([(at, str(growth.number)) for growth, at in places.values()], _NARROW, True)
     return [Mark(growth, at, row, name) for (growth, at), row, name in zip(places.values(), rows, names, strict=True)]
+
+
+def draw_spans(growths: Sequence[Growth], x: Axis, top: float, bottom: float) -> Markup:
+    """A band from each growth that was undone to its way back."""
+    parts = []
+    for growth in growths:
+        begin, end = x.at(growth.at), x.at(growth.undone or growth.at)
+        if growth.undone is None or not end > begin:
+            continue
+        said = f"Growth {growth.number} was undone: step {growth.at.step:g} to {growth.undone.step:g}."
+        place = {"x": percent(begin), "y": short(top), "width": percent(end - begin), "height": short(bottom - top)}
+        parts.append(tag("rect", tag("title", said), class_="span", **place))
+    return join(*parts)
 
 
 def rows_of(marks: Sequence[Mark]) -> int:
@@ -63,6 +82,10 @@ def draw_lines(marks: Sequence[Mark], top: float, bottom: float) -> Markup:
     """The marks without labels, for charts below the first."""
     places = [percent(mark.at) for mark in marks]
     return join(*(tag("line", class_="mark", x1=at, x2=at, y1=short(top), y2=short(bottom)) for at in places))
+
+
+def _name(growth: Growth) -> str:
+    return "undone" if growth.undone else shorten(growth.label, 28)
 
 
 def _fit(labels: Sequence[tuple[float, str]], pixels: float, centred: bool) -> list[int | None]:
@@ -82,7 +105,8 @@ def _fit(labels: Sequence[tuple[float, str]], pixels: float, centred: bool) -> l
 
 def _draw(mark: Mark, top: float, bottom: float) -> Markup:
     place, growth = percent(mark.at), mark.growth
-    said = growth.entry.get("summary") or growth.label
+    said = growth.label
+    said = f"{said}; undone at step {growth.undone.step:g}" if growth.undone else said
     begin, labels = top, []
     if mark.row is not None:
         base = top - ROW * mark.row - 5  # of the text
@@ -90,10 +114,10 @@ def _draw(mark: Mark, top: float, bottom: float) -> Markup:
         labels = _labels(mark, place, base)
     return tag(
         "g",
-        tag("title", f"Growth {growth.number}, step {growth.step:g}: {shorten(said, 80)}"),
+        tag("title", f"Growth {growth.number}, step {growth.at.step:g}: {shorten(said, 80)}"),
         tag("line", class_="mark", x1=place, x2=place, y1=short(begin), y2=short(bottom)),
         *labels,
-        class_="growth",
+        class_="growth undone" if growth.undone else "growth",
     )
 
 

@@ -48,7 +48,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     return Markup(f"<{opening}>{join(*children)}</{name}>")
 
 
-_EMPTY = frozenset({"circle", "line", "path", "rect", "meta"})
+_EMPTY = frozenset({"circle", "input", "line", "meta", "path", "rect"})
 
 
 def shorten(value: object, limit: int) -> str:

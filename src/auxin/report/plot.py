@@ -9,12 +9,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from auxin.report.figures import scaled, whole
+from auxin.report.axis import Axis
+from auxin.report.figures import scaled
 from auxin.report.markup import Markup, join, tag
 from auxin.report.scale import Point, Scale
 
 WIDTH = 1000  # of the inner viewBox
-COLUMNS = 400  # points are thinned to two or three per column
 
 
 def percent(fraction: float) -> str:
@@ -65,50 +65,47 @@ def layered(top: float, height: float, *content: object) -> Markup:
     )
 
 
-def curve(points: Sequence[Point], x: Scale, y: Scale, height: float, class_: str) -> Markup:
+def curve(points: Sequence[Point], y: Scale, height: float, class_: str) -> Markup:
     """A line through the points, in the coordinates of `layered`, broken where a value is NaN."""
     pieces, pen, run = [], "M", 0
-    for step, value in [*points, (0.0, math.nan)]:
+    for at, value in [*points, (0.0, math.nan)]:
         if math.isnan(value):
             if run == 1:
                 pieces.append("h0")  # a dot, by its round cap
             pen, run = "M", 0
             continue
-        pieces.append(f"{pen}{short(x.at(step) * WIDTH)} {short((1 - y.at(value)) * height)}")
+        pieces.append(f"{pen}{short(at * WIDTH)} {short((1 - y.at(value)) * height)}")
         pen, run = ("L" if run == 0 else " "), run + 1
     return tag("path", class_=f"line {class_}", d="".join(pieces), vector_effect="non-scaling-stroke")
 
 
-def steps_curve(points: Sequence[Point], x: Scale, y: Scale, height: float) -> tuple[Markup, Markup]:
+def steps_curve(points: Sequence[Point], y: Scale, height: float) -> tuple[Markup, Markup]:
     """A line that holds its value until the next, and the area below it."""
     path, level = "", None
-    for step, value in points:
-        across, down = short(x.at(step) * WIDTH), short((1 - y.at(value)) * height)
+    for at, value in points:
+        across, down = short(at * WIDTH), short((1 - y.at(value)) * height)
         if level is None:
             path = f"M{across} {down}"
         elif down != level:
             path += f"H{across}V{down}"
         level = down
     if points:
-        path += f"H{short(x.at(points[-1][0]) * WIDTH)}"
-    first = short(x.at(points[0][0]) * WIDTH) if points else "0"
+        path += f"H{short(points[-1][0] * WIDTH)}"
+    first = short(points[0][0] * WIDTH) if points else "0"
     area = f"{path}V{short(height)}H{first}Z" if points else ""
-    line = tag("path", class_="line validation", d=path, vector_effect="non-scaling-stroke")
+    line = tag("path", class_="line main", d=path, vector_effect="non-scaling-stroke")
     return line, tag("path", class_="area", d=area)
 
 
-def step_axis(x: Scale, top: float, bottom: float, labels: bool = True) -> Markup:
-    """Faint vertical lines at round steps and, below, their numbers; every second one stays on a phone."""
+def run_axis(x: Axis, top: float, bottom: float) -> Markup:
+    """Faint vertical lines at round places and, below, their numbers; every second one stays on a phone."""
     lines, texts = [], []
-    ticks = [step for step in x.ticks(8) if step.is_integer()]
-    for index, step in enumerate(ticks):
-        place = percent(x.at(step))
+    for index, (at, text) in enumerate(x.ticks()):
+        place = percent(at)
         lines.append(tag("line", class_="grid", x1=place, x2=place, y1=short(top), y2=short(bottom)))
-        if labels:
-            name = _step(step, x.high) if index else f"step {_step(step, x.high)}"
-            anchor = "start" if index == 0 and x.at(step) < 0.02 else "middle"
-            seen = "tick" if index % 2 == 0 else "tick wide"
-            texts.append(tag("text", name, class_=seen, x=place, y=short(bottom + 18), text_anchor=anchor))
+        anchor = "start" if index == 0 and at < 0.02 else "middle"
+        seen = "tick" if index % 2 == 0 else "tick wide"
+        texts.append(tag("text", text, class_=seen, x=place, y=short(bottom + 18), text_anchor=anchor))
     return join(*lines, *texts)
 
 
@@ -146,7 +143,3 @@ def tick_name(value: float, ticks: Sequence[float]) -> str:
 
 def _decimals(distance: float) -> int:
     return max(0, -math.floor(math.log10(distance) + 1e-9)) if distance > 0 else 0
-
-
-def _step(step: float, highest: float) -> str:
-    return scaled(step) if highest >= 100_000 else whole(step)

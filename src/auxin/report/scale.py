@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-Point = tuple[float, float]  # (step, value); a value of NaN breaks the line
+Point = tuple[float, float]  # (0 .. 1 along the plot, value); a value of NaN breaks the line
 
 _LOG_FROM = 30.0  # largest / smallest value from which a logarithmic scale reads better
 
@@ -82,36 +82,39 @@ def _round_step(low: float, high: float, count: int) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
 
 
-def thin(points: Sequence[Point], columns: int) -> list[Point]:
-    """The ends, and at most three points per column: smallest, largest, and a break if it holds one.
+def thin(values: Sequence[float], columns: int) -> list[int]:
+    """Which of many values to draw: the ends, and per column the smallest, the largest, and a break if it holds one.
 
-    Spikes survive, which taking every n-th point would lose.
+    Spikes survive, which taking every n-th value would lose.
 
     Args:
-        points: sorted by step.
+        values: in their order.
         columns: about as many as there are pixels.
+
+    Returns:
+        Indices, ascending.
     """
-    if len(points) <= 2 * columns:
-        return list(points)
-    low, high = points[0][0], points[-1][0]
-    width = (high - low) / columns or 1.0
-    buckets: dict[int, list[Point]] = {}
-    for point in points:
-        buckets.setdefault(min(columns - 1, int((point[0] - low) / width)), []).append(point)
-    kept: list[Point] = []
-    for bucket in buckets.values():
-        known = [point for point in bucket if not math.isnan(point[1])]
+    count = len(values)
+    if count <= 2 * columns:
+        return list(range(count))
+    kept = {0, count - 1}
+    for column in range(columns):
+        bucket = range(column * count // columns, (column + 1) * count // columns)
+        known = [at for at in bucket if math.isfinite(values[at])]
         if known:
-            ends = {min(known, key=_value), max(known, key=_value)}
-            kept.extend(sorted(ends))
+            kept |= {min(known, key=values.__getitem__), max(known, key=values.__getitem__)}
         if len(known) < len(bucket):
-            kept.append((bucket[-1][0], math.nan))
-    if kept[0] != points[0]:
-        kept.insert(0, points[0])
-    if kept[-1] != points[-1]:
-        kept.append(points[-1])  # a level line keeps its length
-    return kept
+            kept.add(next(at for at in bucket if not math.isfinite(values[at])))
+    return sorted(kept)
 
 
-def _value(point: Point) -> float:
-    return point[1]
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` indices of ``count``, evenly over all, both ends among them.
+
+    Example:
+        >>> spread(10, 4), spread(3, 4)
+        ([0, 3, 6, 9], [0, 1, 2])
+    """
+    if count <= most:
+        return list(range(count))
+    return [at * (count - 1) // (most - 1) for at in range(most)]

@@ -1,59 +1,76 @@
-"""Tables: the results that the caller hands over, and the decisions of the journal."""
+"""Tables: the results that the caller hands over, and the decisions of the run."""
 
 from collections.abc import Mapping, Sequence
 
+from auxin.report.figure import Table, note, scrolled, section
 from auxin.report.figures import finite, significant, whole
 from auxin.report.markup import Markup, join, shorten, tag
-from auxin.report.reading import Growth
+from auxin.report.run import Decision, Growth, Run, counts
 
-_BYTES = 20_000  # of rows; what does not fit is counted
 _CELL = 200  # characters
 _COLUMNS = 40
 
 
-def result_section(table: Mapping | None) -> Markup | None:
+def result_section(table: Mapping | None, most: int = 20_000) -> Markup | None:
     """The caller's table; None without one.
 
     Args:
         table: {"caption": str, "columns": names, "rows": a list of rows}; the first column names its row.
+        most: bytes of rows; what does not fit is counted.
     """
     if not table:
         return None
-    columns = list(table.get("columns") or ())[:_COLUMNS]
     rows = [list(row)[:_COLUMNS] for row in table.get("rows") or ()]
     numeric = {place: _decimals(rows, place) for place in range(_COLUMNS) if _numeric(rows, place)}
-    head = [_cell("th", name, place in numeric, "col") for place, name in enumerate(columns)]
-    lines = [join(*(_result(value, place, numeric) for place, value in enumerate(row))) for row in rows]
+    lines = [[_result(value, place, numeric) for place, value in enumerate(row)] for row in rows]
+    columns = list(table.get("columns") or ())[:_COLUMNS]
     caption = shorten(table.get("caption") or "Results", 400)
-    return _section("Results", caption, head, lines)
+    return _shown("Results", Table(caption, columns, lines, frozenset(numeric)), most)
 
 
-def decision_section(growths: Sequence[Growth]) -> Markup:
-    """One row per growth of the journal."""
-    if not growths:
-        return tag(
-            "section",
-            tag("h2", "Decisions", id="decisions"),
-            tag("p", "The journal is empty: nothing was grown.", class_="note"),
-            aria_labelledby="decisions",
-        )
-    names = (
-        ("", True),
-        ("Step", True),
-        ("Edit", False),
-        ("Metric", False),
-        ("Parameters added", True),
-        ("Preserved, max |d|", False),
-        ("Gradient ratio", True),
-        ("Time in ms", True),
-    )
-    number = tag("abbr", "#", title="number of the growth")
-    head = [_cell("th", name or number, right, "col") for name, right in names]
-    caption = "What was grown, and what was checked. New layers by their names then, sources by those before."
-    return _section("Decisions", caption, head, [_decision(growth) for growth in growths])
+def decision_section(run: Run, most: int = 20_000) -> Markup:
+    """One row per growth, and per decision that had to wait."""
+    events = _events(run)
+    if not events:
+        return section("decisions", "Decisions", note("The journal is empty: nothing was grown."))
+    columns = [
+        tag("abbr", "#", title="number of the growth"),
+        run.unit.capitalize(),
+        "Edit",
+        "Why",
+        "Outcome",
+        "Parameters added",
+        "Function kept, max |d|",
+        "Gradient ratio",
+        "Time in ms",
+    ]
+    rows = [_growth(e.growth, e) if e.growth else _waiting(e, count) for e, count in events]
+    caption = "What was decided, and what was checked. New layers by their names then, sources by those before."
+    return _shown("Decisions", Table(caption, columns, rows, frozenset({0, 1, 5, 7, 8})), most)
 
 
-def _decision(growth: Growth) -> Markup:
+def _events(run: Run) -> list[tuple[Decision, int]]:
+    """Growths and waits in their order; a wait that repeats itself is counted."""
+    told = {id(decision.growth) for decision in run.decisions if decision.growth is not None}
+    rest = [Decision(growth.at, "", growth=growth) for growth in run.growths if id(growth) not in told]
+    everything = [*run.decisions, *rest]
+    everything = everything if not rest else sorted(everything, key=_when)
+    found: list[tuple[Decision, int]] = []
+    for event in everything:
+        if found and event.growth is None and found[-1][0].growth is None:
+            before, count = found[-1]
+            if (before.waiting, before.reason, before.chosen) == (event.waiting, event.reason, event.chosen):
+                found[-1] = (before, count + 1)
+                continue
+        found.append((event, 1))
+    return found
+
+
+def _when(event: Decision) -> float:
+    return event.growth.number if event.growth else event.at.step
+
+
+def _growth(growth: Growth, event: Decision) -> list[object]:
     entry = growth.entry
     added = "; ".join(f"{layer.path} ← {layer.source}" if layer.source else layer.path for layer in growth.added)
     said = added or entry.get("summary")
@@ -63,34 +80,49 @@ def _decision(growth: Growth) -> Markup:
     )
     seconds = finite(entry.get("seconds"))
     ratio = finite(entry.get("gradient_ratio"))
-    return join(
-        _cell("th", growth.number, True, "row"),
-        _cell("td", whole(growth.step), True),
-        _cell("td", edit, False),
-        _cell("td", _metric(entry.get("metrics")), False),
-        _cell("td", _grown(growth), True),
-        _cell("td", _preserved(entry), False),
-        _cell("td", significant(ratio, 3) + "×" if ratio is not None else "–", True),
-        _cell("td", significant(seconds * 1000, 3) if seconds is not None else "–", True),
-    )
+    outcome = "kept"
+    if growth.undone is not None:
+        outcome = f"undone at {whole(growth.undone.step)}{f': {shorten(growth.why, 60)}' if growth.why else ''}"
+    return [
+        str(growth.number),
+        whole(growth.at.step),
+        edit,
+        _why(event.reason, _metric(entry.get("metrics"))),
+        outcome,
+        _grown(growth),
+        _preserved(entry),
+        significant(ratio, 3) + "×" if ratio is not None else "–",
+        significant(seconds * 1000, 3) if seconds is not None else "–",
+    ]
+
+
+def _waiting(event: Decision, count: int) -> list[object]:
+    """A decision that did not grow, or not yet."""
+    outcome = f"waited: {event.waiting}" if event.waiting else "nothing to grow" if not event.chosen else "not grown"
+    outcome = shorten(outcome, 120) + (f" ({count:,} times)" if count > 1 else "")
+    chosen = tag("code", shorten(event.chosen, 60)) if event.chosen else "–"
+    return ["–", whole(event.at.step), chosen, _why(event.reason, ""), outcome, "–", "–", "–", "–"]
+
+
+def _why(reason: str, metric: str) -> Markup:
+    """The trigger, and below it what it had read."""
+    parts = [shorten(text, 100) for text in (reason, metric) if text]
+    return join(parts[0] if parts else "–", *(tag("span", part, class_="sub") for part in parts[1:]))
 
 
 def _metric(metrics: object) -> str:
     if not isinstance(metrics, Mapping):
-        return "–" if metrics is None else significant(metrics)
-    return ", ".join(f"{name} {significant(value)}" for name, value in list(metrics.items())[:3]) or "–"
+        return "" if metrics is None else significant(metrics)
+    return ", ".join(f"{name} {significant(value)}" for name, value in list(metrics.items())[:3])
 
 
 def _grown(growth: Growth) -> str:
     """Parameters added: from the totals, or where they are not known, from the layers."""
-    totals = growth.entry.get("parameters")
-    if isinstance(totals, Mapping):
-        before, after = finite(totals.get("before")), finite(totals.get("after"))
-        if before is not None and after is not None:
-            share = f" ({(after - before) / before * 100:+.0f} %)" if before else ""
-            return f"{after - before:+,.0f}{share}"
-    counts = [finite(layer.parameters) for layer in growth.added]
-    known = [count for count in counts if count is not None]
+    before, after = counts(growth.entry)
+    if before is not None and after is not None:
+        share = f" ({(after - before) / before * 100:+.0f} %)" if before else ""
+        return f"{after - before:+,.0f}{share}"
+    known = [layer.parameters for layer in growth.added if layer.parameters is not None]
     return f"{sum(known):+,.0f}" if known else "–"
 
 
@@ -102,46 +134,27 @@ def _preserved(entry: Mapping) -> str:
     return f"{word}, {'0 (to the bit)' if difference == 0 else significant(difference, 2)}"
 
 
-def _section(name: str, caption: str, head: Sequence[Markup], rows: Sequence[Markup]) -> Markup:
-    """A table that scrolls inside its own box, which the keyboard can reach."""
+def _shown(name: str, table: Table, most: int) -> Markup:
+    """A table in its own section; rows beyond so many bytes are counted."""
     kept, size = [], 0
-    for row in rows:
-        size += len(row.encode())
-        if size > _BYTES:
+    for row in table.rows:
+        size += len(Table("", [], [row], table.numeric).drawn().encode())
+        if size > most:
             break
-        kept.append(tag("tr", row))
-    table = tag(
-        "table",
-        tag("caption", tag("span", caption)),
-        tag("thead", tag("tr", *head)) if head else None,
-        tag("tbody", *kept),
-    )
-    hidden = len(rows) - len(kept)
-    identity = name.lower()
-    return tag(
-        "section",
-        tag("h2", name, id=identity),
-        tag("div", table, class_="scroll", role="region", aria_label=f"{name}, table", tabindex="0"),
-        tag("p", f"Not shown: {hidden:,} more.", class_="note") if hidden else None,
-        aria_labelledby=identity,
-    )
+        kept.append(row)
+    hidden = len(table.rows) - len(kept)
+    shown = Table(table.caption, table.columns, kept, table.numeric)
+    return section(name.lower(), name, scrolled(shown, name), note(f"Not shown: {hidden:,} more." if hidden else ""))
 
 
-def _cell(name: str, value: object, right: bool, scope: str | None = None) -> Markup:
-    content = value if isinstance(value, Markup) else shorten(value, _CELL)
-    return tag(name, content, class_="n" if right else None, scope=scope)
-
-
-def _result(value: object, place: int, numeric: Mapping[int, int | None]) -> Markup:
+def _result(value: object, place: int, numeric: Mapping[int, int | None]) -> str:
     """A cell of the caller's table; the numbers of a column share their decimals."""
     decimals = numeric.get(place)
     if isinstance(value, bool) or value is None:
-        text = {True: "yes", False: "no", None: "–"}[value]
-    elif decimals is not None and finite(value) is not None:
-        text = f"{finite(value):,.{decimals}f}"
-    else:
-        text = significant(value) if _is_number(value) else str(value)
-    return _cell("td" if place else "th", text, place in numeric, None if place else "row")
+        return {True: "yes", False: "no", None: "–"}[value]
+    if decimals is not None and finite(value) is not None:
+        return f"{finite(value):,.{decimals}f}"
+    return significant(value) if _is_number(value) else str(value)
 
 
 def _decimals(rows: Sequence[Sequence], place: int) -> int | None:

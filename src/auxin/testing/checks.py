@@ -53,7 +53,8 @@ class Grown:
 
     def __post_init__(self) -> None:
         old = {id(p) for p in self.before.parameters.values()}
-        self.born = {n: p for n, p in self.run.model.named_parameters() if id(p) not in old}
+        starting = set(self.change.starting)
+        self.born = {n: p for n, p in self.run.model.named_parameters() if id(p) not in old or n in starting}
         self.born_bits = {n: digest(p) for n, p in self.born.items()}
         self.changed = changed_by(self.change)
 

@@ -1,5 +1,6 @@
 """What all triggers check at their door, and how they print."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -52,4 +53,16 @@ def check_state(trigger: object, state: Mapping[str, Any], names: tuple[str, ...
         raise GrowthError(
             f"{trigger!r}: this state holds {sorted(state)}, expected {sorted(names)}: "
             "it is another trigger's. Build the Grower with the trigger that it was saved with."
+        )
+
+
+def check_trigger(name: str, trigger: Any) -> None:
+    """Refuse what is no trigger, or not built yet; `name` is the function that it was given to."""
+    if inspect.isfunction(trigger) and trigger.__module__.startswith("auxin.when."):
+        called = trigger.__name__
+        raise GrowthError(f"{name}({called}): {called} is not a trigger yet; call it: {name}({called}(...)).")
+    if isinstance(trigger, type) or not callable(trigger):
+        raise GrowthError(
+            f"{name}({trigger!r}): {trigger!r} is not a trigger; pass one such as plateau(patience=3), or "
+            "any f(reading)."
         )

@@ -1,0 +1,113 @@
+"""``Wake``: a layer that was built in as ``Dormant`` begins to run and to train."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from auxin.anatomy.blocks import HOOKS
+from auxin.anatomy.holders import aliases, strays
+from auxin.anatomy.probe import Look
+from auxin.anatomy.tree import module_at, moves_between, parameters_after
+from auxin.change import Before, Change, New, Rewire
+from auxin.errors import GrowthError
+from auxin.modules import Dormant
+
+
+@dataclasses.dataclass(frozen=True)
+class Wake:
+    """Switches on the layer inside the ``Dormant`` at ``at``: the layer itself stands there afterwards.
+
+    Its Parameters stay the same objects. Those that were trainable before the layer went to sleep train again: beside
+    their siblings in the optimizer, or where they are if the optimizer holds them already. The function of the network
+    changes by what the layer does, and the change prints by how much.
+
+    Args:
+        at: path of the Dormant layer, e.g. "extra". If it stands under several names, all of them wake.
+        fade: optimizer steps over which the layer fades in; 0: at once.
+        outputs: the shape of the network's own output may change.
+
+    Example:
+        >>> Wake("extra", outputs=True).fade
+        0
+    """
+
+    at: str
+    fade: int = 0
+    outputs: bool = False
+
+    def plan(self, model: nn.Module, look: Look) -> Change:
+        """Say what wakes and what trains from then on. Writes to nothing."""
+        dormant = self._dormant(model)
+        new = New(dormant.layer)
+        rewires = tuple(_rewires(model, dormant, new))
+        lists = tuple(alias for rewire in rewires for alias in aliases(model, rewire))
+        self._check(model, dormant, strays(model, dormant, lists))
+        before, after = Before.of(model), parameters_after(model, rewires)
+        inside = dormant.layer.named_parameters()
+        woken = {id(p): p for name, p in inside if p.requires_grad or name in dormant.trainable}
+        count = sum(p.numel() for p in woken.values())
+        return Change(
+            edit=self,
+            seed=look.seed,
+            rewires=rewires,
+            aliases=lists,
+            trains={name: True for name, p in before.parameters.items() if id(p) in woken},
+            moves=moves_between(before.parameters, after, touched=woken),
+            before=before,
+            after=after,
+            outputs=self.outputs,
+            how="woken",
+            writers=tuple(name for name, p in after.items() if id(p) in woken),
+            notes=(f"{count:,} parameters begin to train" if count else "all of it was frozen before, and stays so",),
+        )
+
+    def _dormant(self, model: nn.Module) -> Dormant:
+        """The layer that is to wake, or a refusal that names those that could."""
+        where = f"Wake(at={self.at!r})"
+        if type(self.fade) is not int or self.fade < 0:
+            raise GrowthError(f"{where}: fade={self.fade!r}; pass a whole number of optimizer steps, 0 for at once.")
+        if self.fade:
+            raise GrowthError(f"{where}: fade={self.fade} is not there yet; with fade=0 it wakes at once.")
+        module = module_at(model, self.at, "Wake(at=...): at")
+        parts = self.at.split(".")
+        for path in (".".join(parts[:i]) for i in range(1, len(parts))):
+            if isinstance(module_at(model, path), Dormant):
+                raise GrowthError(f"{where}: that is inside {path!r}, which sleeps itself. Wake({path!r}) comes first.")
+        if not self.at:
+            raise GrowthError(f"{where}: that is the model itself; name a Dormant layer inside it.")
+        if not isinstance(module, Dormant):
+            asleep = [path for path, m in model.named_modules() if isinstance(m, Dormant)]
+            known = (
+                f"Asleep in this model: {', '.join(map(repr, asleep[:8]))}."
+                if asleep
+                else ("No layer of this model sleeps: build one in as auxin.Dormant(layer).")
+            )
+            raise GrowthError(f"{where}: {self.at!r} is a {type(module).__name__}, not a Dormant layer. {known}")
+        return module
+
+    def _check(self, model: nn.Module, dormant: Dormant, others: list[str]) -> None:
+        """Refuse what would go on using the sleeping layer without a word."""
+        where = f"Wake(at={self.at!r})"
+        if any(dormant.__dict__.get(name) for name in HOOKS if "state_dict" not in name):
+            raise GrowthError(
+                f"{where}: hooks are registered on the Dormant itself, and would never fire again. Remove them "
+                f"(handle.remove()), or register them on the layer: model.{self.at}.layer."
+            )
+        if others:
+            raise GrowthError(
+                f"{where}: {', '.join(others)} refers to the Dormant layer as well, outside of the modules that the "
+                "network registers, and would go on using it asleep. Keep it in an nn.ModuleList, or change both "
+                "inside `with auxin.surgery(model, optimizer):`."
+            )
+
+
+def _rewires(model: nn.Module, dormant: Dormant, new: New) -> list[Rewire]:
+    """New children for every module that holds the Dormant layer, under however many names."""
+    found = []
+    for path, parent in model.named_modules():
+        if any(child is dormant for child in parent._modules.values()):
+            children = ((name, new if child is dormant else name) for name, child in parent._modules.items())
+            found.append(Rewire(path, tuple(children)))
+    return found

@@ -1,0 +1,191 @@
+"""``group=dict(lr=...)``: a parameter group of their own for the new parameters of a growth.
+
+The parameters that would have joined group g of an optimizer go into one new group behind its last one; it has every
+option of g, with what was asked for over them. The learning rate that is asked for is what one would have written when
+building the optimizer: it stands beside the donor's ``initial_lr``, and the schedule moves both alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.change import Change, Grouping, Join, OwnGroup
+from auxin.errors import GrowthError
+from auxin.follow.groups import RATES, assign
+from auxin.follow.scheduler import floors, optimizer_of
+
+# How a step is carried out is settled where the optimizer is built; the others belong to a schedule.
+SETTLED = {"foreach", "fused", "capturable", "differentiable", "base_momentum", "max_momentum", *RATES[1:]}
+
+
+def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: Grouping) -> Change:
+    """Say where each new trainable parameter of a change goes.
+
+    Args:
+        model: the network.
+        change: the plan.
+        companions: everything that keeps step.
+        group: what was asked for: an index, the options of an own group, or None.
+
+    Raises:
+        GrowthError: see ``assign``; or an own group that an optimizer or a schedule cannot have.
+    """
+    optimizers = optimizers_in(companions)
+    if not isinstance(group, Mapping):
+        joins = assign(model, change, optimizers, group)
+        return dataclasses.replace(change, optimizers=optimizers, group=group, joins=joins)
+    asked = checked(group, optimizers)
+    joins = assign(model, change, optimizers, None)
+    donors = {
+        (id(j.optimizer), j.group): (j, new)
+        for move in change.moves
+        if (new := move.new) is not None and (j := joins.get(id(new))) is not None
+    }
+    groups: list[OwnGroup] = []
+    notes: list[str] = []
+    for optimizer in optimizers:
+        count = len(optimizer.param_groups)
+        for _, (join, new) in sorted((p for p in donors.items() if p[0][0] == id(optimizer)), key=lambda p: p[0][1]):
+            own = _planned(join, count, asked, companions)
+            _check(own, new)
+            groups.append(own)
+            notes += [note for c in companions if optimizer_of(c) is optimizer for note in floors(c, own)]
+            count += 1
+    own_of = {(id(own.optimizer), own.donor): own.index for own in groups}
+    joins = {i: Join(j.optimizer, own_of[id(j.optimizer), j.group], j.sibling) for i, j in joins.items()}
+    told = (*change.notes, *dict.fromkeys(notes))
+    return dataclasses.replace(
+        change, optimizers=optimizers, group=asked, joins=joins, groups=tuple(groups), notes=told
+    )
+
+
+def optimizers_in(companions: Sequence[Any]) -> tuple[Any, ...]:
+    """Those of the companions that step parameters."""
+    return tuple(c for c in companions if isinstance(getattr(c, "param_groups", None), list))
+
+
+def checked(group: Any, optimizers: Sequence[Any]) -> Any:
+    """``group=`` as plain data of our own; what no optimizer could take is refused.
+
+    Raises:
+        GrowthError: no optimizer, no option, or one that none of the optimizers has.
+    """
+    if not isinstance(group, Mapping):
+        return group
+    asked = {key: _plain(value) for key, value in group.items()}
+    if not optimizers:
+        raise GrowthError(
+            f"group={asked}: there is no optimizer to make a group in. Pass it: auxin.grow(model, edit, optimizer, "
+            "scheduler, group=...)."
+        )
+    if not asked:
+        raise GrowthError(
+            "group={}: an own group needs an option that sets it apart, e.g. group=dict(lr=1e-4). Leave group out to "
+            "join the group of the nearest sibling."
+        )
+    for option in asked:
+        if not any(option in options_of(o) for o in optimizers):
+            raise _unknown(option, optimizers)
+    return asked
+
+
+def options_of(optimizer: Any) -> tuple[str, ...]:
+    """The options that an own group of this optimizer may have to itself."""
+    keys = dict.fromkeys((*optimizer.defaults, *(key for group in optimizer.param_groups for key in group)))
+    return tuple(key for key in keys if key not in {"params", "param_names", *SETTLED})
+
+
+def _unknown(option: Any, optimizers: Sequence[Any]) -> GrowthError:
+    known = "; ".join(f"{type(o).__name__} has {', '.join(options_of(o))}" for o in optimizers)
+    why = ""
+    if option in ("params", "param_names"):
+        why = " The new parameters of the growth go into it, no others."
+    elif option in RATES:
+        why = " It follows lr, as every rate of the schedule does."
+    elif option in SETTLED:
+        why = " It belongs to the whole optimizer or to its schedule."
+    return GrowthError(f"group=dict({option}=...) is not an option of an own group.{why} {known}.")
+
+
+def _planned(join: Join, index: int, asked: Mapping[str, Any], companions: Sequence[Any]) -> OwnGroup:
+    """The new group that stands in for the one that ``join`` names.
+
+    Raises:
+        GrowthError: its schedule was not given, or there is no rate that the new one could stand beside.
+    """
+    optimizer, donor = join.optimizer, join.optimizer.param_groups[join.group]
+    kind = type(optimizer).__name__
+    for option in asked:
+        if option not in options_of(optimizer):
+            raise _unknown(option, [optimizer])
+    if "initial_lr" in donor and not any(optimizer_of(c) is optimizer for c in companions):
+        raise GrowthError(
+            f"group={dict(asked)}: a schedule drives this {kind} (its groups have an initial_lr), and none was given; "
+            "it would not know of the new group. Pass it too: auxin.grow(model, edit, optimizer, scheduler, group=...)."
+        )
+    reference = donor.get("initial_lr", donor.get("lr"))
+    if "lr" not in asked and not isinstance(reference, (int, float, Tensor)):
+        reference = 0.0
+    reference = float(reference)
+    if "lr" in asked and (reference == 0 or not math.isfinite(reference)):
+        raise GrowthError(
+            f"group={dict(asked)}: group {join.group} of {kind} began with a learning rate of {reference:g}, which "
+            "the new group's cannot be a multiple of. Leave lr out, or pass group=<index> of another group."
+        )
+    options = {key: value for key, value in asked.items() if key != "lr"}
+    return OwnGroup(optimizer, index, join.group, options, reference, asked.get("lr", reference))
+
+
+def _check(own: OwnGroup, new: Tensor) -> None:
+    """Whether the optimizer takes the values, by its own rules: it is built once more, around two scratch tensors.
+
+    Raises:
+        GrowthError: it does not; its own words are in it.
+    """
+    optimizer, donor = own.optimizer, own.optimizer.param_groups[own.donor]
+    kind, shown = type(optimizer).__name__, {"lr": own.lr, **own.options}
+    if isinstance(own.lr, bool) or not isinstance(own.lr, (int, float)):
+        raise GrowthError(f"group=dict(lr={own.lr!r}): a learning rate is one number, e.g. group=dict(lr=1e-4).")
+    for option, value in shown.items():
+        was = donor.get(option)
+        if isinstance(was, (tuple, list)) and not (isinstance(value, (tuple, list)) and len(value) == len(was)):
+            raise GrowthError(f"group=dict({option}={value!r}): {kind} takes {len(was)} values, as in {tuple(was)}.")
+        if isinstance(was, bool) and not isinstance(value, bool):
+            raise GrowthError(f"group=dict({option}={value!r}): {kind} takes True or False.")
+        flat = value if isinstance(value, (tuple, list)) else (value,)
+        if any(isinstance(item, float) and not math.isfinite(item) for item in flat):
+            raise GrowthError(f"group=dict({option}={value!r}): not a finite number.")
+    known = inspect.signature(type(optimizer)).parameters
+    lr = torch.full_like(donor["lr"], own.lr) if isinstance(donor.get("lr"), Tensor) else own.lr
+    words = {key: value for key, value in {**donor, **own.options, "lr": lr}.items() if key in known}
+    words = {key: value for key, value in words.items() if key not in {"params", *SETTLED}}
+    needed = {key for key, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    if needed - {"params", *words}:
+        return  # not built as torch's are
+    scratch = [nn.Parameter(torch.zeros(1, 1, dtype=new.dtype, device=new.device)) for _ in range(2)]
+    try:
+        type(optimizer)([{"params": [p]} for p in scratch], **words)
+    except (ValueError, TypeError, RuntimeError, AssertionError, IndexError) as error:
+        raise GrowthError(
+            f"group={shown}: {kind} refuses such a group ({error}). Pass values that {kind} takes, or leave group out "
+            "to join the group of the nearest sibling."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of other libraries, and tensors of one number, as Python's own."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)

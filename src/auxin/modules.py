@@ -1,0 +1,76 @@
+"""The modules of ours that a network may hold for a while: ``Dormant``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from auxin.errors import GrowthError
+
+
+class Dormant(nn.Module):
+    """A layer that is built in, and sleeps until ``Wake`` switches it on; until then its place is the identity.
+
+    The layer is frozen and never called: no gradient, no optimizer state, no weight decay, no time. It is in the
+    ``state_dict``, as ``<name>.layer.weight``; once it is awake as ``<name>.weight``. Give the optimizer all parameters
+    or only those that train: both are right.
+
+    A parameter that was frozen before stays frozen when the layer wakes; so does a Dormant layer inside this one.
+    A tensor that is tied to a living layer must be tied after this, since it would be frozen there too.
+
+    Args:
+        layer: the ready layer, on any device. It is changed in place: ``requires_grad`` off, gradients dropped.
+
+    Attributes:
+        layer: the layer.
+        trainable: names of its parameters that train once it is awake.
+
+    Raises:
+        GrowthError: this is no module, is dormant already, or has no shapes yet (lazy layers).
+
+    Example:
+        >>> import torch
+        >>> sleeping = Dormant(nn.Linear(20, 40))
+        >>> sleeping(torch.ones(2, 20)).shape
+        torch.Size([2, 20])
+        >>> any(p.requires_grad for p in sleeping.parameters())
+        False
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        if not isinstance(layer, nn.Module):
+            raise GrowthError(
+                f"Dormant(layer): layer is a {type(layer).__name__}; pass a ready module: Dormant(nn.Linear(20, 40))."
+            )
+        if isinstance(layer, Dormant):
+            raise GrowthError("Dormant(layer): the layer is dormant already; wrap the layer itself, once.")
+        if any(is_lazy(t) for t in (*layer.parameters(), *layer.buffers())):
+            raise GrowthError(
+                "Dormant(layer): it has lazy layers, which get their shapes in their first forward, and this one does "
+                "not run. Write the sizes out: Dormant(nn.Linear(20, 40))."
+            )
+        self.trainable = tuple(name for name, p in layer.named_parameters() if p.requires_grad)
+        self.layer = layer.requires_grad_(False)
+        for p in layer.parameters():
+            p.grad = None  # an optimizer would decay, and move, whatever has a gradient, even one of zeros
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the first argument; whatever else the layer takes is ignored."""
+        return args[0] if args else next(iter(kwargs.values()))
+
+
+def awake(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules below ``module``, itself included, without those that only Dormant layers hold."""
+    seen: set[int] = set()
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        if id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            if not isinstance(current, Dormant):
+                waiting += [child for child in current._modules.values() if child is not None]

@@ -1,0 +1,54 @@
+"""The examples about running training: each is run as a user runs it, in a process of its own."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@functools.cache
+def output_of(name: str, *arguments: str, seconds: int = 100) -> str:
+    """What an example prints; it must not fail, nor warn."""
+    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=quiet)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_external_signal_grows_when_thread_file_and_function_say_so():
+    printed = output_of("external_signal.py")
+    by_thread, by_file, by_function = json.loads(printed.splitlines()[-1].removeprefix("grown at steps "))
+    assert by_file == [100] and by_function == [62, 124, 187]  # 1000, 2000, 3000 samples at 16 a step
+    assert len(by_thread) == 1 and by_thread[0] in (50, 51)
+    assert "['grow.taken']" in printed
+
+
+def test_resume_is_equal_to_the_run_that_was_not_killed():
+    printed = output_of("resume.py")
+    assert "exit code -9 after step 45, with 4 blocks" in printed
+    assert "steps 41 to 60, from 3 blocks" in printed
+    assert "to the last bit: 20 losses, 4 blocks" in printed
+
+
+def test_own_surgery_keeps_the_average_in_step_and_puts_a_failure_back():
+    printed = output_of("own_surgery.py")
+    assert "hidden.1 <- Linear" in printed and "2 hidden layers in the average too" in printed
+    assert "head.weight (3, 30) -> (4, 30)" in printed and "both know 4 classes" in printed
+    assert "something went wrong in the middle: 2 hidden layers as before" in printed
+    losses = [float(loss) for loss in re.findall(r"^loss (\d+\.\d+)", printed, re.M)]
+    assert len(losses) == 3 and losses[0] > losses[1] > losses[2]
+
+
+def test_own_surgery_with_a_hugging_face_model():
+    pytest.importorskip("transformers")
+    printed = output_of("own_surgery.py")
+    assert "transformer.wte.weight (100, 16) -> (110, 16)" in printed
+    assert "110 tokens, embedding and head still one tensor: True" in printed
