@@ -197,11 +197,11 @@ def _said(panel: Panel, y: Scale) -> str:
         parts.append(f"{shorten(said_of(name), 60)} {span(*known, significant)}")
     text = " and ".join(parts)
     text = text[0].upper() + text[1:] + "."
-    if run.growths:
+    if run.growths and panel.first:
         one = len(run.growths) == 1
         text += " The vertical mark is a growth." if one else f" Vertical marks: {len(run.growths):,} growths."
     undone = len(run.growths) - len(run.kept)
-    if undone:
+    if undone and panel.first:
         text += f" {undone:,} of them {'was' if undone == 1 else 'were'} undone: shaded, with a dashed line."
     if y.log:
         text += " Logarithmic scale."
