@@ -37,7 +37,8 @@ class Logbook:
 
     ``metrics.jsonl`` holds one JSON object a line, each with its ``kind``: "reading" for every call of ``grower.step``,
     "decision" where the trigger had fired, "growth", "undone", "flow" for the gradients of new blocks (see
-    ``auxin.flow``), "resumed". Numbers that are not finite are null. ``journal.json`` is that of a checkpoint.
+    ``auxin.flow``), "resumed". Numbers that are not finite are null. ``journal.json`` is that of a checkpoint, and the
+    shapes of the parameters.
 
     A line is written at once and whole. A run that was resumed by ``load`` goes on in the same files, where its seconds
     and FLOPs go on counting; what a crash has cut short there is closed, and readers skip it. Any other run begins
