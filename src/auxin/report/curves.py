@@ -2,6 +2,7 @@
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -141,7 +142,7 @@ def _drawing(panel: Panel, x: Axis, y: Scale, branches: list, said: str) -> Mark
     bottom = top + height
     lines = []
     for growth, indices in reversed(branches):
-        for name in panel.names:
+        for name in panel.names if growth is None else panel.names[:1]:
             style = panel.style(name) + (" undone" if growth else "")
             lines.append(curve(_points(panel, name, growth, indices, x), y, height, style))
     return chart(
@@ -163,8 +164,13 @@ def _points(panel: Panel, name: str, growth: Growth | None, indices: Sequence[in
     values, column = panel.values(name), panel.run.readings.columns[x.key]
     lead = [growth.first - 1] if growth is not None and growth.first else []
     known = [at for at in [*lead, *indices] if not math.isnan(values[at]) and not math.isnan(column[at])]
-    kept = thin([values[at] for at in known], panel.detail)
-    return [(x.scale.at(column[known[i]]), _gap(values[known[i]])) for i in kept]
+    kept = [known[i] for i in thin([values[at] for at in known], panel.detail)]
+    points = [(x.scale.at(column[at]), _gap(values[at])) for at in kept]
+    if growth is None and x.key != "step":  # steps go back where a growth is undone, FLOPs and time do not
+        for span in reversed([g for g in panel.run.growths if g.undone is not None and g.last > g.first]):
+            after = bisect_left(kept, span.last)
+            points[after:after] = [(0.0, math.nan)]
+    return points
 
 
 def _gap(value: float) -> float:

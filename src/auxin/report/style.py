@@ -101,7 +101,7 @@ table{border-collapse:collapse;width:100%;font-size:14.5px;line-height:1.45}
 details table{width:auto}
 caption{text-align:left;color:var(--soft);padding:0 0 12px}
 caption span{display:block;max-width:min(60em,100vw - 32px)}
-th,td{text-align:left;vertical-align:top;padding:9px 24px 9px 0;font-weight:400;
+th,td{text-align:left;vertical-align:top;padding:9px 20px 9px 0;font-weight:400;
 border-top:1px solid var(--rule)}
 details th,details td{padding-top:5px;padding-bottom:5px}
 th:last-child,td:last-child{padding-right:0}
@@ -109,6 +109,7 @@ thead th{color:var(--soft);font-size:13.5px;vertical-align:bottom;border-top:0}
 tbody th{font-weight:600}
 th.n,td.n{text-align:right;white-space:nowrap}
 td,th{max-width:24em;overflow-wrap:break-word}
+#decisions~.scroll td:nth-child(n+3):nth-child(-n+4){min-width:11em}
 code{font:13.5px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 abbr{text-decoration:none}
 .sub{display:block;color:var(--soft);font-size:13.5px}
