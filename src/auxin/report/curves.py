@@ -140,11 +140,13 @@ def _drawing(panel: Panel, x: Axis, y: Scale, branches: list, said: str) -> Mark
     marks = place_marks(run.growths, x, panel.marks)
     top = (ROW * rows_of(marks) if panel.first else 0) + 6.0
     bottom = top + height
+    first, *others = panel.names
+    order = [(name, None, branches[0][1]) for name in others]
+    order += [(first, growth, indices) for growth, indices in reversed(branches)]  # undone spans, and the run upon them
     lines = []
-    for growth, indices in reversed(branches):
-        for name in panel.names if growth is None else panel.names[:1]:
-            style = panel.style(name) + (" undone" if growth else "")
-            lines.append(curve(_points(panel, name, growth, indices, x), y, height, style))
+    for name, growth, indices in order:
+        style = panel.style(name) + (" undone" if growth else "")
+        lines.append(curve(_points(panel, name, growth, indices, x), y, height, style))
     return chart(
         f"{panel.key}-chart-{x.key}",
         f"{panel.title} over {x.name}",
