@@ -46,12 +46,12 @@ class New:
 
 # ``group=``: the index of an existing group, the options of an own one, or None: the group of the sibling.
 Grouping = int | Mapping[str, Any] | None
-Children = tuple[tuple[str, "str | New"], ...]
+Children = tuple[tuple[str, "str | New | None"], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Rewire:
-    """New children of the module at ``path``: (name after, name before or a new module), in order."""
+    """New children of the module at ``path``, in order: (name after, name before, a new module, or None for None)."""
 
     path: str
     children: Children

@@ -60,7 +60,8 @@ class FlowWatch:
         on_reading: is given each reading.
 
     Attributes:
-        readings: of the last growth, one for each optimizer step; at most ``STEPS``.
+        readings: since the last growth, one for each of ``STEPS`` optimizer steps; also those of a growth before that
+            is still watched.
     """
 
     def __init__(self, optimizers: Iterable[Any], on_reading: Callable[[Flow], None] | None = None):
@@ -80,6 +81,11 @@ class FlowWatch:
         hooked = [o for o in optimizers if hasattr(o, "register_step_pre_hook")]
         handles = [o.register_step_pre_hook(before_step) for o in hooked]
         weakref.finalize(self, _remove, handles)
+
+    @property
+    def watching(self) -> bool:
+        """Whether the next optimizer step will be read."""
+        return bool(self._births)
 
     def begin(self, change: Change, growth: int, step: int) -> None:
         """Watch the new blocks of a change that has just been carried out.
@@ -145,6 +151,7 @@ class FlowWatch:
     def _report(self, birth: _Birth) -> None:
         birth.steps, birth.seen = birth.steps + 1, set()
         ratios = birth.ratios()
+        birth.found = {}
         if birth.steps > SETTLED:
             birth.learning |= {path for path, value in ratios.items() if value is None or value > STARVED}
         last = birth.steps >= STEPS

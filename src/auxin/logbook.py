@@ -37,7 +37,8 @@ class Logbook:
 
     ``metrics.jsonl`` holds one JSON object a line, each with its ``kind``: "reading" for every call of ``grower.step``,
     "decision" where the trigger had fired, "growth", "undone", "flow" for the gradients of new blocks (see
-    ``auxin.flow``), "resumed". Numbers that are not finite are null. ``journal.json`` is that of a checkpoint.
+    ``auxin.flow``), "resumed". Numbers that are not finite are null. ``journal.json`` is that of a checkpoint, and the
+    shapes of the parameters.
 
     A line is written at once and whole. A run that was resumed by ``load`` goes on in the same files, where its seconds
     and FLOPs go on counting; what a crash has cut short there is closed, and readers skip it. Any other run begins
@@ -50,7 +51,7 @@ class Logbook:
             None: as many as the Grower's probe holds. Without a probe, or where it is a callable, they stay null.
 
     Raises:
-        GrowthError: the directory cannot be used, or a run that is going on writes into it.
+        GrowthError: no directory, or one that cannot be used or into which a run that is going on writes.
 
     Example:
         >>> import tempfile
@@ -62,6 +63,10 @@ class Logbook:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None, batch: int | None = None):
+        if directory is not None and not isinstance(directory, (str, os.PathLike)):
+            raise GrowthError(f"log={directory!r} is a {type(directory).__name__}; pass a directory, e.g. log='run'.")
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise GrowthError(f"Logbook(batch={batch!r}): the samples in one optimizer step, a whole number from 1.")
         self.directory = None if directory is None else Path(directory)
         self.batch = batch
         self.past: Any = None  # of the Grower: nothing is written in a branch of the run

@@ -193,7 +193,7 @@ def _children(path: str, module: nn.Module, tree: Record) -> Rewire | None:
     if len(old) == len(new) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(old, new, strict=True)):
         return None
     names = {id(child): name for name, child in reversed(old) if child is not None}
-    children = [(n, names[id(c)] if id(c) in names else New(c)) for n, c in new if c is not None]
+    children = ((n, None if c is None else names[id(c)] if id(c) in names else New(c)) for n, c in new)
     return Rewire(path, tuple(children))
 
 

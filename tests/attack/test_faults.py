@@ -31,6 +31,15 @@ def by_function(run, folder):
     ax.grow(run.model, ax.Duplicate("blocks", by=1), *run.companions, probe=run.probe)
 
 
+def own_groups(run, folder):
+    ax.grow(run.model, ax.Duplicate("blocks", by=1), *run.companions, probe=run.probe, group={"lr": 1e-3})
+
+
+def own_group_in_a_sequence(run, folder):
+    layer = ax.Insert("tail", LINEAR, index=1, init="identity")
+    ax.grow(run.model, layer, *run.companions, probe=run.probe, group={"lr": 1e-3, "momentum": 0.5})
+
+
 def surgery(run, folder):
     """A new block, a replaced layer, a resized tied table, a changed depth."""
     model = run.model
@@ -61,6 +70,8 @@ ACTIONS = {
     "replace": grow(ax.Replace("tail.0", LINEAR)),
     "remove": grow(ax.Remove("blocks.1")),
     "by function": by_function,
+    "own groups": own_groups,
+    "own group in a sequence": own_group_in_a_sequence,
     "surgery": surgery,
     "trial": trial,
     "load": load,

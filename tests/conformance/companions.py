@@ -93,7 +93,9 @@ GROUPS = {
     "named": named,
     "named-decay": named_decay,
     "foreign": foreign,
+    "own": named_decay,  # and each growth asks for groups of its own
 }
+OWN = {"lr": 0.003}
 
 
 def make_optimizers(model: nn.Module, name: str, groups: str) -> list:

@@ -3,7 +3,7 @@
 import families
 import pytest
 from cells import FAMILIES, PAIRED, Cell, all_edits, daily, paired, pairs_of, product
-from companions import make_companions, make_optimizers
+from companions import OWN, make_companions, make_optimizers
 from rows import REFUSED, rows
 
 from auxin import GrowthError, grow
@@ -18,6 +18,7 @@ def run(cell: Cell) -> Report:
         lambda model: make_optimizers(model, cell.optimizer, cell.groups),
         families.batch(cell.family),
         companions=lambda model, *opts: make_companions(model, list(opts), cell.schedule, cell.average, cell.scaler),
+        group=OWN if cell.groups == "own" else None,
     )
 
 

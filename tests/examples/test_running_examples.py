@@ -52,3 +52,14 @@ def test_own_surgery_with_a_hugging_face_model():
     printed = output_of("own_surgery.py")
     assert "transformer.wte.weight (100, 16) -> (110, 16)" in printed
     assert "110 tokens, embedding and head still one tensor: True" in printed
+
+
+def test_language_model_grows_and_is_compared_at_equal_flops():
+    printed = output_of("language_model.py", "--quick")
+    assert re.findall(r"step (\d+): blocks", printed) == ["2", "5"]
+    rows = re.findall(r"^(\d) -> (\d) layers: (\d\.\d+) bits per byte, (\d+) steps, (\d\.\d+) TFLOP$", printed, re.M)
+    assert [(first, last) for first, last, *_ in rows] == [("2", "6"), ("6", "6"), ("2", "2")]
+    flops = [float(row[4]) for row in rows]
+    assert max(flops) - min(flops) < 0.011 and all(float(row[2]) < 8 for row in rows)
+    log = Path(printed.splitlines()[-1].split()[-1])
+    assert {"metrics.jsonl", "journal.json"} <= {path.name for path in log.iterdir()}

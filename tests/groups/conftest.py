@@ -1,6 +1,7 @@
-"""The networks and the bit-for-bit comparison come from the scenarios."""
+"""The networks and the bit-for-bit comparisons come from the scenarios and the attacks."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent / "scenarios"))
+TESTS = Path(__file__).parent.parent
+sys.path += [str(TESTS / "scenarios"), str(TESTS / "attack")]

@@ -87,6 +87,8 @@ def test_lines_are_the_readings(page: ET.Element, log: Log, axis: str, figure: s
         places, found, exact = values(chart, lines[undone])
         assert places == pytest.approx([where(log, line, axis) for line in readings], abs=1e-4)
         assert found == pytest.approx([line.get(name, line["metrics"].get(name)) for line in readings], abs=exact)
+    pieces = lines[False].get("d", "").count("M")
+    assert pieces == (1 if axis == "step" else 2)  # FLOPs and time go on while a growth is tried that will be undone
     dot = of_class(chart, "dot")[0]
     assert at(dot.get("cx")) == pytest.approx(where(log, live(log)[-1], axis), abs=1e-4)
     assert float(words(of_class(chart, "end")[1])) == pytest.approx(
@@ -106,6 +108,14 @@ def test_marks_and_spans_are_the_growths(page: ET.Element, log: Log, axis: str) 
         assert at(span.get("x")) + at(span.get("width")) == pytest.approx(where(log, undone, axis), abs=2e-4)
     labels = [words(e) for e in of_class(svg(page, f"metric-0-chart-{axis}"), "label") if "wide" in e.get("class", "")]
     assert labels == ["1 blocks.1", "2 blocks.1", "3 undone", "4 blocks.2"]
+
+
+def test_two_growths_close_together_have_a_mark_each(tmp_path: Path) -> None:
+    log = Log().read(100).grow([("blocks.1", "blocks.0")]).read(1).grow([("blocks.2", "blocks.1")]).read(100)
+    chart = svg(parsed(Report.read(log.write(tmp_path)).html()), "metric-0-chart-step")
+    assert [at(mark.get("x1")) for mark in of_class(chart, "mark")] == pytest.approx(
+        [1000 / 2010, 1010 / 2010], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("axis", AXES)

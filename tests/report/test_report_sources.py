@@ -52,6 +52,13 @@ def test_readings_become_columns(tmp_path: Path) -> None:
     assert run.readings.moment(1).flops == 5.0 and math.isnan(run.readings.moment(0).flops)
 
 
+def test_a_metric_that_is_mostly_null_was_not_measured(tmp_path: Path) -> None:
+    """``grower.step()`` is called more often than the loss is known."""
+    lines = [reading(call, 1.0 if call % 10 == 0 else None) for call in range(1, 41)]
+    metric = run_of(lines, tmp_path).readings.metrics["metric"]
+    assert not any(map(math.isinf, metric)) and sum(map(math.isfinite, metric)) == 4
+
+
 def test_an_undone_growth_takes_its_readings_aside(tmp_path: Path) -> None:
     run = grown_log()
     run = read_log(run.write(tmp_path) / "metrics.jsonl")
@@ -137,7 +144,7 @@ def test_what_cannot_be_read_is_said_on_the_page(content: bytes, note: str, tmp_
     (tmp_path / "metrics.jsonl").write_bytes(content)
     page = parsed(Report.read(tmp_path).html())
     assert note in words(of_class(page, "notes")[0])
-    assert "There is no journal.json." in words(of_class(page, "notes")[0])
+    assert "journal.json" not in words(of_class(page, "notes")[0])  # nothing has grown, so there is none
     assert [row[0] for row in table_of(page)] == ["10"]
 
 
@@ -151,6 +158,20 @@ def test_a_cut_journal_leaves_the_log(tmp_path: Path) -> None:
     report = Report.read(run)
     assert len(report.run.kept) == 3
     assert report.run.notes == ["journal.json is damaged or cut off: it is not JSON."]
+
+
+def test_a_journal_that_is_gone_leaves_the_log(tmp_path: Path) -> None:
+    (grown_log().write(tmp_path) / "journal.json").unlink()
+    report = Report.read(tmp_path)
+    assert len(report.run.kept) == 3 and report.run.notes == ["There is no journal.json."]
+
+
+def test_widths_come_with_the_journal_of_a_log(tmp_path: Path) -> None:
+    log = grown_log()
+    hostile = {"a.weight": "wide", "b.weight": [-1, 2], "c.weight": [True], "blocks.0.up.weight": [128, 32]}
+    text = {"format": 1, "entries": log.entries, "shapes": hostile}
+    (log.write(tmp_path) / "journal.json").write_text(json.dumps(text))
+    assert Report.read(tmp_path).run.shapes == {"blocks.0.up.weight": (128, 32)}
 
 
 def test_an_empty_journal_makes_a_page(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def parameters_after(
         rewire = by_path.get(before) if before is not None else None
         if rewire is not None:
             for name, child in rewire.children:
+                if child is None:
+                    continue
                 inner = child.module if isinstance(child, New) else module._modules[child]
                 old = None if isinstance(child, New) else join(before or "", child)
                 if inner is not None:

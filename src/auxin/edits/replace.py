@@ -91,12 +91,13 @@ def _keep(old: nn.Module, new: nn.Module) -> int:
     before = _lasting(old)
     stands_for = {id(t): before[name] for name, t in _lasting(new).items() if _same_kind(t, before.get(name))}
     for module in new.modules():
-        tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for held in tensors:
-            held.update({leaf: stands_for[id(t)] for leaf, t in held.items() if id(t) in stands_for})
-        if isinstance(module, nn.RNNBase):
-            module._init_flat_weights()  # a list of the same tensors, which its forward reads
+        _exchange(module._parameters, stands_for)
+        _exchange(module._buffers, stands_for)
     return len(stands_for)
+
+
+def _exchange(held: dict[str, Any], stands_for: dict[int, Tensor]) -> None:
+    held.update({leaf: stands_for[id(t)] for leaf, t in held.items() if id(t) in stands_for})
 
 
 def _lasting(module: nn.Module) -> dict[str, Tensor]:

@@ -113,9 +113,9 @@ def describe(change: Change) -> Surgery:
 Known = dict[int, dict[str, Any]]  # how to name what is there already, or was written down before, by ``id``
 
 
-def _child(child: str | New, name: str, path: str, known: Known) -> Any:
-    if isinstance(child, str):
-        return {"kept": child}
+def _child(child: str | New | None, name: str, path: str, known: Known) -> Any:
+    if not isinstance(child, New):
+        return None if child is None else {"kept": child}
     return _module(child.module, join(path, name), known)
 
 
@@ -176,8 +176,10 @@ class _Rebuilder:
         self.before, self.device = before, device
         self.made: dict[int, Any] = {}
 
-    def child(self, data: Mapping[str, Any]) -> str | New:
-        """An old child's name, or a new module."""
+    def child(self, data: Mapping[str, Any] | None) -> str | New | None:
+        """An old child's name, a new module, or None."""
+        if data is None:
+            return None
         return data["kept"] if "kept" in data else New(self.module(data))
 
     def module(self, data: Mapping[str, Any]) -> nn.Module:

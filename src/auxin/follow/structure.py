@@ -100,7 +100,8 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
 
 
 def _children(module: nn.Module, rewire: Rewire, of: Callable[[New], nn.Module]) -> dict[str, nn.Module | None]:
-    return {n: of(c) if isinstance(c, New) else module._modules[c] for n, c in rewire.children}
+    held: dict[str | None, nn.Module | None] = {None: None, **module._modules}
+    return {n: of(c) if isinstance(c, New) else held[c] for n, c in rewire.children}
 
 
 def _listed(modules: Mapping[str, nn.Module], alias: Alias, of: Callable[[New], nn.Module]) -> list[Any]:

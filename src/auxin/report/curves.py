@@ -2,6 +2,7 @@
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -139,11 +140,13 @@ def _drawing(panel: Panel, x: Axis, y: Scale, branches: list, said: str) -> Mark
     marks = place_marks(run.growths, x, panel.marks)
     top = (ROW * rows_of(marks) if panel.first else 0) + 6.0
     bottom = top + height
+    first, *others = panel.names
+    order = [(name, None, branches[0][1]) for name in others]
+    order += [(first, growth, indices) for growth, indices in reversed(branches)]  # undone spans, and the run upon them
     lines = []
-    for growth, indices in reversed(branches):
-        for name in panel.names:
-            style = panel.style(name) + (" undone" if growth else "")
-            lines.append(curve(_points(panel, name, growth, indices, x), y, height, style))
+    for name, growth, indices in order:
+        style = panel.style(name) + (" undone" if growth else "")
+        lines.append(curve(_points(panel, name, growth, indices, x), y, height, style))
     return chart(
         f"{panel.key}-chart-{x.key}",
         f"{panel.title} over {x.name}",
@@ -163,8 +166,13 @@ def _points(panel: Panel, name: str, growth: Growth | None, indices: Sequence[in
     values, column = panel.values(name), panel.run.readings.columns[x.key]
     lead = [growth.first - 1] if growth is not None and growth.first else []
     known = [at for at in [*lead, *indices] if not math.isnan(values[at]) and not math.isnan(column[at])]
-    kept = thin([values[at] for at in known], panel.detail)
-    return [(x.scale.at(column[known[i]]), _gap(values[known[i]])) for i in kept]
+    kept = [known[i] for i in thin([values[at] for at in known], panel.detail)]
+    points = [(x.scale.at(column[at]), _gap(values[at])) for at in kept]
+    if growth is None and x.key != "step":  # steps go back where a growth is undone, FLOPs and time do not
+        for span in reversed([g for g in panel.run.growths if g.undone is not None and g.last > g.first]):
+            after = bisect_left(kept, span.last)
+            points[after:after] = [(0.0, math.nan)]
+    return points
 
 
 def _gap(value: float) -> float:
@@ -197,11 +205,11 @@ def _said(panel: Panel, y: Scale) -> str:
         parts.append(f"{shorten(said_of(name), 60)} {span(*known, significant)}")
     text = " and ".join(parts)
     text = text[0].upper() + text[1:] + "."
-    if run.growths:
+    if run.growths and panel.first:
         one = len(run.growths) == 1
         text += " The vertical mark is a growth." if one else f" Vertical marks: {len(run.growths):,} growths."
     undone = len(run.growths) - len(run.kept)
-    if undone:
+    if undone and panel.first:
         text += f" {undone:,} of them {'was' if undone == 1 else 'were'} undone: shaded, with a dashed line."
     if y.log:
         text += " Logarithmic scale."

@@ -94,6 +94,7 @@ class _History:
 
     def close(self, wrong: list[int], total: int, cut: bool) -> None:
         """Say what could not be used."""
+        self.run.readings.settle()
         notes = self.run.notes
         if cut and wrong[-1] == total:
             wrong.pop()

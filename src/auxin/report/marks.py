@@ -10,9 +10,10 @@ from auxin.report.plot import percent, short
 from auxin.report.run import Growth
 
 ROW = 17  # pixels per row of labels
-ROWS = 3
+ROWS = 4
 
 _LETTER, _GAP = 6.6, 10.0  # pixels
+_COLUMNS = 500  # growths that fall into one of them cannot be told apart
 _TURN = 0.8  # from here on, labels stand to the left of their mark
 _WIDE, _NARROW = 620.0, 250.0  # the narrowest plot of either layout, in pixels
 
@@ -40,13 +41,14 @@ def place_marks(growths: Sequence[Growth], x: Axis, most: int) -> list[Mark]:
     Args:
         growths: to mark.
         x: along which.
-        most: places for marks; growths closer than that share one.
+        most: marks; where there are more growths, neighbours share one.
     """
+    columns = most if len(growths) > most else _COLUMNS
     places: dict[int, tuple[Growth, float]] = {}
     for growth in growths:
         at = x.at(growth.at)
         if not math.isnan(at):
-            places.setdefault(round(at * most), (growth, at))
+            places.setdefault(round(at * columns), (growth, at))
     names = [_name(growth) for growth, _ in places.values()]
     rows = _fit([(at, f"{g.number} {n}") for (g, at), n in zip(places.values(), names, strict=True)], _WIDE, False)
     if None in rows:

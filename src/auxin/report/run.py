@@ -127,6 +127,13 @@ class Readings:
         for column in (*self.columns.values(), *self.metrics.values()):
             del column[length:]
 
+    def settle(self) -> None:
+        """A metric that is mostly without a number was not measured then, rather than not finite."""
+        for name, column in self.metrics.items():
+            broken = sum(map(math.isinf, column))
+            if broken > sum(map(math.isfinite, column)):
+                self.metrics[name] = array("d", (UNKNOWN if math.isinf(value) else value for value in column))
+
     def moment(self, index: int) -> Moment:
         """When a reading was made."""
         return Moment(*(self.columns[axis][index] for axis in AXES))

@@ -15,6 +15,8 @@ from auxin.report.run import Moment, Run, items, mapping, read_growth
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,18})")
 _LARGEST = 1 << 28  # bytes of a JSON file
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 def read_directory(path: Path) -> Run:
     """The run whose files lie in a directory.
@@ -39,8 +41,9 @@ def read_directory(path: Path) -> Run:
             run.notes.append("There is no metrics.jsonl: what was measured on the way is not known.")
     except OSError as error:
         problems.append(f"metrics.jsonl cannot be read: {error.strerror}.")
-    entries, problem = _journal(journal)
-    problems += [problem] if problem else []
+    entries, run.shapes, problem = _journal(journal)
+    if problem and (entries is not None or journal.exists() or run.growths or not len(run.readings)):
+        problems.append(problem)
     if entries is None and not len(run.readings) and not run.growths:
         said = " ".join([*problems, *run.notes])
         raise GrowthError(f"Nothing of the run in '{path}' can be read. {said}")
@@ -112,17 +115,18 @@ def _place(run: Run, step: float) -> Moment:
     return Moment(step, moment.flops, moment.seconds)
 
 
-def _journal(path: Path) -> tuple[list[Mapping] | None, str]:
-    """The entries, and what is wrong with the file."""
+def _journal(path: Path) -> tuple[list[Mapping] | None, Shapes, str]:
+    """The entries, the shapes of the parameters after the last one, and what is wrong with the file."""
     if not path.exists():
-        return None, "There is no journal.json."
+        return None, {}, "There is no journal.json."
     data, problem = _json(path)
     entries = data.get("entries") if isinstance(data, Mapping) else data
     if problem or not isinstance(entries, list):
-        return None, problem or "journal.json is not a journal."
+        return None, {}, problem or "journal.json is not a journal."
     good = [entry for entry in entries if isinstance(entry, Mapping)]
     wrong = len(entries) - len(good)
-    return good, f"{wrong} entries of journal.json are not growths and were left out." if wrong else ""
+    problem = f"{wrong} entries of journal.json are not growths and were left out." if wrong else ""
+    return good, _checked(mapping(mapping(data).get("shapes"))), problem
 
 
 def _json(path: Path) -> tuple[Any, str]:
@@ -152,7 +156,7 @@ def _newest_checkpoint(path: Path) -> Path | None:
 
 def _add_checkpoint(run: Run, checkpoint: Path) -> None:
     """What a checkpoint knows: the shapes of the tensors, and where the run stood."""
-    run.shapes = _shapes(checkpoint / "model.safetensors")
+    run.shapes = run.shapes or _shapes(checkpoint / "model.safetensors")
     data, _ = _json(checkpoint / "run.json") if (checkpoint / "run.json").exists() else (None, "")
     state = mapping(mapping(data).get("grower"))
     steps, calls = finite(state.get("optimizer_steps")), finite(state.get("calls"))
@@ -161,7 +165,7 @@ def _add_checkpoint(run: Run, checkpoint: Path) -> None:
         _add_undone(run, [entry for entry in items(state.get("undone")) if isinstance(entry, Mapping)])
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _shapes(path: Path) -> Shapes:
     """Names and shapes from the head of a safetensors file; none where it cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -169,11 +173,15 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
             head = json.loads(file.read(length)) if length <= _LARGEST else {}
     except (OSError, ValueError, RecursionError):
         return {}
+    return _checked({name: mapping(tensor).get("shape") for name, tensor in mapping(head).items()})
+
+
+def _checked(shapes: Mapping) -> Shapes:
+    """Those that are shapes."""
     found = {}
-    for name, tensor in mapping(head).items():
-        shape = mapping(tensor).get("shape")
-        if name != "__metadata__" and isinstance(shape, list) and all(isinstance(size, int) for size in shape):
-            found[name] = tuple(shape)
+    for name, shape in shapes.items():
+        if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape):
+            found[str(name)] = tuple(shape)
     return found
 
 

@@ -16,6 +16,7 @@ main{max-width:1160px;margin:0 auto;padding:72px 40px 96px}
 h1{font-size:34px;line-height:1.2;font-weight:650;letter-spacing:-.015em;margin:0;overflow-wrap:anywhere}
 h2{font-size:20px;line-height:1.3;font-weight:650;margin:0;overflow-wrap:anywhere}
 section{margin-top:64px}
+h2,.plot,summary,.scroll{scroll-margin-top:72px}
 .lead{font-size:19px;line-height:1.5;max-width:44em;margin:14px 0 0;overflow-wrap:anywhere}
 .note,.readout{color:var(--soft);font-size:14.5px;margin:4px 0 0;max-width:60em;overflow-wrap:anywhere}
 .readout{margin:6px 0 0 52px}
@@ -54,6 +55,7 @@ text{fill:var(--soft);font-size:12.5px}
 .line.actual{stroke:var(--ink);stroke-width:1.25}
 .line.forecast{stroke-width:2.5}
 .line.undone{stroke:var(--lost);stroke-dasharray:4 3;stroke-width:1.5}
+.line.flow{stroke-width:1.5}
 .area{fill:var(--wash)}
 .dot.second{fill:var(--line)}
 .dot.main{fill:var(--accent)}
@@ -99,7 +101,7 @@ table{border-collapse:collapse;width:100%;font-size:14.5px;line-height:1.45}
 details table{width:auto}
 caption{text-align:left;color:var(--soft);padding:0 0 12px}
 caption span{display:block;max-width:min(60em,100vw - 32px)}
-th,td{text-align:left;vertical-align:top;padding:9px 24px 9px 0;font-weight:400;
+th,td{text-align:left;vertical-align:top;padding:9px 20px 9px 0;font-weight:400;
 border-top:1px solid var(--rule)}
 details th,details td{padding-top:5px;padding-bottom:5px}
 th:last-child,td:last-child{padding-right:0}
@@ -107,6 +109,7 @@ thead th{color:var(--soft);font-size:13.5px;vertical-align:bottom;border-top:0}
 tbody th{font-weight:600}
 th.n,td.n{text-align:right;white-space:nowrap}
 td,th{max-width:24em;overflow-wrap:break-word}
+#decisions~.scroll td:nth-child(n+3):nth-child(-n+4){min-width:11em}
 code{font:13.5px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 abbr{text-decoration:none}
 .sub{display:block;color:var(--soft);font-size:13.5px}
@@ -120,7 +123,7 @@ table{width:max-content;min-width:100%}
 .figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:18px 16px;margin-top:28px}
 .figures dd{font-size:18px;white-space:normal}
 .switch{margin:28px 0 -20px;padding:8px 0}
-.switch legend{width:100%}
+.switch legend{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .readout,details{margin-left:0}
 .plot,.plot.labelled{padding:0 10px 0 44px}}
 @media print{main{max-width:none;padding:0}section{break-inside:avoid}.scroll{overflow:visible}

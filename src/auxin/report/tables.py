@@ -40,12 +40,15 @@ def decision_section(run: Run, most: int = 20_000) -> Markup:
         "Why",
         "Outcome",
         "Parameters added",
-        "Function kept, max |d|",
+        "Function kept",
         "Gradient ratio",
         "Time in ms",
     ]
     rows = [_growth(e.growth, e) if e.growth else _waiting(e, count) for e, count in events]
-    caption = "What was decided, and what was checked. New layers by their names then, sources by those before."
+    caption = (
+        "What was decided, and what was checked. New layers by their names then, sources by those before. "
+        "Function kept: the largest difference of the probe's outputs."
+    )
     return _shown("Decisions", Table(caption, columns, rows, frozenset({0, 1, 5, 7, 8})), most)
 
 

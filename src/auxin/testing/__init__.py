@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from auxin.anatomy.probe import Probe
-from auxin.change import Change, Edit
+from auxin.change import Change, Edit, Grouping
 from auxin.follow import follow
 from auxin.randomness import random_data, random_state
 from auxin.testing import checks, lasting
@@ -59,7 +59,7 @@ def check(
     companions: Any = (),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     steps: int = 10,
-    group: int | None = None,
+    group: Grouping = None,
 ) -> Report:
     """Try an edit on copies of your network and check all that a growth must not break.
 
@@ -78,7 +78,7 @@ def check(
         companions: ``f(model, optimizer, ...) -> [scheduler, average, ...]``; or the objects themselves.
         loss: ``loss(model, batch) -> scalar``; None: mean squared distance of all outputs from fixed random numbers.
         steps: optimizer steps after the growth.
-        group: index of the group for new parameters, as in ``grow``.
+        group: of new parameters, as in ``grow``.
 
     Returns:
         What was checked and measured.
@@ -110,7 +110,7 @@ def check(
     return _report(grown, time.perf_counter() - started)
 
 
-def _grow(recipe: Recipe, edit: Any, group: int | None) -> Grown:
+def _grow(recipe: Recipe, edit: Any, group: Grouping) -> Grown:
     run = recipe.run(WARM)
     before, ungrown = Before(run), copy.deepcopy(run.model)
     run.reached.clear()
@@ -120,7 +120,7 @@ def _grow(recipe: Recipe, edit: Any, group: int | None) -> Grown:
     return Grown(recipe, edit, group, run, before, change, ungrown, moved)
 
 
-def _rolled_back(recipe: Recipe, edit: Any, group: int | None) -> Run:
+def _rolled_back(recipe: Recipe, edit: Any, group: Grouping) -> Run:
     """A run that never grew: what it tried was taken back, without a trace."""
     run = recipe.run(WARM)
     everything = {"network": run.model, "optimizers": run.optimizers, "companions": run.companions}

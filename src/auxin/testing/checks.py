@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from auxin.anatomy.probe import Look, tensors_in
 from auxin.anatomy.tree import join, module_at
-from auxin.change import Change, Edit
+from auxin.change import Change, Edit, Grouping
 from auxin.proof import EPSILONS
 from auxin.randomness import random_state
 from auxin.testing.before import Before, Facts, changed_by, hooks_of, name_after, state_of
@@ -42,7 +43,7 @@ class Grown:
 
     recipe: Recipe
     edit: Any
-    group: int | None
+    group: Grouping
     run: Run
     before: Before
     change: Change
@@ -111,13 +112,14 @@ def optimizers(grown: Grown) -> None:
     homes: Homes = {}
     for index, optimizer in enumerate(grown.run.optimizers):
         old = grown.before.groups[index]
-        if len(optimizer.param_groups) != len(old):
+        own = sum(one.optimizer is optimizer for one in grown.change.groups) if isinstance(grown.group, Mapping) else 0
+        if len(optimizer.param_groups) != len(old) + own:
             count = f"{len(optimizer.param_groups)} parameter groups, it had {len(old)}"
             fail("optimizer", f"{type(optimizer).__name__} has {count}: schedulers and checkpoints do not expect that")
-        for number, (group, record) in enumerate(zip(optimizer.param_groups, old, strict=True)):
+        for number, group in enumerate(optimizer.param_groups):
             for p in group["params"]:
                 homes.setdefault(id(p), []).append((index, number))
-            problem = record.problem(group, names, grown.changed)
+            problem = old[number].problem(group, names, grown.changed) if number < len(old) else None
             if problem is not None:
                 fail("optimizer", f"{type(optimizer).__name__} group {number}: {problem}")
     for name, p in grown.run.model.named_parameters():
@@ -187,11 +189,14 @@ def _state_of_new(grown: Grown, optimizer: Any, before: dict[str, Facts]) -> Non
 
 
 def others(grown: Grown) -> None:
-    """Schedulers and scalers: as they were; a companion of the user's own may change."""
+    """Schedulers and scalers: as they were, but for own groups; a companion of the user's own may change."""
     left = [grown.run.model, *grown.run.optimizers]
+    longer = {id(own.optimizer) for own in grown.change.groups}
     for companion, record in zip(grown.run.others, grown.before.others, strict=True):
         if not isinstance(companion, (LRScheduler, ReduceLROnPlateau, torch.amp.GradScaler)):
             continue
+        if id(getattr(companion, "optimizer", None)) in longer:
+            continue  # its lists have an entry for each group
         differences = record.differences(exact(companion, leave_out=left))
         if differences:
             fail("schedule", f"the growth has changed {type(companion).__name__}{differences[0]}")

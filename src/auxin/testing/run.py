@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.probe import Look, Probe, arguments, tensors_in
 from auxin.anatomy.tree import unwrap
-from auxin.change import Change, Edit
+from auxin.change import Change, Edit, Grouping
 from auxin.engine import grow
 from auxin.errors import GrowthError
 from auxin.proof import outputs_of
@@ -73,7 +73,7 @@ class Run:
         """Companions that hold no copy of the network."""
         return [c for c in self.companions if not isinstance(c, AveragedModel)]
 
-    def grow(self, edit: Any, group: int | None = None, last: tuple[Any, ...] = (), dry_run: bool = False) -> Change:
+    def grow(self, edit: Any, group: Grouping = None, last: tuple[Any, ...] = (), dry_run: bool = False) -> Change:
         """Carry out an edit, or a user's function under ``surgery``, with everything kept in step."""
         everyone = (*self.optimizers, *self.companions, *last)
         if isinstance(edit, Edit):

@@ -14,6 +14,7 @@ from auxin.when.levels import plateau, threshold
 from auxin.when.outside import file, signal
 from auxin.when.reading import Mode, Reading, Trigger, Unit
 from auxin.when.shift import drift
+from auxin.when.trend import diverging, slope
 
 __all__ = [
     "Mode",
@@ -25,11 +26,13 @@ __all__ = [
     "at",
     "autogrow",
     "cooldown",
+    "diverging",
     "drift",
     "every",
     "file",
     "not_while_decaying",
     "plateau",
     "signal",
+    "slope",
     "threshold",
 ]
