@@ -162,7 +162,7 @@ def test_a_second_growth_while_the_first_fades():
     run.train(4)
     assert sorted(gates(run.model)) == ["layers.1", "layers.4"]
     run.train(2)
-    assert not gates(run.model) and len(run.optimizer._optimizer_step_pre_hooks) == 0
+    assert not gates(run.model) and ramps_on(run.optimizer) is None
 
 
 def test_a_block_that_fades_in_is_removed():
