@@ -157,7 +157,8 @@ class Grower:
     def done(self) -> bool:
         """Whether nothing will grow any more: a limit is reached, no edit is left, or the trigger says so."""
         full = self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths
-        none_left = bool(self.progress.refused) and not self.edits()
+        fixed = not callable(self._edits) and bool(self._edits)
+        none_left = (fixed or bool(self.progress.refused)) and not self.edits()
         return self.progress.done or full or none_left or getattr(self.when, "done", False) is True
 
     @property
@@ -172,7 +173,8 @@ class Grower:
 
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from now."""
-        return [edit for edit in checked_edits(self._edits, self.model) if edit not in self.progress.refused]
+        over = [*self.progress.refused, *(e.edit for e in self.progress.entries if getattr(e.edit, "once", False))]
+        return [edit for edit in checked_edits(self._edits, self.model) if edit not in over]
 
     def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | None:
         """Say how training goes; grows at most once. Call it right after ``optimizer.step()``, outside autocast.
