@@ -60,6 +60,8 @@ class Grower:
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
         log: a directory into which the run writes what happens, or a ``Logbook``; for reports.
 
+    Attribute ``flow.readings``: gradients of the new blocks in the first optimizer steps; see ``auxin.flow``.
+
     Raises:
         GrowthError: something does not fit together already.
 
