@@ -3,6 +3,7 @@ import json
 import pytest
 
 from auxin import choose
+from auxin.arguments import checked_chooser
 from auxin.errors import GrowthError
 
 EDITS = ["deeper", "wider", "longer"]
@@ -46,6 +47,12 @@ def test_a_restored_cycle_goes_on_where_it_was() -> None:
     picked = [before(EDITS, None) for _ in range(4)]
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert picked + [after(EDITS, None) for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize("kind", ["cycle", "by_trial", "least_change"])
+def test_a_chooser_that_was_not_built_is_refused(kind) -> None:
+    with pytest.raises(GrowthError, match=rf"choose={kind} is not a chooser yet.*choose\.{kind}\(\)"):
+        checked_chooser(getattr(choose, kind))
 
 
 def test_the_state_of_something_else_is_refused() -> None:

@@ -187,6 +187,22 @@ def test_its_own_state_dict_goes_on_too(saved):
     assert rates + go(second, 13 - saved) == expected
 
 
+def test_a_group_of_its_own_follows_the_schedule():
+    model, optimizer, schedule, grower = run = build()
+    train(run, 3)
+    optimizer.zero_grad()
+    ax.grow(model, ax.Duplicate("blocks", by=1), optimizer, schedule, probe=X[:8], group={"lr": 1e-3})
+    schedule.grower = None
+    schedule.begin_decay()
+    seen = []
+    for _ in range(20):
+        optimizer.step()
+        schedule.step()
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    assert len(seen[0]) == 2 and seen[-1] == [0, 0]
+    assert all(own == pytest.approx(old / 10) for old, own in seen)
+
+
 def test_trial_and_undo_put_the_schedule_back():
     run = build()
     model, optimizer, schedule, grower = run

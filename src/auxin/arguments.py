@@ -40,7 +40,7 @@ def checked_trigger(when: Any) -> Any:
 
 def checked_chooser(choose: Any) -> Any:
     """A chooser that was built."""
-    if choose in (choosers.cycle, choosers.by_trial):
+    if choose in (choosers.cycle, choosers.by_trial, choosers.least_change):
         name = choose.__name__
         raise GrowthError(f"choose={name} is not a chooser yet; call it: choose=auxin.choose.{name}().")
     if isinstance(choose, type) or not callable(choose):

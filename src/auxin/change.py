@@ -18,7 +18,8 @@ from auxin.modules import Dormant
 class Edit(Protocol):
     """What to grow and where, as plain data: a frozen dataclass with one method.
 
-    ``plan`` is pure: it may build tensors and run pieces of the network through ``look``, it writes to nothing.
+    ``plan`` is pure: it may build tensors and run pieces of the network through ``look``, it writes to nothing. An edit
+    with an attribute ``once = True`` is chosen by a Grower once only.
     """
 
     def plan(self, model: nn.Module, look: Any) -> Change:

@@ -59,6 +59,8 @@ class Grower:
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
         log: a directory into which the run writes what happens, or a ``Logbook``; for reports.
 
+    Attribute ``flow.readings``: gradients of the new blocks in the first optimizer steps; see ``auxin.flow``.
+
     Raises:
         GrowthError: something does not fit together already.
 
@@ -158,7 +160,8 @@ class Grower:
     def done(self) -> bool:
         """Whether nothing will grow any more: a limit is reached, no edit is left, or the trigger says so."""
         full = self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths
-        none_left = bool(self.progress.refused) and not self.edits()
+        fixed = not callable(self._edits) and bool(self._edits)
+        none_left = (fixed or bool(self.progress.refused)) and not self.edits()
         return self.progress.done or full or none_left or getattr(self.when, "done", False) is True
 
     @property
@@ -173,7 +176,8 @@ class Grower:
 
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from now."""
-        return [edit for edit in checked_edits(self._edits, self.model) if edit not in self.progress.refused]
+        over = [*self.progress.refused, *(e.edit for e in self.progress.entries if getattr(e.edit, "once", False))]
+        return [edit for edit in checked_edits(self._edits, self.model) if edit not in over]
 
     def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | None:
         """Say how training goes; grows at most once. Call it right after ``optimizer.step()``, outside autocast.

@@ -211,6 +211,29 @@ def test_plain_lists_of_the_children_follow_and_others_are_named():
     assert whole(model, optimizer, average) == before
 
 
+def test_a_grower_wakes_it_once_and_goes_on(tmp_path):
+    def build(edits):
+        model, optimizer, average = run(InSequential)
+        return model, ax.Grower(model, optimizer, average, edits=edits, when=ax.when.every(1), probe=inputs())
+
+    more = ax.Insert("net", nn.Tanh, index=-1, init="default")
+    model, grower = build([ax.Wake("net.2"), more])
+    assert grower.step().edit == ax.Wake("net.2") and not grower.done
+    ax.save(grower, tmp_path)
+    grower.undo()
+    assert grower.step().edit == ax.Wake("net.2")
+    model, again = build([ax.Wake("net.2"), more])
+    ax.load(tmp_path, again)
+    for one in (grower, again):
+        assert type(one.step().edit) is ax.Insert
+
+    model, grower = build(ax.Wake("net.2"))
+    assert not grower.done and grower.step() is not None and grower.done and grower.step() is None
+    model, grower = build(ax.Wake("net.0"))  # a mistake, which is not passed over
+    with pytest.raises(ax.GrowthError, match="'net.0' is a Linear, not a Dormant layer"):
+        grower.step()
+
+
 def test_undo_and_trial_put_it_back_to_sleep():
     model, optimizer, average = run()
     grower = ax.Grower(

@@ -171,7 +171,8 @@ def test_a_copied_state_serves_only_a_group_of_the_same_kind():
     edit = ax.Duplicate("blocks", by=1, output="keep", state="copy")
     model, optimizer, companions = ready()
     before = picture(model, *companions)
-    with pytest.raises(ax.GrowthError, match=r"made under amsgrad=False and does not serve group=dict\(amsgrad=True\)"):
+    match = r"made under amsgrad=False, which does not serve group=dict\(amsgrad=True\)\. Use state='fresh'"
+    with pytest.raises(ax.GrowthError, match=match):
         ax.grow(model, edit, *companions, probe=batch()[0], group=dict(amsgrad=True))
     assert_same(before, picture(model, *companions))
     ax.grow(model, edit, *companions, probe=batch()[0], group=dict(lr=0.01))
@@ -198,6 +199,73 @@ def test_thawed_parameters_get_the_group_too():
     with ax.surgery(model, optimizer, group=dict(lr=0.01)):
         model.stem.requires_grad_(True)
     assert [id(p) for p in optimizer.param_groups[1]["params"]] == [id(p) for p in model.stem.parameters()]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_waited_frozen_in_a_group_leaves_it_for_its_own(named, trained):
+    torch.manual_seed(0)
+    model = Net(depth=2)
+    optimizer = torch.optim.AdamW(model.named_parameters() if named else model.parameters(), lr=0.1)
+    schedule = lrs.StepLR(optimizer, 3, 0.5)
+    if trained:
+        train(model, optimizer, 2)
+    model.stem.requires_grad_(False)
+    old, new = list(model.parameters())[2:], list(model.stem.parameters())
+    before = picture(model, optimizer, schedule)
+    with pytest.raises(ZeroDivisionError), ax.surgery(model, optimizer, schedule, group=dict(lr=0.01)):
+        model.stem.requires_grad_(True)
+        raise ZeroDivisionError
+    assert_same(before, picture(model, optimizer, schedule))
+    held = [dict(optimizer.state.get(p, {})) for p in new]
+    with ax.surgery(model, optimizer, schedule, group=dict(lr=0.01)):
+        model.stem.requires_grad_(True)
+    assert [[id(p) for p in g["params"]] for g in optimizer.param_groups] == [[id(p) for p in ps] for ps in (old, new)]
+    assert not named or optimizer.param_groups[1]["param_names"] == ["stem.weight", "stem.bias"]
+    for p, state in zip(new, held, strict=True):
+        assert {k: id(v) for k, v in optimizer.state.get(p, {}).items()} == {k: id(v) for k, v in state.items()}
+    train(model, optimizer, 2)
+    ax.verify(model, optimizer, schedule)
+
+
+def test_a_waiting_state_serves_only_a_group_of_the_same_kind():
+    model, optimizer, companions = ready()
+    model.stem.requires_grad_(False)
+    with pytest.raises(ax.GrowthError, match=r"made under amsgrad=False.*Drop it first: del optimizer\.state\[p\]"):
+        with ax.surgery(model, *companions, group=dict(amsgrad=True)):
+            model.stem.requires_grad_(True)
+    for p in model.stem.parameters():
+        del optimizer.state[p]
+    with ax.surgery(model, *companions, group=dict(amsgrad=True)):
+        model.stem.requires_grad_(True)
+    train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_layer_that_wakes_gets_its_own_group(waits, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 5), ax.Dormant(nn.Linear(5, 5)), nn.Linear(5, 1))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if waits or p.requires_grad], lr=0.1)
+        schedule = lrs.StepLR(optimizer, 3, 0.5)
+        words = {"when": ax.when.every(10**6), "probe": batch()[0], "group": dict(lr=0.01)}
+        return model, optimizer, schedule, ax.Grower(model, optimizer, schedule, edits=ax.Wake("1"), **words)
+
+    model, optimizer, schedule, grower = build()
+    train(model, optimizer, 2)
+    grower.grow(ax.Wake("1"))
+    assert [len(g["params"]) for g in optimizer.param_groups] == [4, 2]
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
+    train(model, optimizer, 2)
+    ax.save(grower, tmp_path)
+    fresh = build()
+    ax.load(tmp_path, fresh[3])
+    for one, opt, sched, _ in ((model, optimizer, schedule, None), fresh):
+        for _ in range(8):
+            train(one, opt, 1)
+            sched.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh[0].parameters(), strict=True))
+    assert fresh[1].param_groups[1]["lr"] == optimizer.param_groups[1]["lr"] == 0.01 * 0.5**2
 
 
 def test_a_surgery_without_new_parameters_makes_no_group():

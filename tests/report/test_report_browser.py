@@ -11,10 +11,7 @@ from pages import EVIL, LIMIT, Log, grown_log, journal, metrics, shapes, write_c
 
 from auxin.report import Report
 
-pytestmark = [
-    pytest.mark.skipif(PROGRAM is None, reason="no Chromium"),
-    pytest.mark.xdist_group("chromium"),
-]
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium")
 
 SIZES = [(375, False), (375, True), (1600, False), (1600, True)]
 

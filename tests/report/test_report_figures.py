@@ -192,6 +192,7 @@ def test_the_table_of_parameters(page: ET.Element, log: Log) -> None:
     rows = table_of(section(page, "parameters"))
     assert [row for row in expected if row not in rows] == []
     assert rows[-1] == ["950", f"{log.parameters:,}"]
+    assert words(of_class(section(page, "parameters"), "note")[0]) == "8,801 → 34,049, 3.87 times as many."
 
 
 def test_gradient_ratios_are_those_of_the_log(page: ET.Element, log: Log) -> None:

@@ -119,6 +119,15 @@ def test_tables_have_caption_and_scope_and_scroll_in_their_own_box() -> None:
     assert [words(cell) for cell in results[1]] == ["Fixed", "1.500", "–"]
 
 
+def test_a_table_lies_behind_every_figure() -> None:
+    root = render(journal(), metrics(), forecasts=[FORECAST])
+    names = [words(details.find("summary")) for details in root.iter("details")]
+    figures = ["Loss", "Layers", "Parameters", "Gradient ratio", "Household 4"]
+    assert names == [f"{name} as a table" for name in figures]
+    rows = [[words(cell) for cell in row] for row in section(root, "forecasts").find(".//tbody")]
+    assert rows == [["1", "1.000", "1.500"], ["2", "2.000", "2.000"]]
+
+
 def test_a_decision_shows_what_was_checked() -> None:
     entries = journal()
     entries[1] |= {"preserved": False, "max_difference": 0.25, "gradient_ratio": None, "seconds": math.nan}

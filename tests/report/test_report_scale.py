@@ -81,4 +81,5 @@ def test_numbers_for_people() -> None:
 def test_ticks_share_their_decimals() -> None:
     assert [tick_name(v, [0, 0.5, 1.0]) for v in (0, 0.5, 1.0)] == ["0.0", "0.5", "1.0"]
     assert [tick_name(v, [0, 50_000, 100_000]) for v in (0, 50_000)] == ["0", "50k"]
+    assert [tick_name(v, [1.0, 1.002, 1.004]) for v in (1.0, 1.004)] == ["1.000", "1.004"]
     assert [tick_name(v, [0.02, 0.1, 5.0]) for v in (0.02, 0.1, 5.0)] == ["0.02", "0.1", "5"]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import time
 from pathlib import Path
@@ -346,6 +347,59 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     assert len([e for e in parsed(page).iter() if e.tag == "script"]) == 4  # the values of three figures, and ours
     frame = Report.read(tmp_path, title=EVIL)._repr_html_()
     assert frame.count("<") == 2 and "<script" not in frame
+
+
+STRANGE = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**400,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    EVIL,
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    ["a", 1],
+    "\ud800",
+]
+
+
+def test_any_value_anywhere_makes_a_page_or_a_clear_refusal(tmp_path: Path) -> None:
+    choice = random.Random(5)
+    for number in range(300):
+        log = Log().read(4).grow([("blocks.1", "blocks.0")], wait=1).read(3)
+        log.grow([("blocks.2", "blocks.1")], {"blocks.1": "blocks.2"}).read(2).undo(7, 70).read(2)
+        for _ in range(choice.randint(1, 8)):
+            target: object = choice.choice([*log.lines, *log.entries])
+            while isinstance(target, dict) and target:
+                key = choice.choice(list(target))
+                inner = target[key]
+                if isinstance(inner, list) and inner and choice.random() < 0.5:
+                    inner[0] = choice.choice(STRANGE)
+                    break
+                if not isinstance(inner, dict) or choice.random() < 0.3:
+                    target[key] = choice.choice(STRANGE)
+                    break
+                target = inner
+        log.lines = [line for line in log.lines if choice.random() > 0.05]
+        choice.shuffle(log.lines) if number % 10 == 0 else None
+        tensors = {choice.choice(["a", "blocks.1.w", EVIL, ""]): choice.choice(STRANGE) for _ in range(3)}
+        directory = tmp_path / str(number)
+        log.write(directory)
+        if choice.random() < 0.5:
+            write_checkpoint(directory, log.entries, tensors, undone=log.entries[:1], calls=choice.choice(STRANGE))
+            (directory / "metrics.jsonl").unlink()
+        page = Report.read(directory).html()
+        assert len(page.encode()) < LIMIT
+        drawn = {"x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height", "d"}
+        places = [value for e in parsed(page).iter() for key, value in e.attrib.items() if key in drawn]
+        assert not [place for place in places if re.search("nan|inf|e", place)]
 
 
 def test_a_million_lines_take_seconds_and_stay_small(tmp_path: Path) -> None:

@@ -141,6 +141,24 @@ def test_a_trigger_that_was_not_built_is_named(trigger):
         ax.Grower(model, torch.optim.SGD(model.parameters(), 0.1), edits=ax.Duplicate(""), when=trigger)
 
 
+class Over:
+    """A trigger that says that it will not fire any more."""
+
+    def __init__(self, done):
+        self.done = done
+
+    def __call__(self, reading):
+        return True
+
+
+@pytest.mark.parametrize(("done", "stops"), [(True, True), (False, False), (lambda: True, False)])
+def test_a_grower_is_done_when_its_trigger_says_so(done, stops):
+    model = nn.Sequential(Block())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    grower = ax.Grower(model, optimizer, edits=ax.Duplicate("", by=1), when=Over(done), probe=X[:2])
+    assert grower.done is stops and bool(grower.step()) is not stops
+
+
 # ReduceLROnPlateau on the same metric
 
 

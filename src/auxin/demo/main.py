@@ -70,6 +70,7 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         sentence=text,
         table=content,
         forecasts=_examples(task, first),
+        shapes={name: tuple(parameter.shape) for name, parameter in shown.network.named_parameters()},
     )
     report.write(out / "report.html")
     screen.line(f"\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from torch import nn
 
@@ -36,6 +37,7 @@ class Wake:
     at: str
     fade: int = 0
     outputs: bool = False
+    once: ClassVar[bool] = True  # what is awake cannot wake again
 
     def plan(self, model: nn.Module, look: Look) -> Change:
         """Say what wakes and what trains from then on. Writes to nothing."""

@@ -100,23 +100,25 @@ def _check(optimizer: Any, change: Change) -> None:
             _mapped(optimizer, move, optimizer.state[move.old])
     for own in change.groups:
         if own.optimizer is optimizer:
-            _check_copied_state(optimizer, own, change)
+            _check_state(optimizer, own, change)
     if isinstance(optimizer, torch.optim.LBFGS) and any(join.group for join in change.joins.values()):
         raise GrowthError("LBFGS has one parameter group only.")
 
 
-def _check_copied_state(optimizer: Any, own: OwnGroup, change: Change) -> None:
-    """Refuse to copy a state into a group whose options ask for another kind of state."""
+def _check_state(optimizer: Any, own: OwnGroup, change: Change) -> None:
+    """Refuse to carry a state into a group whose options ask for another kind of state."""
     donor = optimizer.param_groups[own.donor]
     other = [key for key in STATE_KINDS if key in own.options and bool(own.options[key]) != bool(donor[key])]
     for move in change.moves if other else ():
         join = change.joins.get(id(move.new))
-        mine = join is not None and join.optimizer is optimizer and join.group == own.index
-        if mine and move.source is not None and move.source in optimizer.state:
-            option = f"{other[0]}={own.options[other[0]]!r}"
+        if join is None or join.optimizer is not optimizer or join.group != own.index:
+            continue
+        copied = move.source is not None and move.source in optimizer.state
+        if copied or move.new in optimizer.state:
+            way = "Use state='fresh'." if copied else "Drop it first: del optimizer.state[p]."
             raise GrowthError(
-                f"{move.name} would start from the optimizer state of the tensor that it copies, which was made under "
-                f"{other[0]}={donor[other[0]]!r} and does not serve group=dict({option}). Use state='fresh'."
+                f"{move.name} would go on from an optimizer state that was made under {other[0]}={donor[other[0]]!r}, "
+                f"which does not serve group=dict({other[0]}={own.options[other[0]]!r}). {way}"
             )
 
 
@@ -151,6 +153,8 @@ def _joins(change: Change, move: Move, optimizer: Any, index: int) -> bool:
 
 def _enter(optimizer: Any, group: dict[str, Any], joined: list[Move], change: Change, order: dict[int, int]) -> None:
     names = {id(move.new): move.name for move in joined}
+    for move in joined:
+        _leave(optimizer, move.new)
     entering = [(move.new, change.joins[id(move.new)].sibling) for move in joined]
     for index, new in places_in(group["params"], entering, order):
         group["params"].insert(index, new)
@@ -171,6 +175,8 @@ def _thaw(optimizer: Any, group: dict[str, Any], change: Change) -> None:
 def _begin_state(optimizer: Any, group: dict[str, Any], move: Move) -> None:
     new = move.new
     assert new is not None
+    if new in optimizer.state:
+        return  # it waited in another group, frozen
     if move.source is not None and move.source in optimizer.state:
         copied = optimizer.state[move.source]
         optimizer.state[new] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in copied.items()}
@@ -196,13 +202,20 @@ def _continue(optimizer: Any, move: Move) -> bool:
 
 
 def _drop(optimizer: Any, move: Move) -> bool:
+    held = _leave(optimizer, move.old)
+    if held:
+        optimizer.state.pop(move.old, None)
+    return held
+
+
+def _leave(optimizer: Any, parameter: Any) -> bool:
+    """Take a parameter out of its group; whether it was in one."""
     for group in optimizer.param_groups:
         for index, p in enumerate(group["params"]):
-            if p is move.old:
+            if p is parameter:
                 del group["params"][index]
                 if group.get("param_names") is not None:
                     del group["param_names"][index]
-                optimizer.state.pop(p, None)
                 return True
     return False
 

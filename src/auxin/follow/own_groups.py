@@ -1,8 +1,9 @@
 """``group=dict(lr=...)``: a parameter group of their own for the new parameters of a growth.
 
-The parameters that would have joined group g of an optimizer go into one new group behind its last one; it has every
-option of g, with what was asked for over them. The learning rate that is asked for is what one would have written when
-building the optimizer: it stands beside the donor's ``initial_lr``, and the schedule moves both alike.
+The parameters that would have joined group g of an optimizer, or that waited in it frozen, go into one new group behind
+its last one; it has every option of g, with what was asked for over them. The learning rate that is asked for is what
+one would have written when building the optimizer: it stands beside the donor's ``initial_lr``, and the schedule moves
+both alike.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
         joins = assign(model, change, optimizers, group)
         return dataclasses.replace(change, optimizers=optimizers, group=group, joins=joins)
     asked = checked(group, optimizers)
-    joins = assign(model, change, optimizers, None)
+    joins = {**_held_already(change, optimizers), **assign(model, change, optimizers, None)}
     donors = {
         (id(j.optimizer), j.group): (j, new)
         for move in change.moves
@@ -101,6 +102,14 @@ def options_of(optimizer: Any) -> tuple[str, ...]:
     """The options that an own group of this optimizer may have to itself."""
     keys = dict.fromkeys((*optimizer.defaults, *(key for group in optimizer.param_groups for key in group)))
     return tuple(key for key in keys if key not in {"params", "param_names", *SETTLED})
+
+
+def _held_already(change: Change, optimizers: Sequence[Any]) -> dict[int, Join]:
+    """Where the parameters stand that begin to train and are in a group from before: they leave it for their own."""
+    starting = set(change.starting)
+    waiting = {id(move.new) for move in change.moves if move.name in starting}
+    homes = [(p, o, i) for o in optimizers for i, group in enumerate(o.param_groups) for p in group["params"]]
+    return {id(p): Join(o, i, None) for p, o, i in homes if id(p) in waiting}
 
 
 def _unknown(option: Any, optimizers: Sequence[Any]) -> GrowthError:

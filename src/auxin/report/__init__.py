@@ -80,6 +80,7 @@ class Report:
         sentence: str = "",
         table: Mapping[str, Any] | None = None,
         forecasts: Iterable[Mapping[str, Any]] = (),
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> Report:
         """A run from plain data.
 
@@ -91,8 +92,10 @@ class Report:
             sentence: what the numbers support.
             table: results to show.
             forecasts: to show beside what happened.
+            shapes: of the final network's parameters, by name: for the widths of the layers.
         """
         run = from_metrics(metrics)
+        run.shapes = dict(shapes or {})
         add_entries(run, journal)
         return cls(run, title, sentence, table, tuple(forecasts))
 

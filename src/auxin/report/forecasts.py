@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from auxin.report.figure import Table, behind, number
 from auxin.report.figures import finite, significant
 from auxin.report.markup import Markup, shorten, tag
 from auxin.report.plot import chart, curve, layered, percent, short, value_axis
-from auxin.report.scale import Point, thin, value_scale
+from auxin.report.scale import Point, spread, thin, value_scale
 
 MOST = 6
 _HEIGHT, _COLUMNS = 150.0, 60
+_ROWS = 24  # of the table behind
 _HORIZONS = 3  # of history that are drawn, so that the forecast has room
 _KEYS = {"history": "history", "actual": "what happened", "forecast": "forecast"}
 
@@ -21,7 +23,7 @@ def forecast_section(forecasts: Iterable[Mapping]) -> Markup | None:
         forecasts: {"title": str, "history": numbers, "actual": numbers, "forecast": numbers}; the last two
             begin where the history ends.
     """
-    panels = [_panel(number, forecast) for number, forecast in enumerate(list(forecasts)[:MOST], start=1)]
+    panels = [_panel(position, forecast) for position, forecast in enumerate(list(forecasts)[:MOST], start=1)]
     if not panels:
         return None
     key = [tag("span", tag("span", class_=f"swatch {name}", aria_hidden="true"), text) for name, text in _KEYS.items()]
@@ -34,7 +36,7 @@ def forecast_section(forecasts: Iterable[Mapping]) -> Markup | None:
     )
 
 
-def _panel(number: int, forecast: Mapping) -> Markup:
+def _panel(position: int, forecast: Mapping) -> Markup:
     values = {key: _numbers(forecast.get(key)) for key in _KEYS}
     ahead = max(len(values["actual"]), len(values["forecast"]), 1)
     history = _points(values["history"][-_HORIZONS * ahead :], 0)
@@ -43,11 +45,11 @@ def _panel(number: int, forecast: Mapping) -> Markup:
     y = value_scale([value for points in (history, actual, predicted) for _, value in points], log=False, pieces=3)
     joint = history[-1:]
     lines = {"history": history, "actual": joint + actual, "forecast": joint + predicted}
-    title = shorten(forecast.get("title") or f"Forecast {number}", 80)
+    title = shorten(forecast.get("title") or f"Forecast {position}", 80)
     error = _error(actual, predicted)
     now = percent((len(history) - 1) / last) if history else "0%"
     picture = chart(
-        f"forecast-{number}",
+        f"forecast-{position}",
         title,
         f"The last {len(history)} values of history, then {len(predicted)} forecast. {error}",
         _HEIGHT + 16,
@@ -59,7 +61,18 @@ def _panel(number: int, forecast: Mapping) -> Markup:
         "figure",
         tag("figcaption", tag("strong", title), tag("span", error, class_="note") if error else None),
         tag("div", picture, class_="plot small"),
+        behind(_table(values), title),
     )
+
+
+def _table(values: Mapping[str, Sequence[float]]) -> Table:
+    """What happened and what was forecast, value by value."""
+    actual, predicted = (list(values[key]) for key in ("actual", "forecast"))
+    ahead = max(len(actual), len(predicted))
+    lines = [line + [math.nan] * (ahead - len(line)) for line in (actual, predicted)]
+    rows = [[str(at + 1), *(number(line[at]) for line in lines)] for at in spread(ahead, _ROWS)]
+    caption = f"{'All' if len(rows) == ahead else f'{len(rows)} of'} {ahead:,} values ahead."
+    return Table(caption, ["Ahead", "What happened", "Forecast"], rows, frozenset({0, 1, 2}))
 
 
 def _numbers(values: object) -> list[float]:

@@ -30,7 +30,7 @@ def gradient_section(run: Run, axes: Sequence[Axis], detail: int) -> Markup | No
     if not dots:
         return None
     shown = [dots[at] for at in spread(len(dots), detail)]
-    y = value_scale([1.0, *(ratio for _, ratio in shown)], pieces=3)
+    y = _scale([ratio for _, ratio in shown])
     said = "Gradient norm of the new weights over that of their older neighbour's, on the probe, at each growth."
     if len(shown) < len(dots):
         said += f" {len(shown)} of {len(dots):,} are drawn."
@@ -61,7 +61,7 @@ def _watched(run: Run, lines: Sequence[Line], detail: int) -> Markup:
         said += f" The last {len(shown)} of {len(lines):,} are drawn."
     last = max(at for _, _, points in shown for at, _ in points)
     x = Scale(0.0, max(1.0, last))
-    y = value_scale([1.0, *(ratio for _, _, points in shown for _, ratio in points)], pieces=3)
+    y = _scale([ratio for _, _, points in shown for _, ratio in points])
     curves = []
     for at, (_, _, points) in enumerate(shown):
         kept = [points[i] for i in thin([ratio for _, ratio in points], detail // 2)]
@@ -110,6 +110,12 @@ def _birth_axis(x: Scale) -> Markup:
         y = short(_TOP + _HEIGHT + 18)
         parts.append(tag("text", name, class_="tick", x=place, y=y, text_anchor=anchor))
     return join(*parts)
+
+
+def _scale(ratios: Sequence[float]) -> Scale:
+    """From 0 and beyond 1; logarithmic where the ratios are far apart."""
+    scale = value_scale([1.0, *ratios], pieces=3)
+    return scale if scale.log else value_scale([1.0, *ratios], zero=True, pieces=3)
 
 
 def _one(y: Scale, height: float) -> Markup:

@@ -136,9 +136,9 @@ def tick_name(value: float, ticks: Sequence[float]) -> str:
     if value and (largest >= 10_000 or abs(value) < 1e-4):
         return scaled(value) if abs(value) >= 1 else f"{value:.0e}".replace("e-0", "e-")
     distance = min((b - a for a, b in pairwise(ticks)), default=1.0)
-    apart = [tick for tick in ticks if tick] if distance < largest / 50 else []
-    decimals = _decimals(abs(value)) if apart else _decimals(distance)
-    return f"{value:,.{decimals}f}"
+    smallest = min((abs(tick) for tick in ticks if tick), default=1.0)
+    logarithmic = largest > 20 * smallest  # linear ticks are fewer than that
+    return f"{value:,.{_decimals(abs(value) if logarithmic else distance)}f}"
 
 
 def _decimals(distance: float) -> int:

@@ -94,6 +94,7 @@ figure{margin:0;min-width:0}
 figcaption{font-size:14.5px;line-height:1.4;overflow-wrap:anywhere}
 figcaption strong{display:block;font-weight:600}
 details{margin:14px 0 0 52px;font-size:14.5px}
+figure details{margin-left:48px}
 summary{cursor:pointer;color:var(--soft);width:max-content;max-width:100%}
 details .scroll{max-height:420px;overflow:auto;margin-top:12px}
 .scroll{overflow-x:auto;margin-top:4px}
