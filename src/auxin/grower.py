@@ -57,9 +57,7 @@ class Grower:
         on_growth: called with each change, for whatever cached a list of parameters; if it raises, the growth is taken
             back and the exception passes on.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
-        log: a directory into which the run writes what happens, or a ``Logbook``; for reports.
-
-    Attribute ``flow.readings``: gradients of the new blocks in the first optimizer steps; see ``auxin.flow``.
+        log: a directory into which the run writes what happens, or a ``Logbook``; ``auxin.flow`` says what of gradients.
 
     Raises:
         GrowthError: something does not fit together already.
@@ -335,7 +333,7 @@ class Grower:
         if not isinstance(state, Mapping) or "journal" not in state:
             raise GrowthError(f"this is not the state of a Grower: a {type(state).__name__} without a journal.")
         allowed = [*self.references(), *allow]
-        replaying = replayed(self.model, state["journal"], *self.companions, allow=allowed)
+        replaying = replayed(self.model, state["journal"], *self.companions, allow=allowed, grown=self.journal)
         with self.or_as_before(), replaying as journal:
             self.restore(state, journal, Allowed.of(self.model, allowed))
 

@@ -149,16 +149,20 @@ def replay(model: nn.Module, journal: Journal | list[Any], *companions: Any, all
 
 @contextlib.contextmanager
 def replayed(
-    model: nn.Module, journal: Journal | list[Any], *companions: Any, allow: Iterable[Any] = ()
+    model: nn.Module,
+    journal: Journal | list[Any],
+    *companions: Any,
+    allow: Iterable[Any] = (),
+    grown: Journal | None = None,
 ) -> Iterator[Journal]:
-    """``replay`` as a context: what is raised inside takes all of it back."""
+    """``replay`` as a context: what is raised inside takes all of it back. ``grown`` has been carried out already."""
     model = unwrap(model)
     if not isinstance(journal, Journal):
         journal = Journal.from_json(journal, Allowed.of(model, allow))
     stepped = bool(optimizers_in(companions))  # without an optimizer there are no groups to make
     with contextlib.ExitStack() as stack:
         with random_state():
-            for number, entry in enumerate(_missing(model, journal)):
+            for number, entry in enumerate(_missing(model, journal, grown)):
                 try:
                     change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
                     stack.enter_context(transaction(model, change, companions, entry.group if stepped else None))
@@ -202,9 +206,11 @@ def references(edit: Any) -> list[Any]:
     return found
 
 
-def _missing(model: nn.Module, journal: Journal) -> list[Entry]:
+def _missing(model: nn.Module, journal: Journal, grown: Journal | None) -> list[Entry]:
     """The entries that the model does not have yet: all, where it looks as at the start (it may look so again)."""
     now = fingerprint(model)
+    if grown and grown.entries[-1].fingerprint == now and grown.to_json() == journal.to_json():
+        return []
     if journal.entries and journal.entries[0].before == now:
         return journal.entries
     for done in range(len(journal), 0, -1):

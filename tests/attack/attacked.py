@@ -129,13 +129,14 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Embedding tied to the head, BatchNorm, dropout, a frozen branch, a plain list beside the blocks, a depth."""
+    """Embedding tied to the head, BatchNorm, dropout, a frozen branch, a sleeping one, a plain list of the blocks."""
 
     def __init__(self, depth: int = 2):
         super().__init__()
         self.embed = nn.Embedding(7, 6)
         self.norm = nn.BatchNorm1d(6)
         self.side = nn.Linear(6, 6).requires_grad_(False)
+        self.extra = ax.Dormant(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))
         self.blocks = nn.ModuleList(Block() for _ in range(depth))
         self.order = list(self.blocks)
         self.tail = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.1))
@@ -145,7 +146,7 @@ class Net(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.norm(self.embed(tokens).mean(1))
-        x = x + self.side(x)
+        x = self.extra(x + self.side(x))
         for block in self.order:
             x = block(x)
         return self.head(self.tail(x))

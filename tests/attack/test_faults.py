@@ -69,6 +69,7 @@ ACTIONS = {
     "insert a layer": grow(ax.Insert("tail", LINEAR, index=1, init="identity")),
     "replace": grow(ax.Replace("tail.0", LINEAR)),
     "remove": grow(ax.Remove("blocks.1")),
+    "wake": grow(ax.Wake("extra")),
     "by function": by_function,
     "own groups": own_groups,
     "own group in a sequence": own_group_in_a_sequence,

@@ -82,6 +82,44 @@ def test_every_optimizer_trains_it_from_then_on_as_if_it_were_new(kind, mode, tr
     ax.verify(model, optimizer)
 
 
+def test_its_tensors_join_the_groups_of_their_siblings():
+    """Of two optimizers, and of the groups with and without weight decay, though neither was given the layer."""
+    model = Plain()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    muon = torch.optim.Muon([p for p in trained if p.dim() == 2], lr=1e-2)
+    biases = [p for p in trained if p.dim() < 2]
+    adam = torch.optim.AdamW(
+        [{"params": biases[:1], "weight_decay": 0.0}, {"params": biases[1:], "weight_decay": 0.1, "lr": 1e-4}]
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, [0.1, 0.2], total_steps=20)
+    ax.grow(model, ax.Wake("extra"), muon, adam, schedule, probe=inputs())
+    assert [id(p) for p in muon.param_groups[0]["params"]] == [
+        id(m.weight) for m in (model.first, model.extra, model.head)
+    ]
+    assert [id(p) for p in adam.param_groups[0]["params"]] == [id(model.first.bias), id(model.extra.bias)]
+    ax.verify(model, muon, adam, schedule)
+
+
+def test_where_no_sibling_shows_the_group_that_is_asked_for():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.extra = nn.Linear(10, 8), ax.Dormant(nn.PReLU(8))
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.extra(self.first(x)))
+
+    model = Odd()
+    optimizer = torch.optim.SGD([{"params": model.first.parameters()}, {"params": model.head.parameters()}], lr=0.1)
+    before = whole(model, optimizer)
+    with pytest.raises(ax.GrowthError, match=r"extra\.weight \(8,\): .*Pass group=<index>"):
+        ax.grow(model, ax.Wake("extra"), optimizer, probe=inputs())
+    assert whole(model, optimizer) == before
+    ax.grow(model, ax.Wake("extra"), optimizer, probe=inputs(), group=1)
+    assert any(p is model.extra.weight for p in optimizer.param_groups[1]["params"])
+
+
 def test_where_the_output_changes_its_shape_that_must_be_asked_for():
     class Grows(nn.Module):  # 10 -> 20, and 20 -> 40 once it is awake
         def __init__(self):

@@ -419,6 +419,28 @@ def test_a_growth_by_hand_is_recorded_with_its_group(tmp_path):
     assert len(other.param_groups) == 3
 
 
+def test_a_checkpoint_is_loaded_into_the_run_that_wrote_it(tmp_path):
+    """Also where the network looks as at its start: a tensor thawed, a layer replaced by one of the same shape."""
+    model, optimizer, companions = ready(schedule=lambda o: lrs.ReduceLROnPlateau(o, patience=0, factor=0.5))
+    model.stem.requires_grad_(False)
+    grower = grower_of(model, companions, group=dict(lr=0.01))
+    with grower.surgery():
+        model.stem.requires_grad_(True)
+    with grower.surgery():
+        model.head = nn.Linear(8, 1)
+    for metric in (1.0, 2.0, 3.0):
+        train(model, optimizer, 1)
+        companions[1].step(metric)
+    ax.save(grower, tmp_path)
+    ends = []
+    for _ in range(2):
+        ax.load(tmp_path, grower)
+        assert [len(g["params"]) for g in optimizer.param_groups] == [12, 2, 2]
+        train(model, optimizer, 4)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 def test_plain_torch_loads_what_was_grown():
     """Groups are as `add_param_group` leaves them: `state_dict` and `load_state_dict` of torch serve."""
     model, optimizer, companions = ready(schedule=linear)

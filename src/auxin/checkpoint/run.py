@@ -101,14 +101,14 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     tensors = files.tensors("model.safetensors")
     if "buffers.safetensors" in files.manifest:
         tensors = {**tensors, **files.tensors("buffers.safetensors")}
-    companions = () if grower is None else grower.companions
+    companions, grown = ((), None) if grower is None else (grower.companions, grower.journal)
     if grower is not None:
         _same_kinds(companions, run["companions"])
     try:
         with (
             grower.or_as_before() if grower is not None else contextlib.nullcontext(),
             _as_before([model, *companions]),
-            replayed(model, entries, *companions, allow=allowed) as journal,
+            replayed(model, entries, *companions, allow=allowed, grown=grown) as journal,
         ):
             if grower is None:
                 resumed(run["grower"]["ramps"], model, (), (model,))
