@@ -212,7 +212,6 @@ def settled(**options):
     return settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, **options)
 
 
-@pytest.mark.timeout(400)  # a bound against hanging, not a measure: half a minute on an idle core
 def test_two_hundred_sequences():
     run_state_machine_as_test(Machine, settings=settled(max_examples=200, stateful_step_count=6, derandomize=True))
 
