@@ -57,7 +57,7 @@ class Grower:
         on_growth: called with each change, for whatever cached a list of parameters; if it raises, the growth is taken
             back and the exception passes on.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
-        log: a directory that the run writes into what happens, or a ``Logbook`` (``auxin.logbook``, ``auxin.flow``).
+        log: a directory into which the run writes what happens, or a ``Logbook`` (``auxin.logbook``, ``auxin.flow``).
 
     Raises:
         GrowthError: something does not fit together already.
