@@ -278,7 +278,7 @@ def test_arguments_out_of_range_are_explained(build: Callable[[], object], messa
         (when.at([3, 1]), "at(counts=[1, 3])"),
         (when.threshold(1, metric="loss"), "threshold(value=1.0, metric='loss')"),
         (when.drift(), "drift()"),
-        (when.slope(20, level=0.1), "slope(window=20, level=0.1)"),
+        (when.slope(30, level=0.1), "slope(window=30, level=0.1)"),
         (when.diverging(nonfinite=3), "diverging(nonfinite=3)"),
         (when.autogrow(3, 0.05, policy="periodic"), "autogrow(interval=3, threshold=0.05, policy='periodic')"),
         (when.signal(), "signal()"),

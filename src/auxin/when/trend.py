@@ -12,8 +12,8 @@ from auxin.when.robust import mann_kendall, probability_above, theil_sen
 
 
 def slope(
-    window: int = 30,
-    level: float = 0.05,
+    window: int = 20,
+    level: float = 0.5,
     min_delta: float = 0.0,
     mode: Mode = "min",
     metric: str | None = None,
@@ -26,12 +26,14 @@ def slope(
 
     A window too short for the noise fires on a loss that still falls: over `window` readings the metric should improve
     by twice the noise or more while it is worth waiting. NaN and infinities are not counted. A reading costs
-    `window` squared comparisons, 0.05 ms for 30.
+    `window` squared comparisons, well below a millisecond.
 
     Args:
         window: Readings that are looked at; at least 8.
-        level: Probability above which the improvement may be chance, above 0 and below 1. Lower: fires later on a
-            plateau that begins, and sooner on an improvement that is slow.
+        level: Probability above which the improvement may be chance, above 0 and below 1. Lower: fires sooner, also
+            on an improvement that is only slow. At the default, 0.5, it fires when no more pairs improve than get
+            worse. In our measurements short windows with a high level were right sooner, and on more kinds of
+            curves, than long ones with a low level (`docs/benchmarks.md`).
         min_delta: Improvement per reading that does not count as one, in the units of the metric; at least 0.
         mode: "min" for a metric that should fall (a loss), "max" for one that should rise (an accuracy).
         metric: Name of the keyword to watch, as in `grower.step(accuracy=...)`; None watches the number that is
@@ -48,7 +50,7 @@ def slope(
         `trend`: P. K. Sen, Estimates of the regression coefficient based on Kendall's tau (1968).
 
     Example:
-        >>> trigger = slope(window=8)
+        >>> trigger = slope(window=8, level=0.05)
         >>> losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.1, 0.9, 1.2, 1.0, 1.1, 1.3, 0.9]
         >>> [trigger(Reading(loss, {}, 1, 0, 0, 1)) for loss in losses].index(True)
         12
@@ -119,8 +121,8 @@ def _check(name: str, window: object, level: Any, mode: object, metric: object) 
 
 @dataclass(eq=False, repr=False)
 class _Slope:
-    window: int = 30
-    level: float = 0.05
+    window: int = 20
+    level: float = 0.5
     min_delta: float = 0.0
     mode: Mode = "min"
     metric: str | None = None
