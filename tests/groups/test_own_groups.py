@@ -441,6 +441,25 @@ def test_a_checkpoint_is_loaded_into_the_run_that_wrote_it(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+def test_what_takes_over_an_old_tensors_values_stays_in_its_group(tmp_path):
+    """A larger table that begins with the old one, as a new Parameter; the replay knows no values."""
+    model, optimizer, companions = ready(schedule=linear)
+    grower = grower_of(model, companions, group=dict(lr=0.01))
+    table = model.head.weight
+    with grower.surgery():
+        model.head.weight = nn.Parameter(torch.cat([table.data, torch.zeros(1, 8)]))
+        model.head.bias = nn.Parameter(torch.ones(2))
+        model.head.out_features = 2
+    assert [len(g["params"]) for g in optimizer.param_groups] == [len(list(model.parameters())) - 1, 1]
+    train(model, optimizer, 2)
+    ax.save(grower, tmp_path)
+    fresh, other, theirs = ready(schedule=linear)
+    ax.load(tmp_path, grower_of(fresh, theirs))
+    for one, opt in ((model, optimizer), (fresh, other)):
+        train(one, opt, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
 def test_plain_torch_loads_what_was_grown():
     """Groups are as `add_param_group` leaves them: `state_dict` and `load_state_dict` of torch serve."""
     model, optimizer, companions = ready(schedule=linear)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from auxin import typed
 from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import join, moves_between, parameters_after
-from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
+from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewire, Swap
 from auxin.errors import GrowthError
 
 FLAT = {"_flat_weights", "_flat_weight_refs"}  # of an RNN: derived from its parameters
@@ -59,6 +59,7 @@ class Surgery:
                 assigns.append(Assign(path, name, MISSING, data["value"] if "value" in data else MISSING))
             trains |= {join(path, name): flag for name, flag in step.get("trains", {}).items()}
         after = parameters_after(model, rewires, swaps)
+        carried = {name for step in self.steps for name in step.get("carries", ())}
         resized = {id(before.parameters.get(join(s.path, s.name))) for s in swaps if s.resized}
         thawed = {id(before.parameters[name]) for name, flag in trains.items() if flag}
         return Change(
@@ -69,7 +70,7 @@ class Surgery:
             tuple(assigns),
             tuple(swaps),
             trains,
-            moves_between(before.parameters, after, touched=resized | thawed),
+            _carried(moves_between(before.parameters, after, touched=resized | thawed), carried),
             before,
             after,
             outputs=True,
@@ -107,7 +108,23 @@ def describe(change: Change) -> Surgery:
             step.setdefault("attributes", {})[assign.name] = value
     except GrowthError as error:
         return Surgery(needs=str(error))
+    carries = [m.name for m in change.moves if m.old is not None and m.new is not None and m.old is not m.new]
+    if carries:
+        steps.setdefault("", {"path": ""})["carries"] = carries
     return Surgery(tuple(steps.values()))
+
+
+def _carried(moves: tuple[Move, ...], names: set[str]) -> tuple[Move, ...]:
+    """New tensors that stand under the names of old ones, and take over their groups and states."""
+    old = {m.old_name: m for m in moves if m.removed and m.old_name in names}
+    new = {m.name for m in moves if m.added and m.name in old}
+    kept = [m for m in moves if not (m.removed and m.old_name in new)]
+    return tuple(
+        dataclasses.replace(m, old_name=m.name, old=old[m.name].old, old_shape=old[m.name].old_shape)
+        if m.added and m.name in old
+        else m
+        for m in kept
+    )
 
 
 Known = dict[int, dict[str, Any]]  # how to name what is there already, or was written down before, by ``id``
