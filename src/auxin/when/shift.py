@@ -117,9 +117,8 @@ class _Drift:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(self, state, ("usual", "suspects", "sum"))
-        self.usual = [float(value) for value in state["usual"]]
-        self.suspects = [float(value) for value in state["suspects"]]
-        self.sum = float(state["sum"])
+        usual, suspects = ([float(value) for value in state[name]] for name in ("usual", "suspects"))
+        self.usual, self.suspects, self.sum = usual, suspects, float(state["sum"])
 
     def __repr__(self) -> str:
         return as_built("drift", self)

@@ -196,8 +196,7 @@ class _Diverging:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(self, state, ("values", "broken"))
-        values, self.broken = [float(value) for value in state["values"]], int(state["broken"])
-        self.values = values
+        self.values, self.broken = [float(value) for value in state["values"]], int(state["broken"])
 
     def __repr__(self) -> str:
         return as_built("diverging", self)
