@@ -34,6 +34,7 @@ class New:
     Attributes:
         module: the module itself, ready to train.
         gated: whether it has a gate and fades in.
+        numbers: by (path inside, attribute), the position by which it and its parts know where they stand.
         source: path of the block that it copies (before the change); a copy of the network copies its own block.
         zeroed: tensors inside ``module`` that were set to a constant after copying, by name: to 0, or to -1 where a
             norm stores its gain as 1 + w.
@@ -43,6 +44,7 @@ class New:
     source: str | None = None
     zeroed: Mapping[str, float] = field(default_factory=dict)
     gated: bool = False
+    numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 # ``group=``: the index of an existing group, the options of an own one, or None: the group of the sibling.

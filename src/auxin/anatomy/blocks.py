@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +173,12 @@ def adopt(module: nn.Module, neighbours: list[nn.Module], model: nn.Module) -> N
     for owner, leaf, p in owned(module):
         if frozen.get(role(owner, leaf, p), False):
             p.requires_grad_(False)
+
+
+def number(block: nn.Module, values: Mapping[tuple[str, str], int]) -> None:
+    """Write positions into a block that is not anybody's yet: by (path inside, attribute)."""
+    for (path, name), value in values.items():
+        module_at(block, path).__dict__[name] = value
 
 
 def role(owner: nn.Module, leaf: str, p: Tensor) -> tuple[type, str, int]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from auxin.anatomy.blocks import Container, replica
+from auxin.anatomy.blocks import Container, number, replica
+from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join
 from auxin.change import Change, New
@@ -89,12 +90,15 @@ class Duplicate:
         writers: list[str] = []
         gates: list[str] = []
         incumbents: list[str] = []
+        known = numbers(container)
         homes = {source: position for position, source in reversed(list(enumerate(sources)))}
         for position, source in enumerate(sources):
             if homes[source] == position:
                 items.append(container.names[source])
                 continue
             new = self._copy(model, container, source, calls, look)
+            new = dataclasses.replace(new, numbers=numbered(new.module, known, position))
+            number(new.module, new.numbers)
             items.append(new)
             original = dict(container.child(source).named_parameters())
             if self.state == "copy":
@@ -112,6 +116,7 @@ class Duplicate:
             container,
             rewire,
             sources=states,
+            assigns=followed(model, container, sources, homes),
             preserves=zeroed,
             how=("fade-in" if gates else "last writers zero") if zeroed else "copy",
             gates=tuple(gates),

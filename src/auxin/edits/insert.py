@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from auxin.anatomy.blocks import Container, adopt
+from auxin.anatomy.depth import followed
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join
 from auxin.anatomy.writers import first_tensor, with_input
@@ -60,6 +61,9 @@ class Insert:
         call = _arriving_at(container, position, look, where) if watched else None
         begun = begin(built, self.init, call, look, where, self.fade)
         items: list[str | New] = list(container.names)
+        size = len(items)
+        homes = {i: i + (i >= position) for i in range(size)}
+        beside = [*range(position), max(0, position - 1), *range(position, size)]
         items.insert(position, New(built, gated=begun.gated))
         keyed = self.key is not None or not container.numbered
         keys = [key if isinstance(item, New) else item for item in items]
@@ -67,6 +71,7 @@ class Insert:
         rewire = Rewire(container.path, pairs) if keyed else container.renumbered(items)
         resolved = dataclasses.replace(self, index=None if keyed else position)
         fields = {"how": begun.how, "writers": inside(path, begun.writers), "preserves": begun.preserves}
+        fields |= {"assigns": followed(model, container, beside, homes) if size else ()}
         fields |= {"gates": (path,) if begun.gated else (), "fade": self.fade}
         return finish(model, resolved, look, container, rewire, outputs=self.outputs, **fields)
 

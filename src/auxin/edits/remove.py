@@ -7,6 +7,7 @@ import dataclasses
 from torch import nn
 
 from auxin.anatomy.blocks import Container
+from auxin.anatomy.depth import followed
 from auxin.anatomy.holders import places, strays
 from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import join, module_at
@@ -53,7 +54,9 @@ class Remove:
         _refuse_shared(model, self.at, container)
         items: list[str | New] = [other for other in container.names if other != name]
         rewire = container.renumbered(items) if container.numbered else container.named(items)
-        return finish(model, self, look, container, rewire, outputs=self.outputs, how="removed")
+        left = [i for i, other in enumerate(container.names) if other != name]
+        assigns = followed(model, container, left, {i: position for position, i in enumerate(left)})
+        return finish(model, self, look, container, rewire, outputs=self.outputs, assigns=assigns, how="removed")
 
 
 def _refuse_shared(model: nn.Module, at: str, container: Container) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import replica
+from auxin.anatomy.blocks import number, replica
 from auxin.anatomy.tree import module_at
 from auxin.anatomy.writers import set_constants
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
@@ -88,6 +88,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
             module = replica(twin, module_at(twin, new.source))
             close_gate(module)  # of a source that is fading in itself
             set_constants(module, new.zeroed)
+            number(module, new.numbers)
         else:
             module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
             close_gate(module)

@@ -1,0 +1,171 @@
+"""What counts or lists the blocks of a network, and has to follow when there are more: the numbers that blocks carry,
+counters beside them, and the fields of configurations.
+
+Found by structure: a number that every block carries and that runs with its position, an integer that equals the count
+of blocks, a list that has one entry for each. Where that cannot be told apart, what it is about is taken from the words
+of its name; a change is proved afterwards in any case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from auxin.anatomy.blocks import Container
+from auxin.anatomy.tree import join, module_at
+from auxin.change import Assign
+
+ABOUT_DEPTH = re.compile(r"layer|block|depth")
+PER_LAYER = re.compile(r"layer|block|depth|attn|attention|type|pattern")
+INDICES = re.compile(r"ind(ex|ices|exes)|ids?$|only|skip")
+NUMBER = re.compile(r"(^|_)(idx|index|id|layer|block|depth|number)(_|$)")
+
+
+@dataclass(frozen=True)
+class Number:
+    """An attribute of blocks, or of modules inside them, that is their position plus ``offset``."""
+
+    name: str
+    offset: int
+
+
+def numbers(container: Container) -> tuple[Number, ...]:
+    """The attributes by which the blocks of a list know their position.
+
+    Every integer under one name, in all blocks, must run with the position; in fewer than three blocks its name must
+    say what it is, since two dilations 1, 2 run as well.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for position in range(len(container.names)):
+        for _, name, value in _integers(container.child(position)):
+            found.setdefault(name, []).append((position, value))
+    kept = []
+    for name, pairs in found.items():
+        offsets, positions = {value - position for position, value in pairs}, {position for position, _ in pairs}
+        named = NUMBER.search(name) is not None and min(offsets) >= 0
+        if len(offsets) == 1 and (len(positions) >= 3 or named):
+            kept.append(Number(name, offsets.pop()))
+    return tuple(kept)
+
+
+def numbered(block: nn.Module, known: Sequence[Number], position: int) -> dict[tuple[str, str], int]:
+    """(path inside the block, attribute) -> value, for a block that is to stand at ``position``."""
+    offsets = {number.name: number.offset for number in known}
+    return {(path, name): position + offsets[name] for path, name, _ in _integers(block) if name in offsets}
+
+
+def followed(
+    model: nn.Module, container: Container, sources: Sequence[int], homes: Mapping[int, int]
+) -> tuple[Assign, ...]:
+    """What has to change around a list of blocks, and in the old blocks, when its depth changes.
+
+    Args:
+        model: the network, as it is.
+        container: the list.
+        sources: for each position of the new depth, the index of the old block whose settings hold there.
+        homes: index of an old block -> its position in the new depth.
+    """
+    known, found = numbers(container), []
+    for source, position in homes.items():
+        block, prefix = container.child(source), join(container.path, container.names[source])
+        for (path, name), value in numbered(block, known, position).items():
+            at = join(prefix, path) if path else prefix
+            old = module_at(model, at).__dict__[name]
+            found += [Assign(at, name, old, value)] if old != value else []
+    return (*found, *_around(model, container, sources))
+
+
+def _integers(block: nn.Module) -> Iterator[tuple[str, str, int]]:
+    for path, module in block.named_modules():
+        for name, value in module.__dict__.items():
+            if type(value) is int and not name.startswith("_"):
+                yield path, name, value
+
+
+def _around(model: nn.Module, container: Container, sources: Sequence[int]) -> Iterator[Assign]:
+    """Counters and lists of the modules above the container, and of the configurations that they refer to."""
+    parts = container.path.split(".") if container.path else []
+    seen: set[int] = set()
+    for length in range(len(parts) + 1 if not parts else len(parts)):
+        path = ".".join(parts[:length])
+        owner = module_at(model, path)
+        for prefix, fields in _holders(owner, seen):
+            for name, value in _fields(fields, container, sources, model).items():
+                yield Assign(path, f"{prefix}{name}", fields[name], value)
+
+
+def _holders(owner: nn.Module, seen: set[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(prefix, attributes) of a module and of the configuration objects below it, each once."""
+    yield "", owner.__dict__
+    stack = [(f"{name}.", value) for name, value in owner.__dict__.items() if _configures(name, value)]
+    while stack:
+        prefix, value = stack.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield prefix, vars(value)
+            stack += [(f"{prefix}{n}.", v) for n, v in vars(value).items() if _configures(n, v)]
+
+
+def _configures(name: str, value: Any) -> bool:
+    """Whether an attribute is a configuration: a plain object that is called so."""
+    plain = not isinstance(value, (nn.Module, Tensor, type)) and isinstance(getattr(value, "__dict__", None), dict)
+    return plain and ("config" in name.lower() or type(value).__name__.lower().endswith("config"))
+
+
+def _fields(
+    fields: Mapping[str, Any], container: Container, sources: Sequence[int], model: nn.Module
+) -> dict[str, Any]:
+    """New values of the fields that count or list the blocks."""
+    length, new = len(container.names), len(sources)
+    counters = {n: new for n, v in fields.items() if type(v) is int and v == length and ABOUT_DEPTH.search(n.lower())}
+    found = _of_this_side(counters, container.path) if new != length else {}
+    lists: dict[str, Any] = {}
+    for name, value in fields.items():
+        if not isinstance(value, (list, tuple, str)) or not value or any(isinstance(v, nn.Module) for v in value):
+            continue
+        remade = _listed(name.lower(), value, length, sources)
+        if remade is None and new != length:
+            remade = _staged(name.lower(), value, container, new, model)
+        if remade is not None and remade != value:
+            lists[name] = remade
+    return found | _of_this_side(lists, container.path)
+
+
+def _of_this_side(found: dict[str, Any], path: str) -> dict[str, Any]:
+    """Where there are an encoder and a decoder, the fields of the one that the path leads to."""
+    own = {name: v for name, v in found.items() if "decoder" in name}
+    if "decoder" in path:
+        return own or {name: v for name, v in found.items() if "encoder" not in name}
+    return {name: v for name, v in found.items() if name not in own}
+
+
+def _listed(name: str, value: Any, length: int, sources: Sequence[int]) -> Any:
+    """A field with one entry for each block, or with the indices of some; None if it is neither."""
+    if isinstance(value, str):
+        if len(value) != length or length < 2 or "pattern" not in name:
+            return None
+        return "".join(value[source] for source in sources)
+    if not PER_LAYER.search(name):
+        return None
+    increasing = all(type(v) is int and 0 <= v < length for v in value) and list(value) == sorted(set(value))
+    if increasing and (INDICES.search(name) or (ABOUT_DEPTH.search(name) and list(value) == list(range(length)))):
+        return type(value)(p for p, source in enumerate(sources) if source in value)
+    if len(value) == length:
+        return type(value)(value[source] for source in sources)
+    return None
+
+
+def _staged(name: str, value: Any, container: Container, new: int, model: nn.Module) -> Any:
+    """A field with the depth of every stage, where the list is one stage of several."""
+    parts = container.path.split(".")
+    numeric = [i for i, part in enumerate(parts) if part.isdecimal() and i]
+    if isinstance(value, str) or not numeric or not ABOUT_DEPTH.search(name):
+        return None
+    stages, stage = module_at(model, ".".join(parts[: numeric[-1]])), int(parts[numeric[-1]])
+    if len(value) != len(stages._modules) or value[stage] != len(container.names):
+        return None
+    return type(value)(new if i == stage else v for i, v in enumerate(value))
