@@ -189,6 +189,7 @@ class Run:
             when=ax.when.every(10**6),
             probe=self.probe,
             keep=words["keep"],
+            group={"lr": 0.004} if words["own"] else None,
         )
         self.grower.when.load_state_dict(self.grower.when.state_dict())
 

@@ -43,6 +43,7 @@ WORDS = st.fixed_dictionaries(
         "groups": st.sampled_from(["one", "decay", "exit first", "named"]),
         "buffers": st.booleans(),
         "keep": st.booleans(),
+        "own": st.booleans(),
         "seed": st.integers(0, 10),
     }
 )

@@ -82,6 +82,29 @@ def test_other_ratios(name, ratio):
     assert worst == 0 or ratio != 0.5  # halves are exact in binary
 
 
+@pytest.mark.parametrize("kind", [lr_scheduler.OneCycleLR, lr_scheduler.CosineAnnealingLR])
+def test_a_tenth_of_the_rate_over_three_hundred_steps(kind):
+    def curve(grow_at):
+        torch.manual_seed(0)
+        model = grouped.Net(dim=4, depth=1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        schedule = kind(optimizer, *([0.01] if kind is lr_scheduler.OneCycleLR else []), 301)
+        rates = []
+        for number in range(300):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+            grouped.train(model, optimizer, seed=number)
+            schedule.step()
+            if number == grow_at:
+                lr = 0.1 * optimizer.param_groups[0]["initial_lr"]
+                edit, probe = ax.Duplicate("blocks", by=1), grouped.batch()[0]
+                ax.grow(model, edit, optimizer, schedule, probe=probe, group=dict(lr=lr))
+        return rates
+
+    grown = curve(50)
+    assert [used[:1] for used in grown] == curve(None)
+    assert all(abs(used[1] / used[0] / 0.1 - 1) < TOLERANCE for used in grown[51:])
+
+
 @pytest.mark.parametrize("name", SETUPS)
 def test_all_parameters_of_the_new_block_train(name):
     run = Run(name, [4])

@@ -321,18 +321,28 @@ def test_a_rehearsal_touches_nothing():
 
 
 def test_a_users_own_follower_makes_its_entry():
-    def followed(scheduler, change):
+    """As in docs/own_groups.md."""
+
+    def followed(schedule, change):
+        groups = [own for own in change.groups if own.optimizer is schedule.optimizer]
+        count = len(schedule.base_lrs)
         yield
-        added = [0.5 for own in change.groups if own.optimizer is scheduler.optimizer]
-        rates = [own.scaled(scheduler.base_lrs[own.donor]) for own in change.groups]
-        scheduler.factors += added
-        scheduler.base_lrs += rates
-        scheduler._last_lr += rates
-        yield
+        schedule.factors += [0.5 for own in groups]
+        for rates in (schedule.base_lrs, schedule._last_lr):
+            rates += [own.scaled(rates[own.donor]) for own in groups]
+        try:
+            yield
+        except BaseException:
+            for held in (schedule.factors, schedule.base_lrs, schedule._last_lr):
+                del held[count:]
+            raise
 
     model, companions = ready(torch.optim.SGD, lambda o: WithFactors(o, [0.9]))
+    before = picture(model, *companions)
     ax.follow(WithFactors)(followed)
     try:
+        ax.grow(model, EDIT, *companions, probe=batch()[0], group={"lr": 0.01}, dry_run=True)
+        assert_same(before, picture(model, *companions))
         ax.grow(model, EDIT, *companions, probe=batch()[0], group={"lr": 0.01})
     finally:
         del _followers[WithFactors]

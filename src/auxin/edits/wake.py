@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import ClassVar
 
 from torch import nn
 
-from auxin.anatomy.blocks import HOOKS
+from auxin.anatomy.blocks import HOOKS, shape_of
 from auxin.anatomy.holders import aliases, strays
 from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import module_at, moves_between, parameters_after
+from auxin.anatomy.writers import arriving, first_tensor
 from auxin.change import Before, Change, New, Rewire
+from auxin.edits.start import fade_in, takes
 from auxin.errors import GrowthError
 from auxin.modules import Dormant
 
@@ -21,12 +24,12 @@ class Wake:
     """Switches on the layer inside the ``Dormant`` at ``at``: the layer itself stands there afterwards.
 
     Its Parameters stay the same objects. Those that were trainable before the layer went to sleep train again: beside
-    their siblings in the optimizer, or where they are if the optimizer holds them already. The function of the network
-    changes by what the layer does, and the change prints by how much.
+    their siblings in the optimizer, or where they are if the optimizer holds them already. Without ``fade`` the
+    function of the network changes by what the layer does, and the change prints by how much.
 
     Args:
         at: path of the Dormant layer, e.g. "extra". If it stands under several names, all of them wake.
-        fade: optimizer steps over which the layer fades in; 0: at once.
+        fade: optimizer steps over which the layer fades in, from changing nothing to all that it does; 0: at once.
         outputs: the shape of the network's own output may change.
 
     Example:
@@ -46,6 +49,9 @@ class Wake:
         rewires = tuple(_rewires(model, dormant, new))
         lists = tuple(alias for rewire in rewires for alias in aliases(model, rewire))
         self._check(model, dormant, strays(model, dormant, lists))
+        fades = bool(self.fade) and not look.structural
+        if fades:
+            _check_fade(dormant, look, f"Wake(at={self.at!r}, fade={self.fade})")
         before, after = Before.of(model), parameters_after(model, rewires)
         inside = dormant.layer.named_parameters()
         woken = {id(p): p for name, p in inside if p.requires_grad or name in dormant.trainable}
@@ -60,7 +66,10 @@ class Wake:
             before=before,
             after=after,
             outputs=self.outputs,
-            how="woken",
+            preserves=fades,
+            how="fade-in" if fades else "woken",
+            gates=(rewires[0].added[0][0],) if fades else (),
+            fade=self.fade,
             writers=tuple(name for name, p in after.items() if id(p) in woken),
             notes=(f"{count:,} parameters begin to train" if count else "all of it was frozen before, and stays so",),
         )
@@ -70,8 +79,6 @@ class Wake:
         where = f"Wake(at={self.at!r})"
         if type(self.fade) is not int or self.fade < 0:
             raise GrowthError(f"{where}: fade={self.fade!r}; pass a whole number of optimizer steps, 0 for at once.")
-        if self.fade:
-            raise GrowthError(f"{where}: fade={self.fade} is not there yet; with fade=0 it wakes at once.")
         module = module_at(model, self.at, "Wake(at=...): at")
         parts = self.at.split(".")
         for path in (".".join(parts[:i]) for i in range(1, len(parts))):
@@ -113,3 +120,22 @@ def _rewires(model: nn.Module, dormant: Dormant, new: New) -> list[Rewire]:
             children = ((name, new if child is dormant else name) for name, child in parent._modules.items())
             found.append(Rewire(path, tuple(children)))
     return found
+
+
+def _check_fade(dormant: Dormant, look: Look, where: str) -> None:
+    """Refuse a fade-in that would not start from what the sleeping layer gave: its input."""
+    if not look.has_probe:
+        raise GrowthError(
+            f"{where}: a fade-in needs one batch, to see what arrives there: pass probe=batch, or fade=0."
+        )
+    calls, _ = look.calls({"self": dormant})
+    if "self" not in calls:
+        raise GrowthError(f"{where}: on this probe the network never calls it, so it would never train.")
+    layer = copy.deepcopy(dormant.layer).requires_grad_(True)
+    output, given = first_tensor(takes(layer.eval(), calls["self"], where)), arriving(calls["self"])
+    if given is None or output is None or output.shape != given[0].shape or not fade_in(layer, calls["self"]):
+        shapes = f"{shape_of(given[0]) if given else 'nothing'} -> {shape_of(output)}"
+        raise GrowthError(
+            f"{where}: the layer turns {shapes}, and a fade-in mixes its output with its input. Wake it at once: "
+            "fade=0 (and outputs=True where the network's own output may change)."
+        )

@@ -14,6 +14,7 @@ from auxin.anatomy.blocks import number, replica
 from auxin.anatomy.tree import module_at
 from auxin.anatomy.writers import set_constants
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
+from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, open_gate
 
 Undo = Callable[[], None]
@@ -62,6 +63,8 @@ def apply(
         _swap(modules[swap.path], swap, twins, undos)
     for p, trains in flags:
         _train(p, trains, undos)
+    for path in change.gates:
+        _gate(module_at(model, path), undos)
     return functools.partial(undo, undos)
 
 
@@ -193,6 +196,13 @@ def _train(p: nn.Parameter, trains: bool, undos: list[Undo]) -> None:
 
     undos.append(undo)
     p.requires_grad_(trains)
+
+
+def _gate(block: nn.Module, undos: list[Undo]) -> None:
+    """A gate for a block that was there before; a new one comes with its own."""
+    if GATE not in block._buffers:
+        undos.append(functools.partial(close_gate, block))
+        open_gate(block)
 
 
 def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:

@@ -89,6 +89,7 @@ class Run:
         with random_state(seed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(lr_scheduler|epoch parameter).*")
             for _ in range(steps):
+                self.reached.append(set())
                 self._step()
                 history.append(self.options())
         return history
@@ -132,7 +133,7 @@ class Run:
         batch = self.probe() if callable(self.probe) and not isinstance(self.probe, Tensor) else self.probe
         loss = self.loss(self.model, batch)
         (loss if scaler is None else scaler.scale(loss)).backward()
-        self.reached.append({name for name, p in self.model.named_parameters() if _nonzero(p.grad)})
+        self.reached[-1] |= {name for name, p in self.model.named_parameters() if _nonzero(p.grad)}
         return loss
 
 
