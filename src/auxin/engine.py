@@ -26,6 +26,7 @@ from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
+from auxin.stock import check_stock, is_stock
 from auxin.verify import verify
 
 
@@ -42,6 +43,7 @@ def grow(
     seed: int | None = None,
     group: Grouping = None,
     rewarm: int = 0,
+    stock: bool = True,
     dry_run: bool = False,
 ) -> Change:
     """Carry out one edit, with everything that hangs on the network kept in step.
@@ -60,6 +62,8 @@ def grow(
             optimizer; the schedulers given move it as they move the donor's.
         rewarm: optimizer steps over which the updates of the new parameters grow to their full size; what was there
             already trains on as before.
+        stock: a Hugging Face model stays one that plain transformers loads, or the edit is refused. A model that its
+            configuration does not build already (adapters, a head of your own) is let through.
         dry_run: do all of it, prove it, and take it back.
 
     Returns:
@@ -77,7 +81,7 @@ def grow(
         >>> len(net)
         4
     """
-    return transact(model, edit, companions, Terms(probe, evidence, seed, group, rewarm, dry_run))
+    return transact(model, edit, companions, Terms(probe, evidence, seed, group, rewarm, stock, dry_run))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Terms:
     seed: int | None = None
     group: Grouping = None
     rewarm: int = 0
+    stock: bool = True
     dry_run: bool = False
     watch: StepWatch | None = None
     accept: Callable[[Change], None] | None = None
@@ -127,9 +132,12 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
     with random_state():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         before = seen(look) if look.has_probe else None
+        stock = terms.stock and is_stock(model)
         change = dataclasses.replace(_planned(model, edit, look), rewarm=terms.rewarm)
         change = held.enter_context(transaction(model, change, companions, terms.group))
         change = _proved(model, change, look, before, companions)
+        if stock:
+            check_stock(model, change, look)
         change = dataclasses.replace(change, seconds=time.perf_counter() - started)
         if terms.accept is not None:
             terms.accept(change)

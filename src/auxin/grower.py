@@ -50,6 +50,7 @@ class Grower:
         limit: where growing ends.
         group: of new parameters: None, an index, or a dict of options for groups of their own; see ``auxin.grow``.
         rewarm: optimizer steps over which the updates of new parameters grow to their full size.
+        stock: a Hugging Face model stays one that plain transformers loads, or the edit is refused.
         keep: take a snapshot before each growth, so that ``undo`` works after further training too: True ("memory"),
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
         probation: judge each growth some calls later, and roll the run back if it is behind (implies ``keep``). An edit
@@ -91,6 +92,7 @@ class Grower:
         limit: Limit | None = None,
         group: Grouping = None,
         rewarm: int = 0,
+        stock: bool = True,
         keep: bool | Store = False,
         probation: Probation | None = None,
         on_growth: Callable[[Change], None] | None = None,
@@ -102,7 +104,7 @@ class Grower:
         self.limit, self.probation = limit or Limit(), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
-        self.probe, self.evidence, self.rewarm = probe, evidence, rewarm
+        self.probe, self.evidence, self.rewarm, self.stock = probe, evidence, rewarm, stock
         self.group = checked(group, self.optimizers)
         self.on_growth, self.on_undo = on_growth, on_undo
         self._edits = edits
@@ -362,7 +364,7 @@ class Grower:
 
     def _terms(self, seed: int | None, accept: Callable[[Change], None] | None = None) -> Terms:
         own = {"watch": self._watch, "memory": self._memory, "accept": accept}
-        return Terms(self.probe, self.evidence, seed, self.group, self.rewarm, **own)
+        return Terms(self.probe, self.evidence, seed, self.group, self.rewarm, self.stock, **own)
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
