@@ -53,10 +53,9 @@ class Grower:
         stock: a Hugging Face model stays one that plain transformers loads, or the edit is refused.
         keep: take a snapshot before each growth, so that ``undo`` works after further training too: True ("memory"),
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
-        probation: judge each growth some calls later, and roll the run back if it is behind (implies ``keep``). An edit
+        probation: judge each growth some calls later and roll the run back if it is behind (implies ``keep``). An edit
             that was rolled back is not chosen again; ``undone`` lists them.
-        on_growth: called with each change, for whatever cached a list of parameters; if it raises, the growth is taken
-            back and the exception passes on.
+        on_growth: called with each change, for cached lists of parameters; if it raises, the growth is taken back.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
         log: a directory into which the run writes what happens, or a ``Logbook`` (``auxin.logbook``, ``auxin.flow``).
 
@@ -72,8 +71,7 @@ class Grower:
         ...         self.inner = nn.Linear(8, 8)
         ...     def forward(self, x):
         ...         return x + self.inner(x)
-        >>> model = nn.Sequential(Block(), Block())
-        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> optimizer = torch.optim.Adam((model := nn.Sequential(Block(), Block())).parameters())
         >>> grower = Grower(model, optimizer, edits=Duplicate("", by=1), when=when.every(1), probe=torch.randn(4, 8))
         >>> change = grower.step()
         >>> len(model)
@@ -109,8 +107,8 @@ class Grower:
         self.on_growth, self.on_undo = on_growth, on_undo
         self._edits = edits
         self._memory: dict[str, Mapping[str, float] | None] = {}
-        self._waited = 0
         self.waiting_for: str | None = None
+        self._waited = 0
         self._standing = Standing(self.model, companions, checked_trigger(when), checked_chooser(choose))
         self._watch, self.flow = self._standing.watch, self._standing.flow
         self.edits()
