@@ -71,7 +71,8 @@ class Grower:
         ...         self.inner = nn.Linear(8, 8)
         ...     def forward(self, x):
         ...         return x + self.inner(x)
-        >>> optimizer = torch.optim.Adam((model := nn.Sequential(Block(), Block())).parameters())
+        >>> model = nn.Sequential(Block(), Block())
+        >>> optimizer = torch.optim.Adam(model.parameters())
         >>> grower = Grower(model, optimizer, edits=Duplicate("", by=1), when=when.every(1), probe=torch.randn(4, 8))
         >>> change = grower.step()
         >>> len(model)
@@ -393,8 +394,5 @@ class Grower:
         self.waiting_for, self._waited = reason, self._waited + 1
         self.log.decision(self, self.progress.pending and self.progress.pending[0], reason)
         if self._waited == PATIENCE:
-            warnings.warn(
-                f"a growth has been waiting for {PATIENCE} calls of grower.step: {reason} Call it right after "
-                "optimizer.step().",
-                stacklevel=4,
-            )
+            calls = f"{PATIENCE} calls of grower.step"
+            warnings.warn(f"a growth waits since {calls}: {reason} Call it right after optimizer.step().", stacklevel=4)

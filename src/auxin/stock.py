@@ -5,7 +5,6 @@ Nothing here imports transformers: a model is one of theirs if it has a configur
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,11 +79,8 @@ def check_stock(model: nn.Module, change: Change, look: Look) -> None:
 def _config(model: nn.Module) -> Any:
     """The model's configuration, as it comes back from a file."""
     own: Any = model.config
-    config = type(own).from_dict(copy.deepcopy(own.to_dict()))
-    for name in ("_attn_implementation", "_experts_implementation"):
-        if getattr(own, name, None) is not None:
-            setattr(config, name, getattr(own, name))
-    return config
+    ways = {name: getattr(own, f"_{name}", None) for name in ("attn_implementation", "experts_implementation")}
+    return type(own).from_dict(own.to_dict() | {name: way for name, way in ways.items() if way is not None})
 
 
 def _placed(twin: nn.Module, model: nn.Module) -> nn.Module:
@@ -99,10 +95,10 @@ def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:
     for network in (model, twin):
         with untouched(network), torch.no_grad():
             outputs.append([t.clone() for t in tensors_in(network(*args, **kwargs))])
-    pairs = list(zip(*outputs, strict=False))
-    return len(outputs[0]) == len(outputs[1]) and all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in pairs
-    )
+    if [t.shape for t in outputs[0]] != [t.shape for t in outputs[1]]:
+        return False
+    pairs = zip(*outputs, strict=True)
+    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in pairs)
 
 
 def _differing(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[str]:

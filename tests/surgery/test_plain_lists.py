@@ -62,17 +62,25 @@ class Halves(nn.Module):
 class Counted(nn.Module):
     """Forward counts to a stored depth."""
 
+    count = "depth"
+
     def __init__(self):
         super().__init__()
-        self.depth = 2
+        setattr(self, self.count, 2)
         self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 1)
-        self.blocks = nn.ModuleList(Block() for _ in range(self.depth))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
 
     def forward(self, x):
         x = self.stem(x)
-        for i in range(self.depth):
+        for i in range(getattr(self, self.count)):
             x = self.blocks[i](x)
         return self.head(x)
+
+
+class CountedByN(Counted):
+    """The same under a name that does not say what it counts."""
+
+    count = "n"
 
 
 class Spelled(nn.Module):
@@ -183,17 +191,26 @@ def test_lists_of_parts_of_the_blocks_are_refused(edit):
 
 
 @pytest.mark.parametrize("edit", [ax.Duplicate("blocks", by=1), ax.Insert("blocks", NEW), ax.Insert("blocks", NEW, 0)])
-def test_a_stored_depth_is_named(edit):
-    everything = ready(Counted)
+def test_a_stored_depth_is_followed(edit):
+    model, optimizer, ema = ready(Counted)
+    ax.grow(model, edit, optimizer, ema, probe=batch()[0])
+    assert model.depth == len(model.blocks) == ema.module.depth == 3
+    ax.grow(model, ax.Remove("blocks.1"), optimizer, ema, probe=batch()[0])
+    assert model.depth == len(model.blocks) == ema.module.depth == 2
+
+
+@pytest.mark.parametrize("edit", [ax.Duplicate("blocks", by=1), ax.Insert("blocks", NEW), ax.Insert("blocks", NEW, 0)])
+def test_a_stored_depth_under_another_name_is_named(edit):
+    everything = ready(CountedByN)
     before = picture(*everything)
-    with pytest.raises(ax.GrowthError, match=r"never calls it.*Perhaps depth \(= 2\) counts the blocks\?"):
+    with pytest.raises(ax.GrowthError, match=r"never calls it.*Perhaps n \(= 2\) counts the blocks\?"):
         ax.grow(everything[0], edit, *everything[1:], probe=batch()[0])
     assert_same(before, picture(*everything))
 
 
 def test_an_old_block_that_a_new_one_pushes_out_of_the_count_is_named():
     """Not preserving, so nothing else would tell."""
-    everything = ready(Counted)
+    everything = ready(CountedByN)
     before = picture(*everything)
     edit = ax.Insert("blocks", NEW, index=0, init="kaiming")
     with pytest.raises(
