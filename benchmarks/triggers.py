@@ -359,6 +359,7 @@ def main() -> None:
     chosen = parser.parse_args()
     for peer in ("river", "ruptures"):
         print(f"{peer} {version(peer)}" if find_spec(peer) else f"{peer} is not installed: skipped")
+    print("| question | detector | false alarms | delay | missed | real: false alarms | delay | missed | setting |")
     with Pool(chosen.processes) as pool:
         for question in chosen.questions:
             for name, setting, fresh, real in contest(question, pool, chosen.count, chosen.only):

@@ -332,7 +332,7 @@ class Change:
             yield f"gradient {span} its neighbour's"
         if self.gates:
             yield f"fades in over {self.fade} optimizer steps"
-        if self.rewarm and self.joins:
+        if self.rewarm and self.starting and self.optimizers:
             yield f"warms up over {self.rewarm} optimizer steps"
         if not self.optimizers and any(move.added for move in self.moves):
             yield "no optimizer given"

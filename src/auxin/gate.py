@@ -7,6 +7,7 @@ growing (Karras et al. 2018, arXiv:1710.10196) and masked structural growth (Yao
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -37,6 +38,12 @@ def close_gate(block: nn.Module) -> None:
     for key in [key for key, hook in block._forward_hooks.items() if hook is faded]:
         del block._forward_hooks[key]
         block._forward_hooks_with_kwargs.pop(key, None)
+
+
+def close_gates(block: nn.Module) -> None:
+    """Take away the gates of a block and of all blocks inside it, as a copy needs that no optimizer opens."""
+    for _, inner in list(gated(block)):
+        close_gate(inner)
 
 
 def set_gate(block: nn.Module, share: float) -> None:
@@ -85,9 +92,10 @@ def _with_first(output: Any, made: Tensor, mixed: Tensor) -> Any:
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     if isinstance(output, Mapping):  # also the outputs of Hugging Face models, which are dataclasses and mappings
         for key, item in output.items():
-            if item is made:
-                output[key] = mixed  # type: ignore[index]
+            if item is not (other := _with_first(item, made, mixed)):
+                output[key] = other  # type: ignore[index]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        named = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-        return dataclasses.replace(output, **{name: _with_first(item, made, mixed) for name, item in named.items()})
+        output = copy.copy(output)
+        for field in dataclasses.fields(output):  # also of a frozen one, and of fields that its constructor sets
+            object.__setattr__(output, field.name, _with_first(getattr(output, field.name), made, mixed))
     return output

@@ -1,7 +1,7 @@
 """What a growth does over the next optimizer steps: blocks that fade in, new parameters that warm up.
 
 A ramp rides on an optimizer by a step hook and ends by itself. Sources: fade-in METHODS of progressive growing (Karras
-et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (see ``docs/ramps.md``).
+et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (arXiv:2602.02472).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.tree import module_at
+from auxin.anatomy.tree import module_at, unwrap
 from auxin.change import Change
 from auxin.errors import GrowthError
 from auxin.gate import close_gate, gated, open_gate, set_gate
@@ -85,6 +85,7 @@ class Ramps:
 
     def __init__(self, optimizer: Any):
         self.ramps: list[Any] = []
+        self.stepping: list[Any] = []  # those that have seen the beginning of the step under way
         self.before = _Before(self)
         self.after = _After(self)
         self.handles = [
@@ -105,7 +106,8 @@ class _Before:
         self.ramps = ramps
 
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        for ramp in self.ramps.ramps:
+        self.ramps.stepping = list(self.ramps.ramps)
+        for ramp in self.ramps.stepping:
             ramp.before_step()
 
 
@@ -116,10 +118,12 @@ class _After:
         self.ramps = ramps
 
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        running = self.ramps.ramps
+        running, stepping = self.ramps.ramps, self.ramps.stepping
+        self.ramps.stepping = []
         for ramp in running:
-            ramp.taken += 1
-            ramp.after_step()
+            if any(ramp is one for one in stepping):  # not one that a hook of this very step has begun
+                ramp.taken += 1
+                ramp.after_step()
         running[:] = [ramp for ramp in running if ramp.taken < ramp.total]
         hooks = optimizer._optimizer_step_post_hooks
         if not running and next(reversed(hooks.values())) is self:
@@ -131,6 +135,12 @@ def ramps_on(optimizer: Any) -> Ramps | None:
     """What rides on an optimizer, if anything does."""
     hooks = getattr(optimizer, "_optimizer_step_post_hooks", {})
     return next((hook.ramps for hook in hooks.values() if isinstance(hook, _After)), None)
+
+
+def opening(optimizers: Iterable[Any]) -> set[int]:
+    """Ids of the blocks whose gates the steps of these optimizers open."""
+    riding = [ramps for optimizer in optimizers if (ramps := ramps_on(optimizer)) is not None]
+    return {id(block) for ramps in riding for ramp in ramps.ramps for block in getattr(ramp, "blocks", ())}
 
 
 def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]]) -> None:
@@ -155,7 +165,7 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
         _check_end(change, roots)
         _ride(homes[0], Fade(list(_at(roots, change.gates)), change.fade), undos)
     for optimizer in change.optimizers if change.rewarm else ():
-        new = [m.new for m in change.moves if m.added and m.new is not None and _joins(change, m.new, optimizer)]
+        new = _beginning(change, optimizer)
         if new:
             _ride(optimizer, Rewarm(new, change.rewarm), undos)
 
@@ -227,6 +237,12 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
 
 
 def _ride(optimizer: Any, ramp: Any, undos: list[Callable[[], None]]) -> None:
+    if not hasattr(optimizer, "register_step_post_hook"):
+        raise GrowthError(
+            f"{type(optimizer).__name__} has no register_step_pre_hook and register_step_post_hook, as the optimizers "
+            "of torch have, so no fade-in and no warm-up can follow its steps. Pass the optimizer of torch that it "
+            "wraps, or fade=0 and rewarm=0."
+        )
     riding = ramps_on(optimizer)
     ramps = Ramps(optimizer) if riding is None else riding
     ramps.ramps.append(ramp)
@@ -239,15 +255,18 @@ def _ride(optimizer: Any, ramp: Any, undos: list[Callable[[], None]]) -> None:
     undos.append(undo)
 
 
-def _joins(change: Change, new: nn.Parameter, optimizer: Any) -> bool:
-    join = change.joins.get(id(new))
-    return join is not None and join.optimizer is optimizer
+def _beginning(change: Change, optimizer: Any) -> list[nn.Parameter]:
+    """The parameters of an optimizer that begin to train, also those that it has held in their sleep."""
+    names = set(change.starting)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [m.new for m in change.moves if m.name in names and m.new is not None and id(m.new) in held]
 
 
 def _at(roots: Iterable[Any], paths: Sequence[str]) -> Iterator[nn.Module]:
     """The modules at ``paths`` in a network, and in the copies of it that averages hold."""
     for root in roots:
         copy = getattr(root, "module", None) if not _has(root, paths) else root
+        copy = unwrap(copy) if isinstance(copy, nn.Module) else copy  # the average of a compiled network
         if isinstance(copy, nn.Module) and _has(copy, paths):
             yield from (module_at(copy, path) for path in paths)
 

@@ -14,7 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from auxin.anatomy.blocks import steps_itself
 from auxin.anatomy.tree import unwrap
 from auxin.errors import GrowthError
+from auxin.gate import NAME, gated
 from auxin.modules import Dormant, awake
+from auxin.ramp import opening
 
 
 def verify(model: nn.Module, *companions: Any) -> None:
@@ -27,7 +29,7 @@ def verify(model: nn.Module, *companions: Any) -> None:
     Raises:
         GrowthError: one error that lists everything found: trainable parameters that no optimizer steps (those of
             Dormant layers need none) or that are stepped twice, tensors of replaced layers that are still held, state
-            of another shape, averages of another structure.
+            of another shape, averages of another structure, gates of blocks that fade in and that no step opens.
     """
     problems = list(_problems(unwrap(model), companions))
     if problems:
@@ -48,6 +50,7 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
     if optimizers:
         yield from _membership(parameters, optimizers, names, running)
+        yield from _gates(model, companions, opening(optimizers))
     for name, p in parameters.items():
         if p.grad is not None and p.grad.shape != p.shape:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
@@ -73,6 +76,29 @@ def _frozen_in_their_sleep(model: nn.Module, names: dict[int, str], running: set
                     f"{names[id(p)]} is frozen because the Dormant layer {path} holds it too: tie it after building "
                     "the Dormant, or call requires_grad_(True) on it"
                 )
+
+
+def _gates(model: nn.Module, companions: tuple[Any, ...], opened: set[int]) -> Iterator[str]:
+    """Blocks that would stay half faded in."""
+    for path, block in gated(model):
+        if id(block) not in opened:
+            share = float(block.get_buffer(NAME))
+            yield (
+                f"{path} has a gate, open to {share:.3g}, that no step of these optimizers opens "
+                "further: it is a copy of a block that fades in, or was grown with another optimizer. Make it whole: "
+                f"auxin.gate.close_gate(model.get_submodule({path!r})); or load a checkpoint of the Grower, to go on"
+            )
+    for average in companions:
+        late = [p for p, b in gated(unwrap(average.module)) if id(b) not in opened] if _averages(average) else []
+        if late and all(id(block) in opened for _, block in gated(model)):
+            yield (
+                f"AveragedModel was built while {', '.join(late[:4])} fades in, so its copy of the gate would stay: "
+                "build it once the block is whole, or before the growth, and pass it to every growth"
+            )
+
+
+def _averages(companion: Any) -> bool:
+    return isinstance(companion, AveragedModel)
 
 
 def _membership(

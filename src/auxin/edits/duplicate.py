@@ -16,7 +16,7 @@ from auxin.change import Change, New
 from auxin.edits.start import fade_in, finish
 from auxin.edits.zeroing import kind_of, silence
 from auxin.errors import GrowthError
-from auxin.gate import close_gate
+from auxin.gate import close_gates
 from auxin.randomness import random_state
 
 ORDERS = ("interleave", "stack", "middle", "last")
@@ -182,7 +182,7 @@ class Duplicate:
         twin = _twin(model, original, f"Duplicate(at={self.at!r}): {path}")
         if self.content == "fresh" and not look.structural:
             _reset(twin, path, look.seed + source)
-        close_gate(twin)  # of a block that is fading in itself
+        close_gates(twin)  # of a block that is fading in itself, or holds one
         constants: Mapping[str, float] | None = {}
         if source in calls:
             where = f"Duplicate(at={self.at!r}, output='zero')"

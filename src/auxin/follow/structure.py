@@ -15,7 +15,7 @@ from auxin.anatomy.tree import module_at
 from auxin.anatomy.writers import set_constants
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
 from auxin.gate import NAME as GATE
-from auxin.gate import close_gate, open_gate
+from auxin.gate import close_gate, close_gates, open_gate
 
 Undo = Callable[[], None]
 
@@ -89,13 +89,13 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
     def build(new: New) -> nn.Module:
         if new.source is not None:
             module = replica(twin, module_at(twin, new.source))
-            close_gate(module)  # of a source that is fading in itself
+            close_gates(module)  # of a source that is fading in itself, or holds a block that does
             set_constants(module, new.zeroed)
             number(module, new.numbers)
         else:
             module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
-            close_gate(module)
         if new.gated:
+            close_gate(module)
             open_gate(module)
         device = next((p.device for p in own.parameters.values()), None)
         return module if device is None or device.type == "meta" else module.to(device)
