@@ -395,4 +395,5 @@ class Grower:
         self.log.decision(self, self.progress.pending and self.progress.pending[0], reason)
         if self._waited == PATIENCE:
             calls = f"{PATIENCE} calls of grower.step"
-            warnings.warn(f"a growth waits since {calls}: {reason} Call it right after optimizer.step().", stacklevel=4)
+            text = f"a growth has been waiting for {calls}: {reason} Call it right after optimizer.step()."
+            warnings.warn(text, stacklevel=4)
