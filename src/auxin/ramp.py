@@ -120,7 +120,7 @@ class _After:
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         running, stepping = self.ramps.ramps, self.ramps.stepping
         self.ramps.stepping = []
-        for ramp in running:
+        for ramp in running if not _skipped(optimizer) else ():
             if any(ramp is one for one in stepping):  # not one that a hook of this very step has begun
                 ramp.taken += 1
                 ramp.after_step()
@@ -129,6 +129,12 @@ class _After:
         if not running and next(reversed(hooks.values())) is self:
             # A dict must not shrink while it is walked, but behind its last entry nobody is looking any more.
             self.ramps.forget()
+
+
+def _skipped(optimizer: Any) -> bool:
+    """Whether this was no step: GradScaler tells a fused optimizer of infinite gradients, and calls it all the same."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def ramps_on(optimizer: Any) -> Ramps | None:

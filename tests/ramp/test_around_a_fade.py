@@ -212,6 +212,22 @@ def test_a_fading_block_that_surgery_moves_goes_on_in_the_average_too():
     assert not gates(model) and not gates(average)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_none(fused):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused), torch.amp.GradScaler("cpu")
+    ax.grow(model, ax.Duplicate("blocks", by=1, fade=FADE), optimizer, scaler, probe=batch(), rewarm=FADE)
+    seen = []
+    for factor in (1.0, float("inf"), float("inf"), 1.0, 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(factor * model(batch()).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append([round(share * FADE) for share in gates(model).values()])
+    assert seen == [[1], [1], [1], [2], [3], []] and ramps_on(optimizer) is None
+
+
 class Wrapper:
     """Not of torch: it has no hooks."""
 
