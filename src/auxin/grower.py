@@ -234,7 +234,7 @@ class Grower:
         except BadMoment as error:  # a chooser that tries: it is asked again at the next call
             self._wait(str(error))
             return None
-        state.fired = False
+        self.progress.fired = False  # a chooser that tries has put another object in its place
         self.log.decision(self, edit)
         return None if edit is None else (edit, seed_of(self.model, edit))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import CONTAINERS, Container, counters
+from auxin.anatomy.blocks import CONTAINERS, Container, counters, steps_itself
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
@@ -126,8 +127,7 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             generator = torch.Generator().manual_seed(3)
             weighted = [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating]
             loss = torch.stack([value.float() for value in weighted]).sum()
-            grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-            return after, dict(zip(wanted, grads, strict=True))
+            return after, _gradients(loss, wanted, parameters.values())
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
@@ -137,6 +137,32 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; "
             "its input and output widths must fit what stands before and behind it."
         ) from error
+
+
+def _gradients(loss: Tensor, wanted: dict[str, nn.Parameter], every: Iterable[nn.Parameter]) -> dict[str, Any]:
+    """The gradients of ``wanted``, on the side where that goes; ``untouched`` puts the parameters' own back."""
+    every = list(every)
+    if not _has_reentrant(loss) or any(map(steps_itself, every)):
+        grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        return dict(zip(wanted, grads, strict=True))
+    for p in every:
+        p.grad = None
+    loss.backward()
+    return {name: p.grad for name, p in wanted.items()}
+
+
+def _has_reentrant(loss: Tensor) -> bool:
+    """Whether a reentrant activation checkpoint was run: what is inside has its gradients in a plain backward only."""
+    left: list[Any] = [loss.grad_fn]
+    seen: set[Any] = set()
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            if node.name() == "CheckpointFunctionBackward":
+                return True
+            seen.add(node)
+            left += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs | None:

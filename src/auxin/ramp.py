@@ -120,7 +120,7 @@ class _After:
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         running, stepping = self.ramps.ramps, self.ramps.stepping
         self.ramps.stepping = []
-        for ramp in running:
+        for ramp in running if not _skipped(optimizer) else ():
             if any(ramp is one for one in stepping):  # not one that a hook of this very step has begun
                 ramp.taken += 1
                 ramp.after_step()
@@ -129,6 +129,12 @@ class _After:
         if not running and next(reversed(hooks.values())) is self:
             # A dict must not shrink while it is walked, but behind its last entry nobody is looking any more.
             self.ramps.forget()
+
+
+def _skipped(optimizer: Any) -> bool:
+    """Whether this was no step: GradScaler tells a fused optimizer of infinite gradients, and calls it all the same."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def ramps_on(optimizer: Any) -> Ramps | None:
@@ -196,7 +202,7 @@ def saved(model: nn.Module, optimizers: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Sequence[Any]) -> None:
-    """Go on with ramps that ``saved`` has written; whoever calls it takes back what it did where it raises.
+    """Go on with ramps that ``saved`` has written; where it raises, nothing was changed.
 
     Args:
         data: of ``saved``.
@@ -207,6 +213,7 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
     Raises:
         GrowthError: the data is not what ``saved`` writes, or does not fit.
     """
+    ramps = list(_read(data, model, optimizers, roots))  # all of it, before the first write
     for optimizer in optimizers:
         riding = ramps_on(optimizer)
         if riding is not None:
@@ -214,23 +221,38 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
     for root in roots:
         for _, block in list(gated(root)) if isinstance(root, nn.Module) else ():
             close_gate(block)
-    parameters = dict(model.named_parameters())
+    for home, ramp in ramps:
+        for block in ramp.blocks if isinstance(ramp, Fade) else ():
+            open_gate(block, ramp.taken / ramp.total)
+        if home is not None:
+            _ride(home, ramp, [])
+
+
+def _read(
+    data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Sequence[Any]
+) -> Iterator[tuple[Any, Fade | Rewarm]]:
+    """The ramps that ``saved`` has written, each with its optimizer; writes to nothing.
+
+    Raises:
+        GrowthError: see ``resumed``.
+    """
+    known: dict[str, Any] = {"fade": dict(model.named_modules()), "rewarm": dict(model.named_parameters())}
     try:
         for one in data:
-            names, total, taken = [str(name) for name in one["names"]], int(one["total"]), int(one["taken"])
-            if not 0 <= taken < total:
-                raise ValueError(f"{taken} of {total} steps")
-            home = optimizers[int(one["optimizer"])] if optimizers else None
-            if one["kind"] == "fade":
-                blocks = list(_at(roots, names))
-                for block in blocks:
-                    open_gate(block, taken / total)
-                ramp: Any = Fade(blocks, total, taken)
+            names, kind, total, taken = list(one["names"]), one["kind"], one["total"], one["taken"]
+            if not (type(total) is type(taken) is int and 0 <= taken < total):
+                raise ValueError(f"{taken!r} of {total!r} steps")
+            if len(set(names)) != len(names) or not all(name and name in known[kind] for name in names):
+                raise ValueError(f"{kind} of {names}")
+            number = one["optimizer"]
+            if optimizers and not (type(number) is int and 0 <= number < len(optimizers)):
+                raise ValueError(f"optimizer {number!r} of {len(optimizers)}")
+            home = optimizers[number] if optimizers else None
+            if kind == "fade":
+                yield home, Fade(list(_at(roots, names)), total, taken)
             else:
-                ramp = Rewarm([parameters[name] for name in names], total, taken)
-            if home is not None:
-                _ride(home, ramp, [])
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+                yield home, Rewarm([known[kind][name] for name in names], total, taken)
+    except (TypeError, ValueError, KeyError) as error:
         raise GrowthError(
             f"the ramps of the checkpoint do not fit this run ({type(error).__name__}: {error})."
         ) from error

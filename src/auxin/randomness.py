@@ -53,3 +53,28 @@ def restore_random(data: Mapping[str, Any]) -> None:
     if numpy is not None and "numpy" in data:
         name, keys, *rest = data["numpy"]
         numpy.random.set_state((name, numpy.array(keys, dtype="uint32"), *rest))
+
+
+def is_generator(value: Any) -> bool:
+    """Whether this is a random generator that somebody holds: of torch, of Python, or of NumPy."""
+    if isinstance(value, (torch.Generator, random.Random)):
+        return True
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, (numpy.random.Generator, numpy.random.RandomState))
+
+
+def generator_state(generator: Any) -> Any:
+    """What ``set_generator_state`` needs to put it back."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if hasattr(generator, "bit_generator") else generator.get_state()
+
+
+def set_generator_state(generator: Any, state: Any) -> None:
+    """Put one generator back."""
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import random
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.randomness import generator_state, is_generator, set_generator_state
+
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
-HOLDERS = (Tensor, torch.Generator, random.Random, dict, list, tuple, set, collections.deque)
+HOLDERS = (Tensor, dict, list, tuple, set, collections.deque)
 LONG = 10_000  # items of a container from which on it is taken for data
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
@@ -48,7 +49,8 @@ class Record:
         self._hooks = [[(kind, hooks_of(t, kind)) for kind in HOOKS] for t in tensors]
         self._values = [t.detach().clone() for t in tensors] if values else None
         self._grad_values = [None if g is None or not values else g.detach().clone() for g in self._grads]
-        self._loose = _Loose(self.attributes, {id(t) for t in tensors})
+        held = {f"{path} {name}": own for (path, name), own, _ in self.objects if "." not in name}
+        self._loose = _Loose({**self.attributes, **held}, {id(t) for t in tensors})
 
     def _walk_objects(self) -> Iterator[tuple[tuple[str, str], dict[str, Any], list[Any]]]:
         """Plain objects that modules refer to, up to four levels deep: (path, attribute), attributes, their content."""
@@ -98,7 +100,7 @@ class Record:
             if storage_of(tensor) != storage_of(self._storages[i]):
                 tensor.data = self._storages[i]
             if self._values is not None and tensor.device.type != "meta" and not _same(tensor, self._values[i]):
-                tensor.detach().copy_(self._values[i])
+                write(tensor, self._values[i])
             if tensor.is_leaf:
                 if tensor.requires_grad != self.requires_grad[id(tensor)]:
                     tensor.requires_grad_(self.requires_grad[id(tensor)])
@@ -106,7 +108,7 @@ class Record:
                 if tensor.grad is not grad:
                     tensor.grad = grad
                 if grad is not None and grad_value is not None and not _same(grad, grad_value):
-                    grad.detach().copy_(grad_value)
+                    write(grad, grad_value)
             for kind, hooks in self._hooks[i]:
                 hook_again(tensor, kind, hooks)
         self._loose.restore()
@@ -127,13 +129,14 @@ class _Loose:
         for _ in range(4):
             deeper: list[Any] = []
             for value in level:
-                if not isinstance(value, HOLDERS) or id(value) in seen:
+                drawn = is_generator(value)
+                if not (drawn or isinstance(value, HOLDERS)) or id(value) in seen:
                     continue
                 seen.add(id(value))
                 if isinstance(value, Tensor):
                     self._tensors.append((value, value._version, value.detach().clone()))
-                elif isinstance(value, (torch.Generator, random.Random)):
-                    self._generators.append((value, _state(value)))
+                elif drawn:
+                    self._generators.append((value, generator_state(value)))
                 elif len(value) <= LONG:
                     self._contents += [] if isinstance(value, tuple) else [(value, _shallow(value))]
                     deeper += value.values() if isinstance(value, dict) else value
@@ -145,13 +148,9 @@ class _Loose:
         with torch.no_grad():
             for tensor, version, value in self._tensors:
                 if tensor._version != version and tensor.shape == value.shape:
-                    tensor.detach().copy_(value)
+                    write(tensor, value)
         for generator, state in self._generators:
-            generator.set_state(state) if isinstance(generator, torch.Generator) else generator.setstate(state)
-
-
-def _state(generator: torch.Generator | random.Random) -> Any:
-    return generator.get_state() if isinstance(generator, torch.Generator) else generator.getstate()
+            set_generator_state(generator, state)
 
 
 @contextmanager
@@ -209,7 +208,8 @@ def refill(container: Any, content: list[Any]) -> None:
     elif isinstance(container, dict):
         if not _same_items(list(container.items()), content):
             container.clear()
-            container.update(content)
+            for key, value in content:  # a Counter would count what update is given
+                container[key] = value
     elif isinstance(container, set):
         if len(container) != len(content) or any(item not in container for item in content):
             container.clear()
@@ -237,6 +237,15 @@ def storage_of(tensor: Tensor) -> Any:
     if tensor.layout != torch.strided:
         return tensor.layout
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+@torch.no_grad()
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Write values in place, also where elements share their memory (an expanded mask)."""
+    for axis, stride in enumerate(tensor.stride() if tensor.layout == torch.strided else ()):
+        if stride == 0 and tensor.shape[axis] > 1:
+            tensor, value = tensor.narrow(axis, 0, 1), value.narrow(axis, 0, 1)
+    tensor.copy_(value)
 
 
 def _same(tensor: Tensor, value: Tensor) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import random
+import math
+import sys
 import tempfile
 import types
 import weakref
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from auxin.engine import take_back
 from auxin.errors import GrowthError
-from auxin.randomness import random_data, restore_random
-from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of
+from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
+from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of, write
 
 Store = Literal["memory", "pinned", "disk"]
 LEAVES = (
@@ -43,8 +44,9 @@ CONTAINERS = (dict, list, set, collections.deque)
 class Snapshot:
     """Everything that a network and its companions hold, by attribute, so that it can be put back in place.
 
-    Modules, optimizers, schedulers, averages and scalers are walked through their attributes; objects that a network
-    only refers to (a configuration) are taken one level deep. The random generators belong to it.
+    Modules, optimizers, schedulers, averages and scalers are walked through their attributes; of objects that a network
+    only refers to (a configuration, running statistics) their own attributes, tensors and containers are taken, not the
+    objects that they refer to. The random generators belong to it, those that a network holds too.
 
     Args:
         roots: the network and its companions.
@@ -125,50 +127,67 @@ class Sight:
     def __init__(self, roots: Iterable[Any]):
         self.tensors: list[_Held] = []
         self._containers: list[tuple[Any, list[Any]]] = []
+        self._classes: list[tuple[nn.Module, type]] = []
+        self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._seen: dict[int, Any] = {}
-        for root in roots:
-            self._visit(root, whole=True)
+        for root in sorted(roots, key=lambda root: isinstance(root, nn.Module)):  # a network may refer to the others
+            self._visit(root)
         self._random = random_data()
 
     def restore(self) -> None:
         """Put structure, values and generators back."""
+        for module, cls in self._classes:
+            if type(module) is not cls:  # a parametrization makes a class of its own
+                module.__class__ = cls
         for container, content in self._containers:
             refill(container, content)
+        for array, content in self._arrays:
+            array[...] = content
         with torch.no_grad():
             for held in self.tensors:
                 held.give_back()
         for generator, state in self._generators:
-            generator.set_state(state) if isinstance(generator, torch.Generator) else generator.setstate(state)
+            set_generator_state(generator, state)
         restore_random(self._random)
 
-    def _visit(self, value: Any, whole: bool) -> None:
-        """Walk on from ``value``; ``whole`` says that objects of any class are walked, not only known ones."""
+    def _visit(self, value: Any, objects: float = math.inf) -> None:
+        """Walk on from ``value``, into as many objects of unknown classes within each other as ``objects`` says."""
         if isinstance(value, Tensor):
             self._tensor(value)
             return
         if isinstance(value, LEAVES) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, torch.Generator):
-            self._generators.append((value, value.get_state()))
-        elif isinstance(value, random.Random):
-            self._generators.append((value, value.getstate()))
+        if is_generator(value):
+            self._generators.append((value, generator_state(value)))
         if isinstance(value, CONTAINERS):
             content = list(value.items()) if isinstance(value, dict) else list(value)
             self._containers.append((value, content))
             for item in content:
-                self._visit(item, whole)
+                self._visit(item, objects)
         elif isinstance(value, tuple):
             for item in value:
-                self._visit(item, whole)
+                self._visit(item, objects)
+        elif isinstance(value, _array()):
+            self._arrays.append((value, value.copy()))
         elif isinstance(getattr(value, "__dict__", None), dict):
-            own = value.__dict__
-            self._containers.append((own, list(own.items())))
-            inner = not isinstance(value, nn.Module)
-            if whole or isinstance(value, (nn.Module, torch.optim.Optimizer)):
-                for item in list(own.values()):
-                    self._visit(item, whole and inner)
+            self._object(value, objects)
+
+    def _object(self, value: Any, objects: float) -> None:
+        own = value.__dict__
+        if isinstance(value, nn.Module):
+            self._classes.append((value, type(value)))
+            inside = min(objects, 1.0)
+        else:
+            known = isinstance(value, torch.optim.Optimizer)
+            inside = objects if known else objects - 1
+        if inside < 0:
+            del self._seen[id(value)]  # it may be met again, nearer by
+            return
+        self._containers.append((own, list(own.items())))
+        for item in list(own.values()):
+            self._visit(item, inside)
 
     def _tensor(self, tensor: Tensor) -> None:
         if id(tensor) in self._seen or tensor.device.type == "meta":
@@ -289,6 +308,12 @@ class Past:
             yield
 
 
+def _array() -> tuple[type, ...]:
+    """The class of NumPy's arrays, where it is loaded."""
+    numpy = sys.modules.get("numpy")
+    return () if numpy is None else (numpy.ndarray,)
+
+
 def structure_of(roots: Iterable[Any]) -> list[int]:
     """Identities of the modules and parameters of networks, in order, and of the groups of optimizers."""
     found = []
@@ -322,8 +347,7 @@ class _Held:
     def give_back(self) -> None:
         if storage_of(self.tensor) != storage_of(self.storage):
             self.tensor.data = self.storage
-        if self.value.layout == torch.strided:
-            self.tensor.detach().copy_(self.value)
+        write(self.tensor, self.value)
         for kind, hooks in self.hooks:
             hook_again(self.tensor, kind, hooks)
         if self.tensor.is_leaf:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 import auxin as ax
 from auxin.gate import gated
@@ -211,6 +212,22 @@ def test_a_fading_block_that_surgery_moves_goes_on_in_the_average_too():
     assert not gates(model) and not gates(average)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_none(fused):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused), torch.amp.GradScaler("cpu")
+    ax.grow(model, ax.Duplicate("blocks", by=1, fade=FADE), optimizer, scaler, probe=batch(), rewarm=FADE)
+    seen = []
+    for factor in (1.0, float("inf"), float("inf"), 1.0, 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(factor * model(batch()).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append([round(share * FADE) for share in gates(model).values()])
+    assert seen == [[1], [1], [1], [2], [3], []] and ramps_on(optimizer) is None
+
+
 class Wrapper:
     """Not of torch: it has no hooks."""
 
@@ -267,3 +284,32 @@ def test_blocks_that_return_structures(kind):
     for _ in range(FADE):
         step(model, optimizer)
     assert not gates(model)
+
+
+class Checkpointed(Net):
+    reentrant: bool | None = None
+
+    def forward(self, x):
+        if self.reentrant is None:
+            return super().forward(x)
+        x = x.requires_grad_()
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpoints_change_nothing(reentrant):
+    networks = []
+    for chosen in (None, reentrant):
+        torch.manual_seed(0)
+        model = Checkpointed()
+        model.reentrant = chosen
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        change = ax.grow(model, ax.Duplicate("blocks", by=1, fade=FADE), optimizer, probe=batch())
+        assert change.gradient_ratio > 0.1 and all(p.grad is None for p in model.parameters())
+        for _ in range(FADE + 1):
+            step(model, optimizer)
+        assert not gates(model)
+        networks.append(model.state_dict())
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[1])

@@ -196,3 +196,15 @@ def test_a_cut_that_pays_puts_off_the_growth():
 
 def test_under_the_guard_growing_is_over_with_the_first_cut():
     assert beside_reduce(patience=4, cut_after=6, guard=True) == ([4], [6, 12, 18])
+
+
+@pytest.mark.parametrize("choose", [ax.choose.first, ax.choose.by_trial()], ids=["first", "by_trial"])
+def test_one_firing_is_one_growth_whoever_chooses(choose):
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), Block())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    evidence = ax.Evidence(lambda network, x: network(x).square().mean(), [X] * 3)
+    edit, fires = ax.Duplicate("", by=1), when.at([2, 5])
+    grower = ax.Grower(model, optimizer, edits=edit, when=fires, choose=choose, probe=X, evidence=evidence)
+    grown = [call for call in range(1, 9) if grower.step(1.0)]
+    assert grown == [2, 5] and len(model) == 4

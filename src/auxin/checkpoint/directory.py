@@ -32,6 +32,10 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _ABANDONED = 24 * 3600  # seconds without a change after which a temporary of another machine is taken for dead
 
 
+class Gone(GrowthError):
+    """The checkpoint was removed while it was read, by a process that saves to the same path."""
+
+
 @dataclass(frozen=True)
 class Files:
     """A checkpoint whose every file was found whole.
@@ -61,11 +65,16 @@ class Files:
 
         Raises:
             GrowthError: the checkpoint has no such file, or it cannot be read any more.
+            Gone: it has been removed since.
         """
         found = self.manifest.get(name)
         if found is None or found.layout is None:
             raise GrowthError(f"The checkpoint '{self.path}' has no tensors {name}, only {sorted(self.manifest)}.")
-        return tensors.load(self.path / name, found.layout)
+        try:
+            return tensors.load(self.path / name, found.layout)
+        except GrowthError:
+            _check_there(self.path)
+            raise
 
 
 def write(path: str | os.PathLike[str], files: Mapping[str, Content], keep_last: int = 2) -> Path:
@@ -118,6 +127,7 @@ def read(path: str | os.PathLike[str]) -> Files:
 
     Raises:
         GrowthError: there is none, or it is damaged; names the file, and an older checkpoint that is whole.
+        Gone: another process has saved on and removed it meanwhile.
     """
     place = Path(path)
     try:
@@ -137,6 +147,7 @@ def read(path: str | os.PathLike[str]) -> Files:
     try:
         return _verified(checkpoint)
     except manifest.Damage as damage:
+        _check_there(checkpoint)
         raise GrowthError(_damaged(checkpoint, str(damage), older)) from None
 
 
@@ -280,6 +291,14 @@ def _nothing(place: Path, error: OSError | None = None) -> str:
         return f"Cannot read '{place}': {error.strerror}. Give the directory that ax.save was given."
     what = "nothing" if error is not None else "no checkpoint"
     return f"There is {what} at '{place}'. Give the directory that ax.save was given, as ax.load('run/last', grower)."
+
+
+def _check_there(checkpoint: Path) -> None:
+    if not os.path.lexists(checkpoint):
+        raise Gone(
+            f"'{checkpoint}' was removed while it was read: another process saves there, and keeps too few for that. "
+            "Let it keep more, ax.save(grower, path, keep_last=5), or load once it has ended."
+        ) from None
 
 
 def _verified(checkpoint: Path) -> Files:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.tree import module_at
 from auxin.errors import GrowthError
+from auxin.record import write
 
 EXTRA = "_extra_state"
 
@@ -72,7 +73,7 @@ def write_network(model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping
                 made = value.clone()
                 held[leaf] = nn.Parameter(made, own.requires_grad) if isinstance(own, nn.Parameter) else made
             else:
-                own.copy_(value)
+                write(own, value)
     _tie_again(model, tensors)
     if run:
         for name, p in model.named_parameters():

@@ -13,7 +13,7 @@ from torch import nn
 from auxin import typed
 from auxin.anatomy.tree import unwrap
 from auxin.checkpoint.companions import kind_of, prepared, state_of
-from auxin.checkpoint.directory import Files, read, write
+from auxin.checkpoint.directory import Files, Gone, read, write
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
 from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
@@ -23,6 +23,7 @@ from auxin.refs import Allowed
 from auxin.trial import Snapshot
 from auxin.version import __version__
 
+ATTEMPTS = 10  # at a directory into which another process saves: the newest checkpoint of now may be gone in a moment
 KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
 
 
@@ -88,7 +89,14 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     """
     if not isinstance(path, (str, os.PathLike)):
         raise GrowthError(f"load(path, target): path is a {type(path).__name__}; pass the directory first.")
-    files = read(path)
+    allowed = list(allow)
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(Gone):
+            return _loaded(read(path), target, allowed)
+    return _loaded(read(path), target, allowed)
+
+
+def _loaded(files: Files, target: Any, allow: Iterable[Any]) -> Any:
     grower = None if isinstance(target, nn.Module) else target
     if grower is not None and not hasattr(grower, "companions"):
         raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")

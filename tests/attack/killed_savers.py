@@ -1,0 +1,115 @@
+"""Runs that grow, fade in, warm up and save again and again, to be killed; and those that save to one path at once.
+
+`killed_savers.py FOLDER kill COUNT SEED` kills a child COUNT times at a random moment and loads what it left.
+`killed_savers.py FOLDER both SECONDS KEEP` lets two processes save there while this one loads.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "ramp"))
+import bert
+
+import auxin as ax
+
+STEPS, AFTER = 4, 3
+
+
+def life(folder, who=0, keep_last=2):
+    """One run from its beginning: two growths, the second while the first fades in, and a save after every step."""
+    run = bert.Run(rewarm=3)
+    for number in range(1, STEPS + 1):
+        run.train(1)
+        if number in (1, 3):
+            run.grower.grow(run.edit)
+        ax.save(run.grower, folder, extra={"step": number, "who": who}, keep_last=keep_last)
+        yield number
+
+
+def resumed(folder):
+    """What was saved there, and the losses from there on."""
+    run = bert.Run(rewarm=3)
+    extra = ax.load(folder, run.grower)
+    run.grower.verify()
+    return extra, run.train(AFTER)
+
+
+def child(act):
+    """Fork; the child does ``act`` and ends."""
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        act()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def kill(folder, count, seed):
+    """Kill children at random moments; after each one, what lies there is whole and goes on to the bit."""
+    began = time.perf_counter()
+    numbers = list(life(folder / "whole", keep_last=STEPS))
+    once = time.perf_counter() - began
+    expected = {number: resumed(folder / "whole" / f"checkpoint-{number:06d}")[1] for number in numbers}
+
+    def forever():
+        while True:
+            for _ in life(folder / "run"):
+                pass
+
+    generator, found, left = random.Random(seed), Counter(), 0
+    for _ in range(count):
+        number = child(forever)
+        time.sleep(generator.uniform(0.0, once))
+        os.kill(number, signal.SIGKILL)
+        os.waitpid(number, 0)
+        names = os.listdir(folder / "run") if (folder / "run").exists() else []
+        left += any(name.startswith(".tmp-") for name in names)
+        if any(name.startswith("checkpoint-") for name in names):
+            extra, losses = resumed(folder / "run")
+            assert losses == expected[extra["step"]], extra
+            found[extra["step"]] += 1
+    for _ in life(folder / "run"):
+        pass
+    return {"loaded": sum(found.values()), "steps": found, "cut": left, "names": sorted(os.listdir(folder / "run"))}
+
+
+def both(folder, seconds, keep):
+    """Two processes save to one path, this one loads from there."""
+    end = time.monotonic() + seconds
+
+    def writer(who):
+        while time.monotonic() < end:
+            for _ in life(folder, who, keep):
+                pass
+
+    children = [child(lambda who=who: writer(who)) for who in (1, 2)]
+    while not list(folder.glob("checkpoint-*")):
+        time.sleep(0.05)
+    seen, missed = Counter(), 0
+    while time.monotonic() < end:
+        try:
+            seen[resumed(folder)[0]["who"]] += 1
+        except ax.GrowthError as error:
+            if "was removed while it was read" not in str(error):
+                raise
+            missed += 1
+    codes = [os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in children]
+    extra, _ = resumed(folder)
+    return {"codes": codes, "seen": seen, "missed": missed, "last": extra, "names": sorted(os.listdir(folder))}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place, what, first, second = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+    print(json.dumps(kill(place, int(first), second) if what == "kill" else both(place, first, second)))
