@@ -6,6 +6,7 @@ et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (arXi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -226,6 +227,8 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
             open_gate(block, ramp.taken / ramp.total)
         if home is not None:
             _ride(home, ramp, [])
+    if any(isinstance(ramp, Fade) for _, ramp in ramps) and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # compiled code does not look whether a block that it knows has a gate again
 
 
 def _read(

@@ -272,6 +272,27 @@ def test_compiled_the_gate_is_applied_ramped_and_gone():
         assert moved[1:-1] == pytest.approx([k * moved[1] for k in range(1, FADE + 1)], rel=1e-3)
 
 
+def test_compiled_a_gate_that_comes_back_with_a_checkpoint_is_applied(tmp_path):
+    """torch.compile does not look whether hooks have been added to a module that it has seen before."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Net()
+    compiled, optimizer = torch.compile(model, backend="eager"), torch.optim.SGD(model.parameters(), lr=0.0)
+    edit = ax.Duplicate("blocks", by=1, fade=FADE)
+    grower = ax.Grower(model, optimizer, edits=edit, when=ax.when.every(10**6), probe=batch())
+    grower.grow(edit)
+    step(compiled, optimizer)
+    ax.save(grower, tmp_path)
+    for _ in range(FADE):
+        step(compiled, optimizer)
+    assert not gates(model)
+    ax.load(tmp_path, grower)
+    assert gates(model) == {"blocks.2": 1 / FADE}
+    out = compiled(batch())
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(out, model(batch()))
+
+
 @pytest.mark.parametrize("kind", ["init=False", "frozen", "nested"])
 def test_blocks_that_return_structures(kind):
     block = functools.partial(Structured, kind)
