@@ -84,21 +84,19 @@ def _gates(model: nn.Module, companions: tuple[Any, ...], opened: set[int]) -> I
         if id(block) not in opened:
             share = float(block.get_buffer(NAME))
             yield (
-                f"{path} has a gate, open to {share:.3g}, that no step of these optimizers opens "
-                "further: it is a copy of a block that fades in, or was grown with another optimizer. Make it whole: "
+                f"{path} has a gate, open to {share:.3g}, that no step of these optimizers opens further: it is a copy "
+                "of a block that fades in, or was grown with another optimizer. Make it whole: "
                 f"auxin.gate.close_gate(model.get_submodule({path!r})); or load a checkpoint of the Grower, to go on"
             )
     for average in companions:
-        late = [p for p, b in gated(unwrap(average.module)) if id(b) not in opened] if _averages(average) else []
+        copy = unwrap(average.module) if isinstance(average, AveragedModel) else nn.Module()
+        late = [path for path, block in gated(copy) if id(block) not in opened]
         if late and all(id(block) in opened for _, block in gated(model)):
             yield (
-                f"AveragedModel was built while {', '.join(late[:4])} fades in, so its copy of the gate would stay: "
-                "build it once the block is whole, or before the growth, and pass it to every growth"
+                f"AveragedModel has a gate at {', '.join(late[:4])} that no step of these optimizers opens: it was "
+                "built while that faded in (build it before, or when the block is whole), or only the network's gate was "
+                f"closed (close this one too: auxin.gate.close_gate(average.module.get_submodule({late[0]!r})))"
             )
-
-
-def _averages(companion: Any) -> bool:
-    return isinstance(companion, AveragedModel)
 
 
 def _membership(

@@ -127,7 +127,9 @@ def test_an_average_built_in_mid_fade_is_named_at_once():
     run = bert.Run()
     run.grower.grow(run.edit)
     run.train(1)
-    with pytest.raises(ax.GrowthError, match="AveragedModel was built while layers.2 fades in"):
+    with pytest.raises(
+        ax.GrowthError, match="AveragedModel has a gate at layers.2 that no step of these optimizers opens"
+    ):
         ax.verify(run.model, run.optimizer, AveragedModel(run.model))
 
 
@@ -305,6 +307,45 @@ def test_blocks_that_return_structures(kind):
     for _ in range(FADE):
         step(model, optimizer)
     assert not gates(model)
+
+
+class Zeros(Post):
+    """One matrix behind the other, both zero: never anything but zero, with a gate or without."""
+
+    def __init__(self, first=False, bias=False):
+        super().__init__()
+        self.outer = nn.Linear(8, 8)
+        for layer in (self.outer,) if first else (self.inner, self.outer):
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(layer.bias, 1.0 if bias else 0.0)
+
+    def forward(self, x):
+        return self.norm(x + self.outer(torch.tanh(self.inner(x))))
+
+
+class ZerosBeforeNorm(Zeros):
+    def forward(self, x):
+        return x + self.outer(torch.tanh(self.inner(self.norm(x))))
+
+
+@pytest.mark.parametrize("layer", [Zeros, ZerosBeforeNorm])
+def test_g3_a_product_of_zeros_is_refused(layer):
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with pytest.raises(ax.GrowthError, match="inner.weight, outer.weight of the new Zeros.* are all zeros"):
+        ax.grow(model, ax.Insert("blocks", layer), optimizer, probe=batch())
+    assert len(model.blocks) == 2 and not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("given", [{"first": True}, {"bias": True}], ids=str)
+def test_zeros_that_come_alive_fade_in(given):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    ax.grow(model, ax.Insert("blocks", functools.partial(Zeros, **given), fade=FADE), optimizer, probe=batch())
+    for _ in range(FADE + 2):
+        step(model, optimizer)
+    assert all(p.grad.any() for p in model.parameters()) and not gates(model)
 
 
 class Checkpointed(Net):

@@ -18,6 +18,7 @@ from auxin.anatomy.tree import join, moves_between, parameters_after
 from auxin.anatomy.writers import (
     amplified_by_a_norm,
     arriving,
+    copy_of,
     first_tensor,
     gradients,
     is_identity,
@@ -106,6 +107,9 @@ def fade_in(module: nn.Module, call: Call | None) -> bool:
     Args:
         module: the block; where the answer is no it is left without a gate.
         call: what arrives at it; None: it is known already that a gate does.
+
+    Raises:
+        GrowthError: parts of it would never learn, however far the gate is open.
     """
     if not any(p.requires_grad for p in module.parameters()):
         return False
@@ -119,13 +123,38 @@ def fade_in(module: nn.Module, call: Call | None) -> bool:
             shut = is_identity(module, call, tolerance=0.0)
             set_gate(module, 1.0)
             learns = shut and any(bool(g.any()) for g in gradients(module, call, _trainable(module)).values())
+            zeros = _products_of_zeros(module, call) if learns else []
             set_gate(module, 0.0)
     finally:
         for inner, mode in modes.items():
             inner.training = mode
+    if zeros:
+        raise GrowthError(
+            f"{', '.join(zeros[:4])} of the new {type(module).__name__} are all zeros, and no gradient reaches them, "
+            "also after some steps of the others: the factors of a product of zeros never learn. Let one start elsewhere."
+        )
     if not learns:
         close_gate(module)
     return learns
+
+
+def _products_of_zeros(module: nn.Module, call: Call) -> list[str]:
+    """Matrices that are zero and whose gradient is zero too, and stays it while the others take some steps."""
+    twin = copy_of(module)
+    parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    zeros = [name for name, p in parameters.items() if p.dim() > 1 and not p.any()]
+    for _ in range(3 if zeros else 0):
+        with torch.enable_grad(), random_state(seed=0):
+            out = first_tensor(twin(*call.args, **call.kwargs))
+            assert out is not None
+            direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
+            found = torch.autograd.grad((out * direction).sum(), list(parameters.values()), allow_unused=True)
+        grads = {name: g.to_dense() for name, g in zip(parameters, found, strict=True) if g is not None}
+        zeros = [name for name in zeros if name in grads and not grads[name].any()]  # None: not used at all here
+        with torch.no_grad():
+            for name, grad in grads.items():
+                parameters[name].sub_(grad / grad.norm().clamp(min=torch.finfo(grad.dtype).tiny))
+    return zeros
 
 
 def _trainable(module: nn.Module) -> tuple[str, ...]:
