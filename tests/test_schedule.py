@@ -268,3 +268,27 @@ def test_the_state_of_another_scheduler_is_refused():
     with pytest.raises(ax.GrowthError, match="it is another scheduler's"):
         schedule.load_state_dict(other.state_dict())
     assert schedule.state_dict() == before
+
+
+def test_what_has_grown_last_may_settle():
+    class Done:
+        done = False
+
+    optimizer, grower = torch.optim.SGD([torch.zeros(1)], lr=1.0), Done()
+    schedule = ax.schedule.wsd(optimizer, warmup=0, decay=2, grower=grower, settle=3)
+    rates = []
+    for step in range(9):
+        grower.done = step >= 2
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
+    early = ax.schedule.wsd(optimizer, warmup=0, decay=2, grower=grower, settle=50, total=6)
+    rates = []
+    for _ in range(7):
+        rates.append(early.get_last_lr()[0])
+        optimizer.step()
+        early.step()
+    assert rates == [rates[0]] * 5 + [rates[0] / 2, 0.0]
+    with pytest.raises(ax.GrowthError, match="settle takes whole numbers"):
+        ax.schedule.wsd(optimizer, warmup=0, decay=2, settle=-1)

@@ -21,14 +21,14 @@ def wsd(
     decay: int,
     total: int | None = None,
     grower: Any = None,
+    settle: int = 0,
     final: float = 0.0,
     shape: Shape = "linear",
-    last_epoch: int = -1,
 ) -> WSD:
     """Warm-up, stable, decay: the learning rate rises, stays until growing is done, and falls to its end.
 
-    Growing belongs into the stable phase. The decay starts when `grower.done`, or in time to end at step `total`,
-    whichever is first, and never before the warm-up is over. With neither it does not start; `begin_decay()` starts
+    Growing belongs into the stable phase. The decay starts `settle` steps after `grower.done`, or in time to end at
+    step `total`, whichever is first, and never before the warm-up is over. With neither it does not start; `begin_decay()` starts
     it by hand. A grower that is made after its schedule is told afterwards: `schedule.grower = grower`.
 
     It is an ordinary scheduler of torch: call `step()` after each `optimizer.step()`, give it to the Grower as a
@@ -40,10 +40,10 @@ def wsd(
         decay: Steps of the decay, at least 1. A fifth of the run is usual.
         total: Steps of the whole run. It arrives at `final` after the last of them; None: open end.
         grower: A Grower, or anything else with `done`. Kept by a weak reference: hold it yourself.
+        settle: Steps at the stable rate once the grower is done, for what has grown last to learn.
         final: Where the decay ends, as a part of the stable learning rate, at least 0 and below 1.
         shape: Of the decay: "linear"; "cosine"; "sqrt", one minus the square root of the part that is over
             (Haegele et al. 2024, arXiv:2405.18392).
-        last_epoch: As in every scheduler of torch; -1 starts.
 
     Returns:
         A `torch.optim.lr_scheduler.LRScheduler`.
@@ -66,8 +66,8 @@ def wsd(
         >>> rates
         [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    _check(warmup, decay, total, final, shape)
-    return WSD(optimizer, warmup, decay, total, grower, float(final), shape, last_epoch)
+    _check((warmup, decay, settle), total, final, shape)
+    return WSD(optimizer, warmup, decay, total, grower, settle, float(final), shape)
 
 
 class WSD(LRScheduler):
@@ -84,14 +84,15 @@ class WSD(LRScheduler):
         decay: int,
         total: int | None,
         grower: Any,
+        settle: int,
         final: float,
         shape: Shape,
-        last_epoch: int,
     ):
-        self.warmup, self.decay, self.total, self.final, self.shape = warmup, decay, total, final, shape
+        self.warmup, self.decay, self.total, self.settle = warmup, decay, total, settle
+        self.final, self.shape = final, shape
         self.decay_from: int | None = None
         self.grower = grower
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer)
 
     @property
     def grower(self) -> Any:
@@ -111,15 +112,17 @@ class WSD(LRScheduler):
             return "warmup"
         return "stable" if self.decay_from is None or self.last_epoch <= self.decay_from else "decay"
 
-    def begin_decay(self) -> None:
-        """Let the decay begin with the next step, or at the end of the warm-up."""
+    def begin_decay(self, after: int = 0) -> None:
+        """Let the decay begin with the next step, or ``after`` further ones, but not before the warm-up is over."""
         if self.decay_from is None:
-            self.decay_from = max(self.last_epoch, self.warmup)
+            self.decay_from = max(self.last_epoch + after, self.warmup)
 
     def step(self, epoch: int | None = None) -> None:
         """One step on; call it after `optimizer.step()`."""
-        if self._is_due():
-            self.begin_decay()
+        if self.total is not None and self.last_epoch >= self.total - self.decay:
+            self.decay_from = self.last_epoch if self.decay_from is None else min(self.decay_from, self.last_epoch)
+        elif self._has_grown():
+            self.begin_decay(self.settle)
         super().step(epoch)
 
     def get_lr(self) -> list[Any]:
@@ -140,13 +143,12 @@ class WSD(LRScheduler):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_grower": None}
 
-    def _is_due(self) -> bool:
-        if self.total is not None and self.last_epoch >= self.total - self.decay:
-            return True
+    def _has_grown(self) -> bool:
+        """Whether the grower is done, or gone: then it will not grow any more."""
         if self._grower is None:
             return False
         grower = self._grower()
-        return grower is None or bool(grower.done)  # one that is gone will not grow any more
+        return grower is None or bool(grower.done)
 
     def _factor(self) -> float:
         now = self.last_epoch
@@ -159,8 +161,9 @@ class WSD(LRScheduler):
         return self.final + (1 - self.final) * left[self.shape]
 
 
-def _check(warmup: Any, decay: Any, total: Any, final: Any, shape: Any) -> None:
-    for name, value, least in (("warmup", warmup, 0), ("decay", decay, 1), ("total", total, 1)):
+def _check(phases: tuple[Any, Any, Any], total: Any, final: Any, shape: Any) -> None:
+    warmup, decay, settle = phases
+    for name, value, least in (("warmup", warmup, 0), ("decay", decay, 1), ("settle", settle, 0), ("total", total, 1)):
         if not (name == "total" and value is None) and (type(value) is not int or value < least):
             raise GrowthError(f"wsd({name}={value!r}): {name} takes whole numbers from {least}.")
     if total is not None and warmup + decay > total:
