@@ -135,15 +135,16 @@ def by_trial(
 
     Each branch starts from the very same state, random generators included, and leaves no trace (`grower.trial`).
     It is judged at its end, after the new layer has had `steps` steps, not at its first loss: short probes can
-    mislead all the same (arXiv:2604.04281), so give them as many steps as you can afford.
+    mislead all the same (arXiv:2604.04281), so give them as many steps as you can afford. What is refused, or beyond the
+    Grower's limit, is passed over; where nothing else is left it is chosen, for the Grower to say why not.
 
     Args:
-        score: `score(model) -> number`, lower is better; None: the mean of the Grower's `evidence`.
+        score: `score(model) -> number`, lower is better, NaN is worst; None: the mean of the Grower's `evidence`.
         steps: optimizer steps on the Grower's `evidence`; or `steps(grower)`, which trains by itself.
         margin: by how much the best must beat the branch that did not grow.
 
     Returns:
-        A chooser; its `results` hold what the last decision was made on, as (edit or None, score).
+        A chooser; its `results` hold what the last decision was made on, as (edit or None, score or why not).
 
     Raises:
         GrowthError: when it is asked, if it needs evidence and the Grower has none.
@@ -156,7 +157,7 @@ class _ByTrial:
         if not callable(steps) and (type(steps) is not int or steps < 1):
             raise GrowthError(f"by_trial(steps={steps!r}): pass a whole number of steps from 1, or steps(grower).")
         self.score, self.steps, self.margin = score, steps, margin
-        self.results: list[tuple[Any, float]] = []
+        self.results: list[tuple[Any, float | str]] = []
 
     def __call__(self, edits: Sequence[E], grower: Any) -> E | None:
         if grower.evidence is None and (self.score is None or not callable(self.steps)):
@@ -164,16 +165,28 @@ class _ByTrial:
                 "by_trial(...) needs a loss and batches to branch on: give the Grower "
                 "evidence=auxin.Evidence(loss, batches), or by_trial a score(model) and steps(grower)."
             )
-        candidates: list[E | None] = [None, *edits]
-        self.results = [(edit, self._branch(edit, grower)) for edit in candidates]
-        number = range(1, len(candidates))
-        best = min(number, key=lambda i: _worst_if_nan(self.results[i][1]), default=None)
-        if best is None or not self.results[best][1] < self.results[0][1] - self.margin:
-            return None
-        return candidates[best]
+        unchanged = self._branch(None, grower)
+        scores = [self._try(edit, grower) for edit in edits]
+        self.results = [(None, unchanged), *zip(edits, scores, strict=True)]
+        tried = [(_worst_if_nan(score), number) for number, score in enumerate(scores) if not isinstance(score, str)]
+        if not tried:
+            return edits[0] if edits else None
+        best, number = min(tried)
+        return edits[number] if best < _worst_if_nan(unchanged) - self.margin else None
 
-    def _branch(self, edit: E | None, grower: Any) -> float:
+    def _try(self, edit: Any, grower: Any) -> float | str:
+        try:
+            return self._branch(edit, grower)
+        except BadMoment:
+            raise
+        except GrowthError as error:
+            return str(error)
+
+    def _branch(self, edit: Any, grower: Any) -> float:
         with grower.trial(edit):
+            too_large = None if edit is None else grower.limit.exceeded(grower.model, grower.probe)
+            if too_large is not None:
+                raise GrowthError(f"the network would have {too_large}.")
             if callable(self.steps):
                 self.steps(grower)
             else:
