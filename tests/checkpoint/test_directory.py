@@ -213,6 +213,14 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(GrowthError, match="Cannot save to .*File name too long"):
+        write(tmp_path / ("x" * 300), FILES)
+    with pytest.raises(GrowthError, match="Cannot read .*File name too long"):
+        read(tmp_path / ("x" * 300))
+    assert names(tmp_path) == []
+
+
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     def interrupted(_: int) -> None:
         raise KeyboardInterrupt

@@ -256,9 +256,9 @@ def _explained(place: Path, files: Mapping[str, Content]) -> Iterator[None]:
             else len(content)
             for content in files.values()
         )
-        existing = next((parent for parent in (place, *place.parents) if parent.is_dir()), place)
         free = ""
-        with suppress(OSError):
+        with suppress(OSError):  # even to ask whether a name that is too long is a directory
+            existing = next((parent for parent in (place, *place.parents) if parent.is_dir()), place)
             free = f", {shutil.disk_usage(existing).free / 1e6:,.1f} MB are free there"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise GrowthError(
