@@ -76,6 +76,17 @@ class Recurrent(nn.Module):
         return x + self.out(self.lstm(x)[0])
 
 
+class Post(nn.Module):
+    """norm(x + W f(V x)), which no zeros make the identity: it fades in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(DIM, 6), nn.Linear(6, DIM), nn.LayerNorm(DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.down(torch.relu(self.up(x))))
+
+
 class Net(nn.Module):
     """An entry, blocks, a tail of plain layers, an exit; ``kind`` says which."""
 
@@ -91,9 +102,11 @@ class Net(nn.Module):
             "cnn": Conv,
             "gpt": Attention,
             "lstm": Recurrent,
+            "post": Post,
         }[kind]
         self.blocks = nn.ModuleList(make() for _ in range(depth))
         self.tail = nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh(), nn.Linear(DIM, DIM))
+        self.extra: nn.Module = ax.Dormant(nn.Linear(DIM, DIM))
         self.exit = nn.Linear(DIM, 7 if kind == "gpt" else 2, bias=kind != "gpt")
         if kind == "gpt" and tied:
             self.exit.weight = self.entry.weight
@@ -118,7 +131,7 @@ class Net(nn.Module):
                 x = block(x)
         if self.kind == "cnn":
             x = x.mean((2, 3))
-        return self.exit(self.tail(x))
+        return self.exit(self.extra(self.tail(x)))
 
 
 BLOCKS = {
@@ -128,6 +141,7 @@ BLOCKS = {
     "cnn": Conv,
     "gpt": Attention,
     "lstm": Recurrent,
+    "post": Post,
 }
 OPTIMIZERS = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
@@ -190,6 +204,7 @@ class Run:
             probe=self.probe,
             keep=words["keep"],
             group={"lr": 0.004} if words["own"] else None,
+            rewarm=words["rewarm"],
         )
         self.grower.when.load_state_dict(self.grower.when.state_dict())
 
@@ -207,13 +222,14 @@ class Run:
     def edits(self) -> list[Any]:
         """What may be grown."""
         return [
-            ax.Duplicate("blocks", by=1),
-            ax.Duplicate("blocks", by=1, order="last", state="copy"),
+            ax.Duplicate("blocks", by=1, fade=5),
+            ax.Duplicate("blocks", by=1, order="last", state="copy", fade=2),
             ax.Duplicate("blocks", by=2, order="stack", output="keep"),
-            ax.Insert("blocks", BLOCKS[self.kind], index=0),
+            ax.Insert("blocks", BLOCKS[self.kind], index=0, fade=3),
             ax.Insert("tail", functools.partial(nn.Linear, DIM, DIM), index=1, init="identity"),
             ax.Insert("tail", functools.partial(nn.Linear, DIM, DIM), init="kaiming"),
             ax.Replace("tail.1", nn.Sigmoid),
+            *([ax.Wake("extra", fade=4 * self.words["rewarm"])] if isinstance(self.model.extra, ax.Dormant) else []),
         ]
 
     def _batch(self, generator: torch.Generator | None = None) -> Tensor:

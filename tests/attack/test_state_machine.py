@@ -32,7 +32,7 @@ import auxin as ax
 torch.set_num_threads(1)
 WORDS = st.fixed_dictionaries(
     {
-        "kind": st.sampled_from(["mlp", "cnn", "gpt", "lstm", "shared", "normed"]),
+        "kind": st.sampled_from(["mlp", "cnn", "gpt", "lstm", "shared", "normed", "post"]),
         "depth": st.integers(1, 2),
         "tied": st.booleans(),
         "frozen": st.booleans(),
@@ -44,10 +44,11 @@ WORDS = st.fixed_dictionaries(
         "buffers": st.booleans(),
         "keep": st.booleans(),
         "own": st.booleans(),
+        "rewarm": st.sampled_from([0, 0, 1, 3]),
         "seed": st.integers(0, 10),
     }
 )
-EDITS = st.integers(0, 6)
+EDITS = st.integers(0, 7)
 DEEDS = st.sampled_from(["block", "tail", "thaw", "rows", "new layer"])
 LARGEST = 7  # blocks
 
@@ -128,7 +129,7 @@ class Machine(RuleBasedStateMachine):
     def grow(self, number):
         edit, names = self.edit(number), set(dict(self.run.model.named_parameters()))
         change = self.run.grower.grow(edit)
-        assert isinstance(edit, ax.Replace) or set(dict(self.run.model.named_parameters())) - names
+        assert isinstance(edit, (ax.Replace, ax.Wake)) or set(dict(self.run.model.named_parameters())) - names
         assert len(self.run.grower.journal) and str(change)
 
     @rule(number=EDITS, steps=st.integers(0, 2))
