@@ -94,8 +94,8 @@ def _gates(model: nn.Module, companions: tuple[Any, ...], opened: set[int]) -> I
         if late and all(id(block) in opened for _, block in gated(model)):
             yield (
                 f"AveragedModel has a gate at {', '.join(late[:4])} that no step of these optimizers opens: it was "
-                "built while that faded in (build it before, or when the block is whole), or only the network's gate was "
-                f"closed (close this one too: auxin.gate.close_gate(average.module.get_submodule({late[0]!r})))"
+                "built while that faded in (build it before, or when the block is whole), or only the network's gate "
+                f"was closed (close this one too: auxin.gate.close_gate(average.module.get_submodule({late[0]!r})))"
             )
 
 
