@@ -28,8 +28,9 @@ def wsd(
     """Warm-up, stable, decay: the learning rate rises, stays until growing is done, and falls to its end.
 
     Growing belongs into the stable phase. The decay starts `settle` steps after `grower.done`, or in time to end at
-    step `total`, whichever is first, and never before the warm-up is over. With neither it does not start; `begin_decay()` starts
-    it by hand. A grower that is made after its schedule is told afterwards: `schedule.grower = grower`.
+    step `total`, whichever is first, and never before the warm-up is over. With neither it does not start;
+    `begin_decay()` starts it by hand. A grower that is made after its schedule is told afterwards:
+    `schedule.grower = grower`.
 
     It is an ordinary scheduler of torch: call `step()` after each `optimizer.step()`, give it to the Grower as a
     companion, save it with `state_dict()`. The state holds where it stands and its arguments, not the grower.
