@@ -135,8 +135,8 @@ def by_trial(
 
     Each branch starts from the very same state, random generators included, and leaves no trace (`grower.trial`).
     It is judged at its end, after the new layer has had `steps` steps, not at its first loss: short probes can
-    mislead all the same (arXiv:2604.04281), so give them as many steps as you can afford. What is refused, or beyond the
-    Grower's limit, is passed over; where nothing else is left it is chosen, for the Grower to say why not.
+    mislead all the same (arXiv:2604.04281), so give them as many steps as you can afford. What is refused, or beyond
+    the Grower's limit, is passed over; where nothing else is left it is chosen, for the Grower to say why not.
 
     Args:
         score: `score(model) -> number`, lower is better, NaN is worst; None: the mean of the Grower's `evidence`.
