@@ -131,7 +131,7 @@ def fade_in(module: nn.Module, call: Call | None) -> bool:
     if zeros:
         raise GrowthError(
             f"{', '.join(zeros[:4])} of the new {type(module).__name__} are all zeros, and no gradient reaches them, "
-            "nor after some steps of the others: factors of a product of zeros never learn. Let one of them not be zero."
+            "nor after some steps of the others: factors of a product of zeros never learn. Let one be other than zero."
         )
     if not learns:
         close_gate(module)
