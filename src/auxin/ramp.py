@@ -1,6 +1,6 @@
 """What a growth does over the next optimizer steps: blocks that fade in, new parameters that warm up.
 
-A ramp rides on an optimizer by a step hook and ends by itself. Sources: fade-in METHODS of progressive growing (Karras
+A ramp rides on an optimizer by a step hook and ends by itself. Sources: the fade-in of progressive growing (Karras
 et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (arXiv:2602.02472).
 """
 
