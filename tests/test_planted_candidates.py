@@ -1,0 +1,76 @@
+"""A short branch picks the truly better of two planted candidates (P4)."""
+
+import functools
+
+import torch
+from torch import nn
+
+import auxin as ax
+
+WIDTH = 8
+
+
+class Curved(nn.Module):
+    """x + W tanh(V x): can learn what the data need."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+
+    def forward(self, x):
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Straight(nn.Module):
+    """x + W V x: adds nothing that a linear network could not do already."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+
+    def forward(self, x):
+        return x + self.down(self.up(x))
+
+
+EDITS = [ax.Insert("", Straight, index=1), ax.Insert("", Curved, index=1)]
+
+
+def run(seed):
+    """A linear network, trained to its end on a task that bends."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, WIDTH), nn.Linear(WIDTH, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    x = torch.randn(256, 4)
+    y = torch.sin(2 * x @ torch.randn(4, 1)) + 0.1 * torch.randn(256, 1)
+    batches = [(a, b) for a, b in zip(x.split(32), y.split(32), strict=True)]
+    evidence = ax.Evidence(lambda net, batch: nn.functional.mse_loss(net(batch[0]), batch[1]), batches)
+    grower = ax.Grower(model, optimizer, edits=EDITS, when=ax.when.every(10**6), probe=x[:8], evidence=evidence)
+    train(model, optimizer, batches, 100)
+    return grower, functools.partial(train, model, optimizer, batches)
+
+
+def train(model, optimizer, batches, steps):
+    for step in range(steps):
+        a, b = batches[step % len(batches)]
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(a), b).backward()
+        optimizer.step()
+
+
+def long_run(grower, go_on, edit):
+    """Loss after ten times as many steps as a branch has."""
+    with grower.trial(edit):
+        go_on(640)
+        return float(grower.evidence.mean(grower.model))
+
+
+def test_p4_the_better_of_two_is_picked_in_nine_of_ten_seeds():
+    right, chosen = 0, []
+    for seed in range(10):
+        grower, go_on = run(seed)
+        truth = min(EDITS, key=lambda edit: long_run(grower, go_on, edit))
+        picked = ax.choose.by_trial(steps=64)(EDITS, grower)
+        right += picked == truth
+        chosen.append(EDITS.index(picked) if picked is not None else None)
+    print(f"by_trial picked the truly better one in {right} of 10 seeds: {chosen}")
+    assert right >= 9
