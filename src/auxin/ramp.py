@@ -167,7 +167,7 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
             raise GrowthError(
                 f"{change.gates[0]}: the block cannot be added without changing the function at once, so it fades in "
                 "over optimizer steps, and no optimizer was given. Pass it: auxin.grow(model, edit, optimizer, "
-                "probe=batch); or accept the change: init='default' or output='keep'."
+                "probe=batch); or accept the change: init='default', output='keep', or where a layer wakes fade=0."
             )
         _check_end(change, roots)
         _ride(homes[0], Fade(list(_at(roots, change.gates)), change.fade), undos)

@@ -154,3 +154,11 @@ def test_under_several_names_it_has_one_gate():
     assert torch.equal(model(x), before) and len(model.a[1]._forward_hooks) == 1
     train(model, optimizer, FADE, average)
     assert not list(gated(model)) and not list(gated(average.module))
+
+
+def test_what_cannot_fade_in_says_why():
+    model = nn.Sequential(nn.Linear(4, 4), ax.Dormant(nn.ReLU()), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ax.GrowthError, match="a ReLU cannot fade in: it has no weights that would train"):
+        ax.grow(model, ax.Wake("1", fade=3), optimizer, probe=torch.randn(3, 4))
+    assert isinstance(model[1], ax.Dormant) and not optimizer._optimizer_step_post_hooks

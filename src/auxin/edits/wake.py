@@ -133,9 +133,15 @@ def _check_fade(dormant: Dormant, look: Look, where: str) -> None:
         raise GrowthError(f"{where}: on this probe the network never calls it, so it would never train.")
     layer = copy.deepcopy(dormant.layer).requires_grad_(True)
     output, given = first_tensor(takes(layer.eval(), calls["self"], where)), arriving(calls["self"])
-    if given is None or output is None or output.shape != given[0].shape or not fade_in(layer, calls["self"]):
-        shapes = f"{shape_of(given[0]) if given else 'nothing'} -> {shape_of(output)}"
+    if given is not None and output is not None and output.shape == given[0].shape:
+        if fade_in(layer, calls["self"]):
+            return
         raise GrowthError(
-            f"{where}: the layer turns {shapes}, and a fade-in mixes its output with its input. Wake it at once: "
-            "fade=0 (and outputs=True where the network's own output may change)."
+            f"{where}: a {type(layer).__name__} cannot fade in: it has no weights that would train, or writes into "
+            "what it is given. Wake it at once: fade=0."
         )
+    shapes = f"{shape_of(given[0]) if given else 'nothing'} -> {shape_of(output)}"
+    raise GrowthError(
+        f"{where}: the layer turns {shapes}, and a fade-in mixes its output with its input. Wake it at once: "
+        "fade=0 (and outputs=True where the network's own output may change)."
+    )
