@@ -23,7 +23,8 @@ from auxin.probation import Probation
 from auxin.refs import Allowed
 
 KEPT_READINGS = 1000
-PLAIN = ("calls", "since_growth", "optimizer_steps", "done", "fired", "undone")
+COUNTS = ("calls", "since_growth", "optimizer_steps")
+PLAIN = (*COUNTS, "done", "fired", "undone")
 
 
 @dataclasses.dataclass
@@ -105,6 +106,9 @@ class Progress:
         if not isinstance(data, Mapping) or set(data) != expected:
             keys = sorted(data) if isinstance(data, Mapping) else type(data).__name__
             raise GrowthError(f"this is not the state of a Grower: it holds {keys}, expected {sorted(expected)}.")
+        wrong = [name for name in COUNTS if type(data[name]) is not int]
+        if wrong:
+            raise GrowthError(f"this is not the state of a Grower: {wrong[0]} is {data[wrong[0]]!r:.40}, not a count.")
         try:
             pending, judged = data["pending"], data["on_probation"]
             return cls(
@@ -230,7 +234,7 @@ def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     """Load every part's state, or none.
 
     Raises:
-        GrowthError: there is a state for a part that takes none.
+        GrowthError: there is a state for a part that takes none, or that is none of its own.
     """
     for name, part in parts.items():
         if states.get(name) is not None and not hasattr(part, "load_state_dict"):
@@ -240,8 +244,12 @@ def load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
         for name, part in parts.items():
             if states.get(name) is not None:
                 part.load_state_dict(states[name])
-    except BaseException:
+    except BaseException as error:
         for name, part in parts.items():
             if before[name] is not None:
                 part.load_state_dict(before[name])
+        if isinstance(error, (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)):
+            raise GrowthError(
+                f"the state of a trigger or chooser is not what {parts} had saved ({type(error).__name__}: {error})."
+            ) from error
         raise
