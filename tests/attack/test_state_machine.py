@@ -201,8 +201,9 @@ class Machine(RuleBasedStateMachine):
     def replay(self):
         fresh = Run(self.words)
         ax.replay(fresh.model, self.run.grower.journal.to_json(), allow=self.run.grower.references())
-        names = [[(n, tuple(t.shape)) for n, t in m.state_dict().items()] for m in (fresh.model, self.run.model)]
-        assert names[0] == names[1]
+        shapes = [{n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (fresh.model, self.run.model)]
+        gates = [name for name in shapes[1] if name.endswith("auxin_gate")]  # what fades in is a matter of the run
+        assert list(shapes[0].items()) == [(n, shape) for n, shape in shapes[1].items() if n not in gates]
 
     @invariant()
     def everything_fits(self):
