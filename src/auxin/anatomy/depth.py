@@ -94,7 +94,7 @@ def _around(model: nn.Module, container: Container, sources: Sequence[int]) -> I
         path = ".".join(parts[:length])
         owner = module_at(model, path)
         for prefix, fields in _holders(owner, seen):
-            for name, value in _fields(fields, container, sources, model).items():
+            for name, value in fields_followed(fields, list_at(model, container), sources).items():
                 yield Assign(path, f"{prefix}{name}", fields[name], value)
 
 
@@ -116,23 +116,64 @@ def _configures(name: str, value: Any) -> bool:
     return plain and ("config" in name.lower() or type(value).__name__.lower().endswith("config"))
 
 
-def _fields(
-    fields: Mapping[str, Any], container: Container, sources: Sequence[int], model: nn.Module
-) -> dict[str, Any]:
-    """New values of the fields that count or list the blocks."""
-    length, new = len(container.names), len(sources)
+@dataclass(frozen=True)
+class BlockList:
+    """What fields about a list of blocks are compared with.
+
+    Attributes:
+        path: of the list.
+        length: how many blocks there are.
+        stages: number of lists like it, where it is one stage of several; 0 where it is not.
+    """
+
+    path: str
+    length: int
+    stages: int = 0
+
+    @property
+    def stage(self) -> int:
+        """Which of the stages it is: the last number in its path."""
+        return int(next(part for part in reversed(self.path.split(".")) if part.isdecimal()))
+
+
+def list_at(model: nn.Module, container: Container) -> BlockList:
+    """The list of a container, with the number of stages around it."""
+    parts = container.path.split(".")
+    numeric = [i for i, part in enumerate(parts) if part.isdecimal() and i]
+    stages = len(module_at(model, ".".join(parts[: numeric[-1]]))._modules) if numeric else 0
+    return BlockList(container.path, len(container.names), stages)
+
+
+def fields_followed(fields: Mapping[str, Any], blocks: BlockList, sources: Sequence[int]) -> dict[str, Any]:
+    """New values of the fields that count or list the blocks.
+
+    Args:
+        fields: attributes of a module or of a configuration, or a configuration as it stands in a file.
+        blocks: the list, as it is.
+        sources: for each position of the new depth, the index of the old block whose settings hold there.
+
+    Returns:
+        Only the fields that change.
+
+    Example:
+        >>> config = {"num_hidden_layers": 2, "layer_types": ["full", "sliding"], "hidden_size": 8}
+        >>> fields_followed(config, BlockList("model.layers", 2), [0, 0, 1])
+        {'num_hidden_layers': 3, 'layer_types': ['full', 'full', 'sliding']}
+    """
+    length, new = blocks.length, len(sources)
     counters = {n: new for n, v in fields.items() if type(v) is int and v == length and ABOUT_DEPTH.search(n.lower())}
-    found = _of_this_side(counters, container.path) if new != length else {}
+    found = _of_this_side(counters, blocks.path) if new != length else {}
     lists: dict[str, Any] = {}
     for name, value in fields.items():
         if not isinstance(value, (list, tuple, str)) or not value or any(isinstance(v, nn.Module) for v in value):
             continue
-        remade = _listed(name.lower(), value, length, sources)
-        if remade is None and new != length:
-            remade = _staged(name.lower(), value, container, new, model)
+        if blocks.stages and len(value) == blocks.stages and not isinstance(value, str):
+            remade = _staged(name.lower(), value, blocks, new)  # it is about the stages, not about the blocks of one
+        else:
+            remade = _listed(name.lower(), value, length, sources)
         if remade is not None and remade != value:
             lists[name] = remade
-    return found | _of_this_side(lists, container.path)
+    return found | _of_this_side(lists, blocks.path)
 
 
 def _of_this_side(found: dict[str, Any], path: str) -> dict[str, Any]:
@@ -159,13 +200,8 @@ def _listed(name: str, value: Any, length: int, sources: Sequence[int]) -> Any:
     return None
 
 
-def _staged(name: str, value: Any, container: Container, new: int, model: nn.Module) -> Any:
-    """A field with the depth of every stage, where the list is one stage of several."""
-    parts = container.path.split(".")
-    numeric = [i for i, part in enumerate(parts) if part.isdecimal() and i]
-    if isinstance(value, str) or not numeric or not ABOUT_DEPTH.search(name):
+def _staged(name: str, value: Any, blocks: BlockList, new: int) -> Any:
+    """A field with the depth of every stage, where the list of blocks is one stage of several."""
+    if new == blocks.length or not ABOUT_DEPTH.search(name) or value[blocks.stage] != blocks.length:
         return None
-    stages, stage = module_at(model, ".".join(parts[: numeric[-1]])), int(parts[numeric[-1]])
-    if len(value) != len(stages._modules) or value[stage] != len(container.names):
-        return None
-    return type(value)(new if i == stage else v for i, v in enumerate(value))
+    return type(value)(new if i == blocks.stage else v for i, v in enumerate(value))
