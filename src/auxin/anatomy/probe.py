@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +21,21 @@ Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a 
 
 @dataclasses.dataclass
 class Call:
-    """What one module was given and gave back, the first time it ran."""
+    """What one module was given and gave back, the first time it ran.
+
+    ``kept`` is a deepcopy memo of what the module is given as it is: modules and parameters of the network.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
     count: int = 1
+    kept: dict[int, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def run(self, module: nn.Module) -> Any:
+        """What ``module`` gives back on it. It gets copies: it may write into them, as into a cache of keys."""
+        args, kwargs = taken((self.args, self.kwargs), self.kept)
+        return module(*args, **kwargs)
 
 
 @contextmanager
@@ -156,22 +166,38 @@ class Look:
     def calls(self, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Call], Any]:
         """One guarded forward; what each of ``modules`` was given and gave, and the network's output."""
         seen: dict[str, Call] = {}
+        kept = {id(held): held for held in (*self.model.modules(), *self.model.parameters())}
         with untouched(self.model), torch.no_grad():
             for name, module in modules.items():
-                module.register_forward_hook(_recorder(seen, name), with_kwargs=True)
+                before, after = _recorders(seen, name, kept)
+                module.register_forward_pre_hook(before, with_kwargs=True)
+                module.register_forward_hook(after)
             output = self.run()
-        return seen, output
+        return {name: call for name, call in seen.items() if call.count}, output
 
 
-def _recorder(seen: dict[str, Call], name: str) -> Callable[..., None]:
-    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if name in seen:
-            seen[name].count += 1
-        else:
-            # Kept as they were: blocks may write into what they are given.
-            seen[name] = Call(_copied(args), _copied(kwargs), _copied(output))
+def _recorders(seen: dict[str, Call], name: str, kept: dict[int, Any]) -> tuple[Callable[..., None], ...]:
+    """Hooks that note what a module is given, before it can write into it, and what it gives back."""
 
-    return record
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if name not in seen:
+            given = taken((args, kwargs), kept)
+            seen[name] = Call(*given, output=None, count=0, kept=kept)
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        seen[name].count += 1
+        if seen[name].count == 1:
+            seen[name].output = _copied(output)
+
+    return before, after
+
+
+def taken(value: Any, kept: Mapping[int, Any]) -> Any:
+    """A deep copy, but for the objects in the deepcopy memo ``kept``; what cannot be copied so stays what it is."""
+    try:
+        return copy.deepcopy(value, dict(kept))
+    except Exception:  # a generator, a lock, a tensor in the middle of a graph
+        return _copied(value)
 
 
 def _copied(value: Any) -> Any:

@@ -48,7 +48,7 @@ def with_input(call: Call, x: Tensor) -> Call:
         args[found[1]] = x
     else:
         kwargs[found[1]] = x
-    return Call(tuple(args), kwargs, None)
+    return Call(tuple(args), kwargs, None, kept=call.kept)
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -69,8 +69,7 @@ def is_identity(block: nn.Module, call: Call, tolerance: float = TOLERANCE) -> b
     scale = 0.5 + torch.rand(x.shape, generator=generator)
     with torch.no_grad():
         for value in (x, x * scale.to(x)):
-            given = value.clone()
-            out = first_tensor(block(*with_input(call, given).args, **with_input(call, given).kwargs))
+            out = first_tensor(with_input(call, value).run(block))
             if out is None or out.shape != value.shape or not out.is_floating_point():
                 return False
             limit = tolerance * max(1.0, float(value.abs().max())) if value.numel() else 0.0
@@ -82,7 +81,7 @@ def is_identity(block: nn.Module, call: Call, tolerance: float = TOLERANCE) -> b
 def is_finite(block: nn.Module, call: Call) -> bool:
     """Whether ``block`` returns finite numbers."""
     with torch.no_grad():
-        out = first_tensor(block(*call.args, **call.kwargs))
+        out = first_tensor(call.run(block))
     return out is not None and bool(out.isfinite().all())
 
 
@@ -137,7 +136,7 @@ def order_of_use(block: nn.Module, call: Call) -> list[str]:
     with torch.enable_grad():
         for p in block.parameters():
             p.requires_grad_(p.is_floating_point())
-        out = first_tensor(block(*call.args, **call.kwargs))
+        out = first_tensor(call.run(block))
     use: dict[str, int] = {}
     stack, seen = ([out.grad_fn] if out is not None and out.grad_fn is not None else []), set()
     while stack:
@@ -205,7 +204,7 @@ def gradients(block: nn.Module, call: Call, names: tuple[str, ...]) -> dict[str,
     parameters = dict(block.named_parameters())
     wanted = [parameters[name].requires_grad_() for name in names]
     with torch.enable_grad(), random_state(seed=0):
-        out = first_tensor(block(*call.args, **call.kwargs))
+        out = first_tensor(call.run(block))
         if out is None or not out.requires_grad:
             return {name: torch.zeros_like(parameters[name]) for name in names}
         direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
@@ -284,10 +283,10 @@ def _scale_vanishes(block: nn.Module, call: Call, names: tuple[str, ...]) -> boo
     twin = _still(copy_of(block))
     parameters = dict(twin.named_parameters())
     with torch.no_grad():
-        before = first_tensor(twin(*call.args, **call.kwargs))
+        before = first_tensor(call.run(twin))
         for name in names:
             parameters[name].mul_(2)
-        after = first_tensor(twin(*call.args, **call.kwargs))
+        after = first_tensor(call.run(twin))
     found = arriving(call)
     if before is None or after is None or found is None:
         return False

@@ -71,7 +71,7 @@ def takes(module: nn.Module, call: Call, where: str) -> Any:
     found = arriving(call)
     try:
         with torch.no_grad(), random_state(seed=0):
-            return module(*call.args, **call.kwargs)
+            return call.run(module)
     except Exception as error:  # whatever a user's forward raises
         given = f"the {shape_of(found[0])} tensor" if found else "what"
         raise GrowthError(
@@ -145,7 +145,7 @@ def _products_of_zeros(module: nn.Module, call: Call) -> list[str]:
     zeros = [name for name, p in parameters.items() if p.dim() > 1 and not p.any()]
     for _ in range(3 if zeros else 0):
         with torch.enable_grad(), random_state(seed=0):
-            out = first_tensor(twin(*call.args, **call.kwargs))
+            out = first_tensor(call.run(twin))
             assert out is not None
             direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
             found = torch.autograd.grad((out * direction).sum(), list(parameters.values()), allow_unused=True)
