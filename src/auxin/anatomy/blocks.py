@@ -147,10 +147,21 @@ def steps_itself(parameter: nn.Parameter) -> bool:
 
 
 def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:
-    """Ids of the block's parameters that something outside it holds as well (ties)."""
-    inside = {id(m) for m in block.modules()}
-    outside = {id(p) for m in model.modules() if id(m) not in inside for p in m._parameters.values() if p is not None}
+    """Ids of the block's parameters that something outside it holds as well: tied ones, and those of shared modules."""
+    outside = {id(p) for m in modules_beside(model, block) for p in m._parameters.values() if p is not None}
     return {id(p) for p in block.parameters() if id(p) in outside}
+
+
+def modules_beside(model: nn.Module, block: nn.Module) -> list[nn.Module]:
+    """The modules of a network that it would still have without the block, those included that both hold."""
+    found: dict[int, nn.Module] = {}
+    left = [model]
+    while left:
+        module = left.pop()
+        if module is not block and id(module) not in found:
+            found[id(module)] = module
+            left += [child for child in module._modules.values() if child is not None]
+    return list(found.values())
 
 
 def adopt(module: nn.Module, neighbours: list[nn.Module], model: nn.Module) -> None:

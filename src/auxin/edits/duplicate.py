@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from auxin.anatomy.blocks import Container, number, replica
@@ -181,7 +182,7 @@ class Duplicate:
         original, path = container.child(source), join(container.path, container.names[source])
         twin = _twin(model, original, f"Duplicate(at={self.at!r}): {path}")
         if self.content == "fresh" and not look.structural:
-            _reset(twin, path, look.seed + source)
+            _reset(model, twin, path, look.seed + source)
         close_gates(twin)  # of a block that is fading in itself, or holds one
         constants: Mapping[str, float] | None = {}
         if source in calls:
@@ -243,12 +244,16 @@ def _checked(sources: list[int], length: int, by: int | None, where: str) -> lis
     return sources
 
 
-def _reset(block: nn.Module, path: str, seed: int) -> None:
-    """Fresh weights by each module's own ``reset_parameters``."""
-    with random_state(seed):
+def _reset(model: nn.Module, block: nn.Module, path: str, seed: int) -> None:
+    """Fresh weights by each module's own ``reset_parameters``; what the network holds too stays as it is."""
+    known, held = {id(m) for m in model.modules()}, {id(p) for p in model.parameters()}
+    tied = [(p, p.detach().clone()) for p in block.parameters() if id(p) in held]
+    with random_state(seed), torch.no_grad():
         for name, module in block.named_modules():
             own = [leaf for leaf, p in module._parameters.items() if p is not None]
             reset: Any = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if id(module) in known:
+                continue
             if callable(reset):
                 reset()
             elif own:
@@ -256,3 +261,5 @@ def _reset(block: nn.Module, path: str, seed: int) -> None:
                     f"Duplicate(content='fresh'): {join(path, name)} ({type(module).__name__}) holds "
                     f"{', '.join(own)} and has no reset_parameters(); give it one, or use content='copy'."
                 )
+        for p, value in tied:
+            p.copy_(value)
