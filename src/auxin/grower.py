@@ -258,7 +258,7 @@ class Grower:
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:
-                self._past.take_back()
+                self._past.take_back(self._standing.return_to)
             self._standing.return_to(mark)
             raise
 
@@ -378,7 +378,7 @@ class Grower:
     def _take_back(self, why: str) -> None:
         check_moment(self.model, self.companions, self._watch)
         call, step = self.calls, self.optimizer_steps
-        self._standing.return_to(self._past.take_back())
+        self._past.take_back(self._standing.return_to)
         self.log.undone(self, why, call, step)
         if self.on_undo is not None:
             self.on_undo()

@@ -252,8 +252,8 @@ class Past:
         if held is not None:
             held.close()
 
-    def take_back(self) -> Any:
-        """Undo the last growth; returns its mark.
+    def take_back(self, then: Callable[[Any], None]) -> None:
+        """Undo the last growth, and give its mark to ``then``; that may be called twice where an interrupt comes.
 
         Raises:
             GrowthError: there is none, or the run has gone on and no snapshot was kept.
@@ -261,11 +261,8 @@ class Past:
         if self.mark is None:
             raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
         changed = self.held is not None and structure_of(self._roots) != self._structure
-        if self.held is not None and not changed:
-            take_back(self.held)
-        elif self._snapshot is not None and not self.in_branch:
-            self._snapshot.restore()
-        else:
+        held, snapshot = None if changed else self.held, None if self.in_branch else self._snapshot
+        if held is None and snapshot is None:
             why = (
                 "the network or an optimizer's groups have been changed since the growth, by other code"
                 if changed
@@ -275,8 +272,18 @@ class Past:
                 f"undo(): {why}. Build the Grower with keep=True to be able to go back, or take the new layer out "
                 "with Remove and keep what was learned."
             )
-        mark, self.held, self.mark = self.mark, None, None
-        return mark
+        mark = self.mark
+
+        def back() -> None:
+            if snapshot is not None and held is None:
+                snapshot.restore()
+            then(mark)
+            self.held, self.mark = None, None
+
+        if held is not None:
+            take_back(held)
+        with coming_back(back):
+            pass
 
     def forget(self) -> None:
         """Keep what is, for good: nothing before this leads back to an earlier growth."""
