@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.blocks import steps_itself
-from auxin.anatomy.tree import unwrap
+from auxin.anatomy.tree import join, unwrap
 from auxin.errors import GrowthError
 from auxin.gate import NAME, gated
 from auxin.modules import Dormant, awake
@@ -38,19 +38,20 @@ def verify(model: nn.Module, *companions: Any) -> None:
 
 
 def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
-    parameters = dict(model.named_parameters())
-    tensors = (*parameters.items(), *model.named_buffers())
-    lazy = [name for name, t in tensors if is_lazy(t)]
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    buffers = ((join(path, name), b) for path, m in modules.items() for name, b in m._buffers.items() if b is not None)
+    lazy = [name for name, t in (*parameters.items(), *buffers) if is_lazy(t)]
     if lazy:
         yield f"{', '.join(lazy[:6])} of lazy layers have no shape yet: run one batch through the model first"
         return
     names = {id(p): name for name, p in parameters.items()}
-    running = {id(p) for m in awake(model) for p in m._parameters.values() if p is not None}
-    yield from _frozen_in_their_sleep(model, names, running)
+    sleeping = {path: m for path, m in modules.items() if isinstance(m, Dormant)}
+    running = {id(p) for m in awake(model) for p in m._parameters.values() if p is not None} if sleeping else set(names)
+    yield from _frozen_in_their_sleep(sleeping, names, running)
     optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
     if optimizers:
         yield from _membership(parameters, optimizers, names, running)
-        yield from _gates(model, companions, opening(optimizers))
+        yield from _gates(modules, companions, opening(optimizers))
     for name, p in parameters.items():
         if p.grad is not None and p.grad.shape != p.shape:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
@@ -66,10 +67,9 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
                 yield f"{type(companion).__name__}.{key} has {len(value)} entries for {len(groups)} groups"
 
 
-def _frozen_in_their_sleep(model: nn.Module, names: dict[int, str], running: set[int]) -> Iterator[str]:
+def _frozen_in_their_sleep(sleeping: dict[str, Dormant], names: dict[int, str], running: set[int]) -> Iterator[str]:
     """Tensors of living layers that were frozen because a Dormant layer holds them too."""
-    sleeping = [(path, module) for path, module in model.named_modules() if isinstance(module, Dormant)]
-    for path, dormant in sleeping:
+    for path, dormant in sleeping.items():
         for name, p in dormant.layer.named_parameters():
             if name in dormant.trainable and id(p) in running and not p.requires_grad:
                 yield (
@@ -78,10 +78,11 @@ def _frozen_in_their_sleep(model: nn.Module, names: dict[int, str], running: set
                 )
 
 
-def _gates(model: nn.Module, companions: tuple[Any, ...], opened: set[int]) -> Iterator[str]:
+def _gates(modules: dict[str, nn.Module], companions: tuple[Any, ...], opened: set[int]) -> Iterator[str]:
     """Blocks that would stay half faded in."""
-    for path, block in gated(model):
-        if id(block) not in opened:
+    left = {path: block for path, block in modules.items() if NAME in block._buffers and id(block) not in opened}
+    for path, block in left.items():
+        if block._buffers[NAME] is not None:
             share = float(block.get_buffer(NAME))
             yield (
                 f"{path} has a gate, open to {share:.3g}, that no step of these optimizers opens further: it is a copy "
@@ -91,7 +92,7 @@ def _gates(model: nn.Module, companions: tuple[Any, ...], opened: set[int]) -> I
     for average in companions:
         copy = unwrap(average.module) if isinstance(average, AveragedModel) else nn.Module()
         late = [path for path, block in gated(copy) if id(block) not in opened]
-        if late and all(id(block) in opened for _, block in gated(model)):
+        if late and not left:
             yield (
                 f"AveragedModel has a gate at {', '.join(late[:4])} that no step of these optimizers opens: it was "
                 "built while that faded in (build it before, or when the block is whole), or only the network's gate "

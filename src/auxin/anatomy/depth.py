@@ -40,9 +40,15 @@ def numbers(container: Container) -> tuple[Number, ...]:
     say what it is, since two dilations 1, 2 run as well.
     """
     found: dict[str, list[tuple[int, int]]] = {}
+    still: set[str] = set()  # names under which some value does not run with the position
     for position in range(len(container.names)):
         for _, name, value in _integers(container.child(position)):
-            found.setdefault(name, []).append((position, value))
+            pairs = found.setdefault(name, [])
+            pairs.append((position, value))
+            if value - position != pairs[0][1] - pairs[0][0]:
+                still.add(name)
+        if position and len(still) == len(found):
+            return ()
     kept = []
     for name, pairs in found.items():
         offsets, positions = {value - position for position, value in pairs}, {position for position, _ in pairs}
@@ -70,7 +76,7 @@ def followed(
         homes: index of an old block -> its position in the new depth.
     """
     known, found = numbers(container), []
-    for source, position in homes.items():
+    for source, position in homes.items() if known else ():
         block, prefix = container.child(source), join(container.path, container.names[source])
         for (path, name), value in numbered(block, known, position).items():
             at = join(prefix, path) if path else prefix
