@@ -194,7 +194,8 @@ def number(block: nn.Module, values: Mapping[tuple[str, str], int]) -> None:
 
 def role(owner: nn.Module, leaf: str, p: Tensor) -> tuple[type, str, int]:
     """What a parameter is to its module: its class (each parametrized module has one of its own), leaf, dimensions."""
-    return type_before_parametrizations(owner), leaf, p.dim()
+    kind = type_before_parametrizations(owner) if "parametrizations" in owner._modules else type(owner)
+    return kind, leaf, p.dim()
 
 
 def owned(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
