@@ -24,10 +24,10 @@ OWNED = {"param_groups", "data"}
 LIST_WRITES = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort", "update"}
 
 DEPENDENCIES = {"auxin", "torch", "safetensors"}
-SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/")
+SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/", "upscale/")
 
 PUBLIC = """
-Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace Wake
+After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace Wake
 choose follow grow init load replay save schedule surgery testing verify when
 """.split()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from auxin import choose, init, schedule, when
 from auxin.change import Change, Edit
 from auxin.checkpoint import load, save
+from auxin.edits.after import After
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.edits.remove import Remove
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from auxin import testing
 
 __all__ = [
+    "After",
     "Change",
     "Dormant",
     "Duplicate",

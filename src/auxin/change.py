@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Size, Tensor, nn
 
+from auxin.grown import NAME as GROWN
 from auxin.modules import Dormant
 
 
@@ -54,10 +55,14 @@ Children = tuple[tuple[str, "str | New | None"], ...]
 
 @dataclass(frozen=True, eq=False)
 class Rewire:
-    """New children of the module at ``path``, in order: (name after, name before, a new module, or None for None)."""
+    """New children of the module at ``path``, in order: (name after, name before, a new module, or None for None).
+
+    ``hook`` says that the module's output goes through its child ``_grown`` from now on (True), or no longer (False).
+    """
 
     path: str
     children: Children
+    hook: bool | None = None
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -347,6 +352,8 @@ class Change:
         asleep = {id(module.layer) for module in old.values() if isinstance(module, Dormant)}
         for path, new in self.added:
             kind = type(new.module).__name__
+            if path.rpartition(".")[2] == GROWN and isinstance(new.module, nn.Sequential):
+                path, kind = f"{path}.0", type(new.module[0]).__name__
             if new.source:
                 yield f"{path} <- copy of {renamed.get(new.source, new.source)}"
             elif id(new.module) in asleep:

@@ -1,11 +1,12 @@
-"""The modules of ours that a network may hold for a while: ``Dormant``."""
+"""The modules of ours that a network may hold: ``Dormant``, for a while, and ``ResidualLinear``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from auxin.errors import GrowthError
@@ -61,6 +62,40 @@ class Dormant(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the first argument; whatever else the layer takes is ignored."""
         return args[0] if args else next(iter(kwargs.values()))
+
+
+class ResidualLinear(nn.Module):
+    """``x + P x`` along one axis, with ``P`` zero at first: the identity, bit for bit, wherever it stands.
+
+    Args:
+        features: size of the axis.
+        axis: the channels: -1 behind linear layers (..., C), 1 behind convolutions (N, C, ...).
+
+    Attributes:
+        weight: ``P``, features x features.
+
+    Source: layer addition by a residual whose last layer is zero, Gesmundo and Dean (arXiv:2205.12755).
+
+    Example:
+        >>> layer = ResidualLinear(8, axis=1)
+        >>> x = torch.randn(2, 8, 5, 5)
+        >>> bool((layer(x) == x).all())
+        True
+    """
+
+    def __init__(self, features: int, axis: int = -1):
+        super().__init__()
+        self.features, self.axis = features, axis
+        self.weight = nn.Parameter(torch.zeros(features, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape and dtype of ``x``."""
+        change = nn.functional.linear(x.movedim(self.axis, -1), self.weight.to(x.dtype))
+        return x + change.movedim(-1, self.axis)
+
+    def extra_repr(self) -> str:
+        """What it was built with."""
+        return f"{self.features}, axis={self.axis}"
 
 
 def awake(module: nn.Module) -> Iterator[nn.Module]:

@@ -7,7 +7,7 @@ import families as f
 import torch
 from torch import nn
 
-from auxin import Duplicate, Insert, Wake
+from auxin import After, Duplicate, Insert, Wake
 from auxin.edits.remove import Remove
 from auxin.edits.replace import Replace
 
@@ -25,6 +25,14 @@ STEMS = {
     "encoder": partial(nn.Linear, f.WIDTH, f.WIDTH),
     "lstm": partial(nn.Linear, f.WIDTH, f.WIDTH),
     "tcn": partial(nn.Conv1d, f.WIDTH, f.WIDTH, 3, padding=1),
+}
+INNER = {  # a module inside a block, behind which a layer is a child of it
+    "mlp": "blocks.1.up",
+    "cnn": "blocks.1.conv2",
+    "gpt": "blocks.1.out",
+    "encoder": "blocks.1.linear1",
+    "lstm": "blocks.1.norm",
+    "tcn": "blocks.1.conv1",
 }
 
 KEPT = {
@@ -103,6 +111,9 @@ def rows(family: str) -> dict:
         found["stem-preserve"] = Insert("stem", STEMS[family])
     if family == "tcn":
         found["named"] = Insert("named", block, key="middle", before="last")
+    found["after"] = After("head")
+    found["after-block"] = After("blocks.0", block)
+    found["after-inside"] = After(INNER[family])
     found["replace"] = Replace("blocks.1", block)
     found["remove"] = Remove("blocks.0")
     found["by-hand-block"] = by_hand_block

@@ -11,9 +11,10 @@ from auxin.anatomy.depth import followed
 from auxin.anatomy.holders import places, strays
 from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import join, module_at
-from auxin.change import Change, New
-from auxin.edits.start import finish
+from auxin.change import Before, Change, New, Rewire
+from auxin.edits.start import finish, spliced
 from auxin.errors import GrowthError
+from auxin.grown import NAME, has_grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,20 @@ class Remove:
             )
         container = Container.at(model, path, "Remove")
         _refuse_shared(model, self.at, container)
+        owner, _, grown = container.path.rpartition(".")
+        if grown == NAME and container.names == (name,) and has_grown(module_at(model, owner)):
+            return self._last(model, look, owner)
         items: list[str | New] = [other for other in container.names if other != name]
         rewire = container.renumbered(items) if container.numbered else container.named(items)
         left = [i for i, other in enumerate(container.names) if other != name]
         assigns = followed(model, container, left, {i: position for position, i in enumerate(left)})
         return finish(model, self, look, container, rewire, outputs=self.outputs, assigns=assigns, how="removed")
+
+    def _last(self, model: nn.Module, look: Look, path: str) -> Change:
+        """The only layer behind a module outside of a container: the hook goes with it."""
+        children = tuple((n, n if child is not None else None) for n, child in module_at(model, path)._modules.items())
+        rewire = Rewire(path, tuple(pair for pair in children if pair[0] != NAME), hook=False)
+        return spliced(model, self, look, rewire, Before.of(model), outputs=self.outputs, how="removed")
 
 
 def _refuse_shared(model: nn.Module, at: str, container: Container) -> None:

@@ -16,6 +16,7 @@ from auxin.anatomy.writers import set_constants
 from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, close_gates, open_gate
+from auxin.grown import set_hook
 
 Undo = Callable[[], None]
 
@@ -55,6 +56,9 @@ def apply(
     flags = [(parameters[name], trains) for name, trains in change.trains.items()]
     for module, children in rewired:
         _splice(module, children, undos)
+    for rewire in change.rewires:
+        if rewire.hook is not None:
+            undos.append(set_hook(modules[rewire.path], rewire.hook))
     for module, name, items in lists:
         _relist(module, name, items, undos)
     for assign in change.assigns:

@@ -86,11 +86,12 @@ def old_tensors(grown: Grown) -> None:
             fail("old tensors", f"the values of {name} have changed")
         if tensor.requires_grad != trains:
             fail("old tensors", f"requires_grad of {name} has become {tensor.requires_grad}")
-    fading = {id(module_at(model, path)) for path in grown.change.gates}
+    gained = {id(module_at(model, path)) for path in grown.change.gates}  # a hook of ours, as the change says
+    gained |= {id(grown.before.modules[rewire.path][0]) for rewire in grown.change.rewires if rewire.hook is not None}
     for path, (module, training, hooks) in grown.before.modules.items():
         if module.training != training:
             fail("old tensors", f"the train flag of {path or 'the network'} has changed")
-        if id(module) not in fading and hooks.differences(exact(hooks_of(module))):
+        if id(module) not in gained and hooks.differences(exact(hooks_of(module))):
             fail("old tensors", f"the hooks of {path or 'the network'} have changed")
 
 

@@ -1,0 +1,175 @@
+"""What comes out of one module, how often, whether anything depends on it, and whether a layer could stand behind it
+as one more entry of a container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.probe import Look, tensors_in, untouched
+from auxin.change import New, Rewire
+from auxin.grown import NAME
+
+
+@dataclass
+class Visits:
+    """What came out of one module on the probe.
+
+    Attributes:
+        count: how often it was called.
+        samples: one output of each shape and dtype.
+        odd: what came out instead of one floating tensor, in words; "" if nothing else did.
+        outputs: of the network.
+        siblings: how often each child of the watched container was called, by ``id``.
+        iterates: whether the module calls all of its own children, so also one that is given to it.
+    """
+
+    count: int = 0
+    samples: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    odd: str = ""
+    outputs: list[Tensor] = field(default_factory=list)
+    siblings: Counter[int] = field(default_factory=Counter)
+    iterates: bool = False
+
+    def see(self, output: Any) -> None:
+        """Take note of one output."""
+        self.count += 1
+        self.odd = self.odd or not_one_tensor(output)
+        if not self.odd:
+            self.samples.setdefault((output.shape, output.dtype), output.detach().clone())
+
+
+def not_one_tensor(output: Any) -> str:
+    """What ``output`` is, in words, if it is not one floating tensor; else ""."""
+    if not isinstance(output, Tensor):
+        return f"a {type(output).__name__}"
+    return "" if output.is_floating_point() else f"a tensor of {str(output.dtype).removeprefix('torch.')}"
+
+
+def visited(look: Look, module: nn.Module, container: nn.Module | None = None) -> Visits:
+    """Watch one module, and the children of a container, in one forward (two where the module calls its children)."""
+    extra = _Witness() if NAME not in module._modules else None
+    try:
+        visits = _watched(look, module, container, extra)
+        if extra is None or not extra.called:
+            return visits
+    except Exception:  # a child that does not take what the others take; without it a real error comes again
+        if extra is None:
+            raise
+    visits = _watched(look, module, container, None)
+    visits.iterates = True
+    return visits
+
+
+def _watched(look: Look, module: nn.Module, container: nn.Module | None, extra: nn.Module | None) -> Visits:
+    visits = Visits()
+    with _probing(look):
+        if extra is not None:
+            module._modules[NAME] = extra
+        module.register_forward_hook(lambda _, args, output: visits.see(output))
+        for child in container.children() if container is not None else ():
+            child.register_forward_hook(lambda child, *_: visits.siblings.update([id(child)]))
+        visits.outputs = _outputs(look)
+    return visits
+
+
+def matters(look: Look, module: nn.Module, before: list[Tensor]) -> bool:
+    """Whether the network's outputs change where the module's do (one forward).
+
+    Every finite value that the module returns is moved by about a tenth of its size. What raises then, depends on it.
+    """
+    generator = torch.Generator().manual_seed(5)
+
+    def moved(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        return torch.where(output.isfinite(), output + 0.1 * noise * (output.abs() + 0.1), output)
+
+    try:
+        with _probing(look):
+            module.register_forward_hook(moved)
+            return not _same(before, _outputs(look))
+    except Exception:
+        return True
+
+
+def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits) -> bool:
+    """Whether a new entry of a container is given what ``module`` returns, or is the last to run inside it.
+
+    An identity stands in for it (one forward): the outputs must stay bit for bit, and every old entry run as before.
+
+    Args:
+        look: at the network.
+        module: what it is to stand behind.
+        rewire: how the container would get it.
+        visits: how things are now.
+    """
+    container = look.model.get_submodule(rewire.path)
+    given: list[bool] = []
+    latest: list[Any] = [None]
+    inside = container is module
+    stand_in = nn.Identity()
+
+    def entered(_: nn.Module, args: Any, output: Any) -> None:
+        given.append(inside or output is latest[0])
+        latest[0] = output
+
+    def left(_: nn.Module, args: Any, output: Any) -> None:
+        given.append(not inside or output is latest[0])
+        latest[0] = output
+
+    called: Counter[int] = Counter()
+    try:
+        with _probing(look):
+            held = dict(container._modules)
+            container._modules.clear()
+            for name, child in rewire.children:
+                container._modules[name] = stand_in if isinstance(child, New) else held[child or ""]
+            stand_in.register_forward_hook(entered)
+            module.register_forward_hook(left)
+            for child in held.values():
+                if child is not None:
+                    child.register_forward_hook(lambda child, *_: called.update([id(child)]))
+            outputs = _outputs(look)
+    except Exception:  # the entries are called in a way of their own, or something counts them
+        return False
+    ran = len(given) > visits.count
+    return ran and all(given) and called == visits.siblings and _same(visits.outputs, outputs)
+
+
+class _Witness(nn.Identity):
+    """Says whether it was called."""
+
+    called = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
+        return args[0]
+
+
+@contextlib.contextmanager
+def _probing(look: Look) -> Iterator[None]:
+    """Run the network on the probe inside, as written: compiled code would not see the hooks."""
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(untouched(look.model))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def _outputs(look: Look) -> list[Tensor]:
+    return [t.detach().clone() for t in tensors_in(look.run())]
+
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    if [(t.shape, t.dtype) for t in a] != [(t.shape, t.dtype) for t in b]:
+        return False
+    return all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in zip(a, b, strict=True))
