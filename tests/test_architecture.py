@@ -27,8 +27,8 @@ DEPENDENCIES = {"auxin", "torch", "safetensors"}
 SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/", "upscale/")
 
 PUBLIC = """
-After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace Wake
-choose follow grow init load replay save schedule surgery testing verify when
+After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace Site Wake
+choose follow grow init load replay save schedule sites surgery testing verify when
 """.split()
 
 

@@ -21,6 +21,7 @@ from auxin.journal import Journal, replay
 from auxin.limit import Limit
 from auxin.modules import Dormant
 from auxin.probation import Probation
+from auxin.sites import Site, sites
 from auxin.surgery import surgery
 from auxin.verify import verify
 from auxin.version import __version__ as __version__
@@ -43,6 +44,7 @@ __all__ = [
     "Probation",
     "Remove",
     "Replace",
+    "Site",
     "Wake",
     "choose",
     "follow",
@@ -52,6 +54,7 @@ __all__ = [
     "replay",
     "save",
     "schedule",
+    "sites",
     "surgery",
     "testing",
     "verify",

@@ -71,7 +71,7 @@ def visited(look: Look, module: nn.Module, container: nn.Module | None = None) -
 
 def _watched(look: Look, module: nn.Module, container: nn.Module | None, extra: nn.Module | None) -> Visits:
     visits = Visits()
-    with _probing(look):
+    with probing(look):
         if extra is not None:
             module._modules[NAME] = extra
         module.register_forward_hook(lambda _, args, output: visits.see(output))
@@ -93,7 +93,7 @@ def matters(look: Look, module: nn.Module, before: list[Tensor]) -> bool:
         return torch.where(output.isfinite(), output + 0.1 * noise * (output.abs() + 0.1), output)
 
     try:
-        with _probing(look):
+        with probing(look):
             module.register_forward_hook(moved)
             return not _same(before, _outputs(look))
     except Exception:
@@ -127,7 +127,7 @@ def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits)
 
     called: Counter[int] = Counter()
     try:
-        with _probing(look):
+        with probing(look):
             held = dict(container._modules)
             container._modules.clear()
             for name, child in rewire.children:
@@ -155,7 +155,7 @@ class _Witness(nn.Identity):
 
 
 @contextlib.contextmanager
-def _probing(look: Look) -> Iterator[None]:
+def probing(look: Look) -> Iterator[None]:
     """Run the network on the probe inside, as written: compiled code would not see the hooks."""
     with contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from auxin.anatomy.blocks import Container, adopt, shape_of
 from auxin.anatomy.depth import followed
@@ -284,7 +284,7 @@ def _pointwise(model: nn.Module, path: str, module: nn.Module, visits: Visits | 
     first = samples[0]
     if first.dim() < 2:
         raise GrowthError(f"{where}): it returns {shape_of(first)}, which has no channels. Name a layer: layer=....")
-    axis = channel_axis(model, path, module, first)
+    axis = channel_axis(model, path, module, first.shape)
     sizes = sorted({sample.shape[axis] if sample.dim() > 1 else 0 for sample in samples})
     if len(sizes) > 1:
         raise GrowthError(
@@ -294,15 +294,15 @@ def _pointwise(model: nn.Module, path: str, module: nn.Module, visits: Visits | 
     return functools.partial(ResidualLinear, sizes[0], axis=axis)
 
 
-def channel_axis(model: nn.Module, path: str, module: nn.Module, output: Tensor) -> int:
+def channel_axis(model: nn.Module, path: str, module: nn.Module, shape: torch.Size) -> int:
     """The axis of the channels, 1 or -1: where the width of the module's parameters, or of those around it, stands."""
     parts = path.split(".") if path else []
     for known in (".".join(parts[:i]) for i in range(len(parts), -1, -1)):
         widths = {p.shape[0] for p in module_at(model, known).parameters() if p.dim()}
-        first, last = output.shape[1] in widths, output.shape[-1] in widths
+        first, last = shape[1] in widths, shape[-1] in widths
         if first != last:
             return 1 if first else -1
         if first and last:
             break
     convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-    return 1 if output.dim() > 3 or (convolves and output.dim() == 3) else -1
+    return 1 if len(shape) > 3 or (convolves and len(shape) == 3) else -1
