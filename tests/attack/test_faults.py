@@ -129,7 +129,7 @@ def attack(name, folder, points, deep):
             before = run.picture()
         kind = KeyboardInterrupt if number % 3 == 2 else Fault
         outcome = attempt(name, action, run, folder, point, kind)
-        if outcome == "not raised":  # caches are warm after many attempts: fewer lines run, and the last points lie behind
+        if outcome == "not raised":  # caches are warm by now: fewer lines run, and the last points lie behind
             run = ready(name)
             before = run.picture()
             outcome = attempt(name, action, run, folder, point, kind)
