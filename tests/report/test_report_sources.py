@@ -258,7 +258,7 @@ def test_the_files_of_the_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda place: None, "is nothing, not the directory of a run"),
+        (lambda place: None, "does not exist"),
         (lambda place: place.write_text("x"), "is a file, not the directory of a run"),
         (lambda place: place.mkdir(), "holds neither metrics.jsonl, journal.json nor a checkpoint"),
         (

@@ -25,8 +25,8 @@ def read_directory(path: Path) -> Run:
         GrowthError: there is no run, or nothing of it can be read.
     """
     if not path.is_dir():
-        what = "a file" if path.exists() else "nothing"
-        raise GrowthError(f"'{path}' is {what}, not the directory of a run. {_HELP}")
+        what = "is a file, not the directory of a run" if path.exists() else "does not exist"
+        raise GrowthError(f"'{path}' {what}. {_HELP}")
     checkpoint = _newest_checkpoint(path)
     log, journal = path / "metrics.jsonl", path / "journal.json"
     if not journal.exists() and checkpoint is not None:
