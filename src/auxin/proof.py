@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import CONTAINERS, Container, counters, steps_itself
+from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters, steps_itself
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
@@ -77,15 +77,15 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
             is not called any more, or no gradient reaches a new one.
     """
     called: set[str] = set()
-    beside = {p: m for p, m in _kept(model, change).items() if id(m) in before.called}
+    near = {p: m for p, m in _kept(model, change).items() if id(m) in before.called}
     with untouched(model):
-        for path, module in (*((path, new.module) for path, new in change.added), *beside.items()):
+        for path, module in (*((path, new.module) for path, new in change.added), *near.items()):
             module.register_forward_hook(lambda *_, path=path: called.add(path))
         after, grads = _run(model, change, look)
     missing = [path for path, _ in change.added if path not in called]
     if missing:
         raise GrowthError(_never_called(model, missing[0], change))
-    displaced = [path for path in beside if path not in called]
+    displaced = [path for path in near if path not in called]
     if displaced and change.how != "surgery":
         raise GrowthError(_displaced(model, displaced[0], change))
     notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
@@ -111,8 +111,8 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
 
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
     parameters = dict(model.named_parameters())
-    beside = [name for name in incumbents(change).values() if name is not None]
-    names = (*change.starting, *change.writers, *beside)
+    others = [name for name in incumbents(change).values() if name is not None]
+    names = (*change.starting, *change.writers, *others)
     wanted = {name: parameters[name] for name in names if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
@@ -136,6 +136,7 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         raise GrowthError(
             f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; "
             "its input and output widths must fit what stands before and behind it."
+            f"{_counted(model, where.split(', ')[0].rpartition('.')[0], change)}"
         ) from error
 
 
@@ -203,8 +204,11 @@ def _counted(model: nn.Module, at: str, change: Change) -> str:
     if not isinstance(module, CONTAINERS):
         return ""
     length = len(module._modules) - len(change.added)
-    found = counters(model, Container(at, module, tuple(str(i) for i in range(length))))
-    return f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
+    container = Container(at, module, tuple(str(i) for i in range(length)))
+    found, sized = counters(model, container), beside(model, container)
+    counts = f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
+    tied = f" Beside it {', '.join(sized)} may go by the number of blocks too, and cannot follow." if sized else ""
+    return counts + tied
 
 
 def _nonzero(grad: Tensor) -> bool:
@@ -238,7 +242,8 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
         raise GrowthError(
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
             f"expected), though {change.how} was to keep them. Something outside the block depends on the number of "
-            "layers; init='default' or output='keep' would accept that."
+            "layers, or uses more of what each of them gives than the next one is given (parallel branches, a sum over "
+            "all); init='default' or output='keep' would accept that."
         )
     return difference
 

@@ -90,11 +90,10 @@ def _placed(twin: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:
-    args, kwargs = look.batch
     outputs: list[list[Tensor]] = []
     for network in (model, twin):
         with untouched(network), torch.no_grad():
-            outputs.append([t.clone() for t in tensors_in(network(*args, **kwargs))])
+            outputs.append([t.clone() for t in tensors_in(look.run_of(network))])
     if [t.shape for t in outputs[0]] != [t.shape for t in outputs[1]]:
         return False
     pairs = zip(*outputs, strict=True)

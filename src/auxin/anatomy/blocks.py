@@ -90,6 +90,22 @@ def counters(model: nn.Module, container: Container) -> list[str]:
     return found
 
 
+def beside(model: nn.Module, container: Container) -> list[str]:
+    """What else may have an entry for each block: lists as long, and tensors with as many rows or one less, of the
+    modules above a container and of their children.
+    """
+    parts, length, found = container.path.split(".") if container.path else [], len(container.names), []
+    for path in (".".join(parts[:i]) for i in range(len(parts))):
+        owner = module_at(model, path)
+        lists = {name: m for name, m in owner._modules.items() if isinstance(m, CONTAINERS)}
+        found += [join(path, n) for n, m in lists.items() if len(m._modules) == length and m is not container.module]
+        for near, module in (("", owner), *owner._modules.items()):
+            for name, t in {**module._parameters, **module._buffers}.items() if module is not None else ():
+                if t is not None and t.dim() > 1 and t.shape[0] in (length, length - 1):
+                    found.append(f"{join(join(path, near) if near else path, name)} {tuple(t.shape)}")
+    return found
+
+
 def replica(model: nn.Module, block: nn.Module) -> nn.Module:
     """A deep copy of a block that keeps sharing what the original shares with the rest of the network.
 

@@ -8,6 +8,7 @@ of its name; a change is proved afterwards in any case.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,15 +41,9 @@ def numbers(container: Container) -> tuple[Number, ...]:
     say what it is, since two dilations 1, 2 run as well.
     """
     found: dict[str, list[tuple[int, int]]] = {}
-    still: set[str] = set()  # names under which some value does not run with the position
-    for position in range(len(container.names)):
+    for position in range(len(container.names)):  # all: the first that has a number may stand behind others
         for _, name, value in _integers(container.child(position)):
-            pairs = found.setdefault(name, [])
-            pairs.append((position, value))
-            if value - position != pairs[0][1] - pairs[0][0]:
-                still.add(name)
-        if position and len(still) == len(found):
-            return ()
+            found.setdefault(name, []).append((position, value))
     kept = []
     for name, pairs in found.items():
         offsets, positions = {value - position for position, value in pairs}, {position for position, _ in pairs}
@@ -99,8 +94,9 @@ def _around(model: nn.Module, container: Container, sources: Sequence[int]) -> I
     for length in range(len(parts) + 1 if not parts else len(parts)):
         path = ".".join(parts[:length])
         owner = module_at(model, path)
+        blocks = dataclasses.replace(list_at(model, container), apart="decoder" in path)
         for prefix, fields in _holders(owner, seen):
-            for name, value in fields_followed(fields, list_at(model, container), sources).items():
+            for name, value in fields_followed(fields, blocks, sources).items():
                 yield Assign(path, f"{prefix}{name}", fields[name], value)
 
 
@@ -130,11 +126,13 @@ class BlockList:
         path: of the list.
         length: how many blocks there are.
         stages: number of lists like it, where it is one stage of several; 0 where it is not.
+        apart: whether the fields belong to the decoder alone, as those of a configuration of its own do.
     """
 
     path: str
     length: int
     stages: int = 0
+    apart: bool = False
 
     @property
     def stage(self) -> int:
@@ -168,7 +166,7 @@ def fields_followed(fields: Mapping[str, Any], blocks: BlockList, sources: Seque
     """
     length, new = blocks.length, len(sources)
     counters = {n: new for n, v in fields.items() if type(v) is int and v == length and ABOUT_DEPTH.search(n.lower())}
-    found = _of_this_side(counters, blocks.path) if new != length else {}
+    found = _of_this_side(counters, blocks) if new != length else {}
     lists: dict[str, Any] = {}
     for name, value in fields.items():
         if not isinstance(value, (list, tuple, str)) or not value or any(isinstance(v, nn.Module) for v in value):
@@ -179,14 +177,15 @@ def fields_followed(fields: Mapping[str, Any], blocks: BlockList, sources: Seque
             remade = _listed(name.lower(), value, length, sources)
         if remade is not None and remade != value:
             lists[name] = remade
-    return found | _of_this_side(lists, blocks.path)
+    return found | _of_this_side(lists, blocks)
 
 
-def _of_this_side(found: dict[str, Any], path: str) -> dict[str, Any]:
+def _of_this_side(found: dict[str, Any], blocks: BlockList) -> dict[str, Any]:
     """Where there are an encoder and a decoder, the fields of the one that the path leads to."""
     own = {name: v for name, v in found.items() if "decoder" in name}
-    if "decoder" in path:
-        return own or {name: v for name, v in found.items() if "encoder" not in name}
+    if "decoder" in blocks.path:
+        neither = {name: v for name, v in found.items() if "encoder" not in name}
+        return neither | own if blocks.apart else own or neither
     return {name: v for name, v in found.items() if name not in own}
 
 

@@ -160,8 +160,12 @@ class Look:
 
     def run(self) -> Any:
         """One forward of the network on the probe. Call it inside ``untouched(model)``."""
-        args, kwargs = self.batch
-        return self.model(*args, **kwargs)
+        return self.run_of(self.model)
+
+    def run_of(self, network: nn.Module) -> Any:
+        """One forward of a copy of the network on the probe, into which nothing is written (a cache of the user's)."""
+        args, kwargs = taken(self.batch, {})
+        return network(*args, **kwargs)
 
     def calls(self, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Call], Any]:
         """One guarded forward; what each of ``modules`` was given and gave, and the network's output."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from auxin.anatomy.blocks import Container, adopt
-from auxin.anatomy.depth import followed
+from auxin.anatomy.blocks import Container, adopt, number
+from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join
 from auxin.anatomy.writers import first_tensor, with_input
@@ -64,7 +64,10 @@ class Insert:
         size = len(items)
         homes = {i: i + (i >= position) for i in range(size)}
         beside = [*range(position), max(0, position - 1), *range(position, size)]
-        items.insert(position, New(built, gated=begun.gated))
+        alike = any(type(built) is type(container.child(i)) for i in range(size))
+        at = numbered(built, numbers(container), position) if alike else {}
+        number(built, at)
+        items.insert(position, New(built, gated=begun.gated, numbers=at))
         keyed = self.key is not None or not container.numbered
         keys = [key if isinstance(item, New) else item for item in items]
         pairs = tuple(zip(keys, items, strict=True))

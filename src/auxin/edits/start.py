@@ -13,7 +13,7 @@ from torch import nn
 
 from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
-from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.probe import Call, Look, untouched
 from auxin.anatomy.tree import join, moves_between, parameters_after
 from auxin.anatomy.writers import (
     amplified_by_a_norm,
@@ -27,7 +27,7 @@ from auxin.anatomy.writers import (
 )
 from auxin.change import Before, Change, Rewire
 from auxin.errors import GrowthError
-from auxin.gate import close_gate, open_gate, set_gate
+from auxin.gate import open_gate, set_gate
 from auxin.randomness import random_state
 
 OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the function."
@@ -113,28 +113,22 @@ def fade_in(module: nn.Module, call: Call | None) -> bool:
     """
     if not any(p.requires_grad for p in module.parameters()):
         return False
-    open_gate(module)
     if call is None:
+        open_gate(module)
         return True
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with random_state(seed=0):
-            shut = is_identity(module, call, tolerance=0.0)
-            set_gate(module, 1.0)
-            learns = shut and any(bool(g.any()) for g in gradients(module, call, _trainable(module)).values())
-            zeros = _products_of_zeros(module, call) if learns else []
-            set_gate(module, 0.0)
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
+    with untouched(module):
+        open_gate(module)
+        shut = is_identity(module, call, tolerance=0.0)
+        set_gate(module, 1.0)
+        learns = shut and any(bool(g.any()) for g in gradients(module, call, _trainable(module)).values())
+        zeros = _products_of_zeros(module, call) if learns else []
     if zeros:
         raise GrowthError(
             f"{', '.join(zeros[:4])} of the new {type(module).__name__} are all zeros, and no gradient reaches them, "
             "nor after some steps of the others: factors of a product of zeros never learn. Let one be other than zero."
         )
-    if not learns:
-        close_gate(module)
+    if learns:
+        open_gate(module)
     return learns
 
 

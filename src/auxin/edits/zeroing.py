@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import shared_tensors
-from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.probe import Call, Look, untouched
 from auxin.anatomy.writers import is_identity, last_writers, set_constants
 from auxin.edits.start import gets_gradient, warn_of_norms
 from auxin.randomness import random_state
@@ -38,18 +38,13 @@ def silence(
         if remembered is not None:
             set_constants(twin, remembered)
         return remembered
-    modes = {m: m.training for m in twin.modules()}
-    twin.eval()
-    try:
+    with untouched(twin):
         for constants in _candidates(original, call, look, kind):
             if _holds(model, original, twin, call, constants):
                 if look.memory.get(kind) != constants:
                     warn_of_norms(original, call, constants, where)
                 look.memory[kind] = constants
                 return constants
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     look.memory[kind] = None
     return None
 
