@@ -170,3 +170,24 @@ def test_what_it_cannot_look_at_is_said():
 def test_scripted_parts_are_named():
     model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4))))
     assert [s.why_not for s in ax.sites(model, torch.randn(2, 4))] == ["", *["part of a ScriptModule"] * 2]
+
+
+class Stage(nn.Module):
+    """Blocks, and something in front of them that changes the width or not."""
+
+    def __init__(self, width, given):
+        super().__init__()
+        self.front, self.blocks = nn.Linear(given, width), nn.Sequential(Block(width), Block(width))
+
+    def forward(self, x):
+        return self.blocks(self.front(x))
+
+
+def test_of_lists_within_each_other_the_one_of_blocks_counts():
+    staged = nn.Sequential(Stage(4, 4), Stage(8, 4))
+    even = nn.Sequential(Stage(4, 4), Stage(4, 4))
+    lists = [
+        [site.at for site in ax.sites(nn.Sequential(net), torch.randn(3, 4)) if "Duplicate" in " ".join(site.fits)]
+        for net in (staged, even)
+    ]
+    assert lists == [["0.0.blocks", "0.1.blocks"], ["0"]]

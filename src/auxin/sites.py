@@ -229,18 +229,21 @@ def _why_not(model: nn.Module, path: str, module: nn.Module, own: _Seen) -> str:
 
 
 def _block_lists(model: nn.Module, seen: Mapping[str, _Seen]) -> set[str]:
-    """Paths of the lists of repeated blocks, without those inside another one."""
-    found: set[str] = set()
+    """Paths of the lists of repeated blocks.
+
+    Of two lists within each other it is the outer one if all of its entries are blocks (a block may hold a list of its
+    own), else the inner one (stages, of which one or the other happens to keep the shape).
+    """
+    found: dict[str, bool] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, CONTAINERS) or any(path.startswith(f"{known}.") for known in found):
+        if not isinstance(module, CONTAINERS) or any(path.startswith(f"{p}.") and whole for p, whole in found.items()):
             continue
         container = Container(path, module, tuple(module._modules))
-        children = [child for child in module._modules.values() if child is not None]
-        distinct = len({id(child) for child in children}) == len(container.names)
-        blocks = any(_is_block(join(path, name), child, seen) for name, child in module._modules.items())
-        if container.numbered and distinct and blocks:
-            found.add(path)
-    return found
+        distinct = len({id(child) for child in module._modules.values()}) == len(container.names)
+        blocks = [_is_block(join(path, name), child, seen) for name, child in module._modules.items()]
+        if container.numbered and distinct and any(blocks):
+            found[path] = all(blocks)
+    return {path for path, whole in found.items() if whole or not any(p.startswith(f"{path}.") for p in found)}
 
 
 def _is_block(path: str, module: nn.Module | None, seen: Mapping[str, _Seen]) -> bool:
