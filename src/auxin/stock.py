@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import module_at
@@ -56,24 +57,55 @@ def check_stock(model: nn.Module, change: Change, look: Look) -> None:
             "model is stock again."
         )
     try:
-        with random_state(seed=0):
-            twin = type(model)(_config(model))
-        twin.load_state_dict(model.state_dict(), strict=True, assign=True)
+        twin = _rebuilt(model)
     except Exception as error:  # whatever a configuration that cannot say the new depth brings about
         raise GrowthError(
             f"{type(model).__name__}: its configuration cannot express the grown model "
             f"({' '.join(str(error).split())[:300]}). {ACCEPT}"
         ) from error
-    twin = _placed(twin, model).eval()
     differ = list(_differing(model, twin, change))
-    if look.has_probe and not _same_outputs(model, twin, look):
-        differ = differ or ["the outputs differ, from something that is computed from the depth"]
-    elif not any(name.startswith("number ") for name in differ):
+    counts = [words for words, counted in differ if counted]
+    if not counts and (not look.has_probe or _same_outputs(model, twin, look)):
         return
+    found = counts or [words for words, _ in differ] or ["the outputs differ, by something that the depth decides"]
     raise GrowthError(
         f"{type(model).__name__}: plain transformers would build another model from the grown configuration: "
-        f"{'; '.join(differ[:4])}. {ACCEPT}"
+        f"{'; '.join(found[:4])}. {ACCEPT}"
     )
+
+
+def _rebuilt(model: nn.Module) -> nn.Module:
+    """What the model's own class builds from its configuration, holding the model's tensors, on its device.
+
+    While it is built its parameters have no memory, where the class allows that: only buffers that are in no
+    state_dict are computed anew.
+    """
+    try:
+        return _filled(_empty(model), model)
+    except Exception:  # a constructor that looks at values
+        with random_state(seed=0):
+            return _filled(type(model)(_config(model)), model)
+
+
+def _empty(model: nn.Module) -> nn.Module:
+    def without_memory(module: nn.Module, name: str, parameter: Any) -> Any:
+        if type(parameter) is not nn.Parameter or parameter.is_meta:
+            return parameter
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(without_memory)
+    try:
+        with random_state(seed=0):
+            return type(model)(_config(model))
+    finally:
+        handle.remove()
+
+
+def _filled(twin: nn.Module, model: nn.Module) -> nn.Module:
+    """With the model's own tensors in it, in eval mode."""
+    twin.load_state_dict(model.state_dict(), strict=True, assign=True)
+    first = next(model.parameters(), None)
+    return (twin if first is None else twin.to(first.device)).eval()
 
 
 def _config(model: nn.Module) -> Any:
@@ -81,12 +113,6 @@ def _config(model: nn.Module) -> Any:
     own: Any = model.config
     ways = {name: getattr(own, f"_{name}", None) for name in ("attn_implementation", "experts_implementation")}
     return type(own).from_dict(own.to_dict() | {name: way for name, way in ways.items() if way is not None})
-
-
-def _placed(twin: nn.Module, model: nn.Module) -> nn.Module:
-    """On the model's device: buffers that are in no state_dict were made anew."""
-    first = next(model.parameters(), None)
-    return twin if first is None else twin.to(first.device)
 
 
 def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:
@@ -100,8 +126,8 @@ def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:
     return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in pairs)
 
 
-def _differing(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[str]:
-    """Plain attributes of the blocks of the changed lists that a rebuilt model has otherwise."""
+def _differing(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[tuple[str, bool]]:
+    """Plain attributes of the blocks of the changed lists that a rebuilt model has otherwise; whether each counts."""
     for rewire in change.rewires:
         ours, theirs = module_at(model, rewire.path), module_at(twin, rewire.path)
         rebuilt = dict(theirs.named_modules())
@@ -112,5 +138,4 @@ def _differing(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[st
                     continue
                 there = other.__dict__.get(name)
                 if type(there) is type(value) and there != value:
-                    kind = "number " if type(value) is int else ""
-                    yield f"{kind}{rewire.path}.{path}.{name} is {value!r} here, {there!r} rebuilt"
+                    yield f"{rewire.path}.{path}.{name} is {value!r} here, {there!r} rebuilt", type(value) is int
