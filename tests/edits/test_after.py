@@ -472,3 +472,92 @@ def test_shared_modules_get_one_layer_for_all_their_calls():
 
 def test_the_hook_is_a_function_that_any_process_finds():
     assert pickle.loads(pickle.dumps(grown_hook)) is grown_hook
+
+
+class PostNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, x):
+        return self.norm(x + torch.tanh(self.fc(x)))
+
+
+def test_behind_a_block_that_fades_in_it_waits():
+    model = build()
+    optimizer, average = companions(model)
+    block = functools.partial(PostNorm)
+    ax.grow(model, ax.Insert("blocks", block, index=1, fade=3), optimizer, average, probe=X)
+    with pytest.raises(ax.GrowthError, match="blocks.1 is still fading in. Grow behind it once it is whole"):
+        ax.grow(model, ax.After("blocks.1", as_hook=True), optimizer, average, probe=X)
+    train(model, optimizer, average, X, 4)
+    ax.grow(model, ax.After("blocks.1", as_hook=True), optimizer, average, probe=X)
+
+
+def test_a_copy_of_a_block_with_a_trained_layer_behind_it_fades_in(tmp_path):
+    model = build()
+    optimizer, average, grower = run_of(model)
+    grower.grow(ax.After("blocks.1", functools.partial(PostNorm), as_hook=True, init="default"))
+    train(model, optimizer, average, X, 3)
+    before = model.eval()(X)
+    change = grower.grow(ax.Duplicate("blocks", by=1, order=[0, 1, 1, 2], fade=6))
+    assert change.how == "fade-in" and torch.equal(model(X), before)
+    train(model, optimizer, average, X, 2)
+    ax.save(grower, tmp_path / "run")
+    other = build()
+    resumed, averaged, again = run_of(other)
+    ax.load(tmp_path / "run", again)
+    train(model, optimizer, average, X, 6)
+    train(other, resumed, averaged, X, 6)
+    for a, b in ((model, other), (average.module, averaged.module)):
+        assert a.state_dict().keys() == b.state_dict().keys() and torch.equal(a.eval()(X), b.eval()(X))
+
+
+def test_all_that_was_grown_goes_at_once():
+    model = build()
+    optimizer, average = companions(model)
+    for _ in range(2):
+        ax.grow(model, ax.After("head"), optimizer, average, probe=X)
+    ax.grow(model, ax.Remove("head._grown"), optimizer, average, probe=X)
+    assert list(model.state_dict()) == list(build().state_dict()) and not model.head._forward_hooks
+    ax.verify(model, optimizer, average)
+
+
+def test_replacing_a_module_does_not_lose_what_was_grown_behind_it():
+    model = build()
+    ax.grow(model, ax.After("blocks.1.fc"), probe=X)
+    words = r"grown behind blocks.1.fc, .* Remove\('blocks.1.fc._grown'\)"
+    for at in ("blocks.1.fc", "blocks.1"):
+        with pytest.raises(ax.GrowthError, match=words):
+            ax.grow(model, ax.Replace(at, functools.partial(Block, WIDTH)), probe=X)
+    ax.grow(model, ax.Remove("blocks.1.fc._grown"), probe=X)
+    ax.grow(model, ax.Replace("blocks.1", functools.partial(Block, WIDTH)), probe=X)
+
+
+def test_surgery_beside_it_and_on_it():
+    model = build()
+    optimizer, average = companions(model)
+    ax.grow(model, ax.After("head"), optimizer, average, probe=X)
+    with ax.surgery(model, optimizer, average):
+        model.blocks.append(Block())
+        model.head._grown.append(nn.Linear(3, 3))
+    train(model, optimizer, average, X, 2)
+    assert len(average.module.head._grown) == 2
+    before = [list(model.state_dict()), model(X)]
+    with pytest.raises(KeyError), ax.surgery(model, optimizer, average):
+        model.head = nn.Linear(WIDTH, 3)
+        raise KeyError
+    assert before[0] == list(model.state_dict()) and torch.equal(before[1], model(X))
+
+
+def test_a_grower_grows_behind_one_place_again_and_again():
+    model = build()
+    optimizer, average = companions(model)
+    grower = ax.Grower(
+        model, optimizer, average, edits=ax.After("norm"), when=ax.when.every(1), probe=X, limit=ax.Limit(growths=3)
+    )
+    for _ in range(5):
+        train(model, optimizer, average, X, 1)
+        grower.step(1.0)
+    assert [type(m) for m in model.norm._grown] == [ResidualLinear] * 3
+    assert [entry.edit.at for entry in grower.journal] == ["norm"] * 3

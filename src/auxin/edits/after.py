@@ -19,6 +19,7 @@ from auxin.change import Before, Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import Start, inside, spliced, takes
 from auxin.errors import GrowthError
+from auxin.gate import NAME as GATE
 from auxin.grown import NAME, has_grown
 from auxin.modules import ResidualLinear
 
@@ -68,6 +69,10 @@ class After:
             place = place.chosen(look, visits, self.as_hook, f"{where})")
         else:
             place = place.unseen(self.as_hook)
+        if place.container is None and GATE in module._buffers:  # a checkpoint would not know which hook came first
+            raise GrowthError(
+                f"{where}): {path} is still fading in. Grow behind it once it is whole, or behind a module inside it."
+            )
         layer = self.layer
         if layer is None:
             layer = _pointwise(model, place.path, module, visits, where)

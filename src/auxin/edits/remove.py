@@ -46,6 +46,8 @@ class Remove:
         if not self.at:
             raise GrowthError("Remove(at=''): that is the model itself; name a module inside it.")
         parent = module_at(model, path)
+        if name == NAME and has_grown(parent):
+            return self._all_behind(model, look, path)
         if not isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             raise GrowthError(
                 f"Remove(at={self.at!r}): it is an attribute of a {type(parent).__name__}, whose forward calls it by "
@@ -55,15 +57,16 @@ class Remove:
         _refuse_shared(model, self.at, container)
         owner, _, grown = container.path.rpartition(".")
         if grown == NAME and container.names == (name,) and has_grown(module_at(model, owner)):
-            return self._last(model, look, owner)
+            return self._all_behind(model, look, owner)
         items: list[str | New] = [other for other in container.names if other != name]
         rewire = container.renumbered(items) if container.numbered else container.named(items)
         left = [i for i, other in enumerate(container.names) if other != name]
         assigns = followed(model, container, left, {i: position for position, i in enumerate(left)})
         return finish(model, self, look, container, rewire, outputs=self.outputs, assigns=assigns, how="removed")
 
-    def _last(self, model: nn.Module, look: Look, path: str) -> Change:
-        """The only layer behind a module outside of a container: the hook goes with it."""
+    def _all_behind(self, model: nn.Module, look: Look, path: str) -> Change:
+        """All that was grown behind a module outside of a container: the hook goes with it."""
+        path = next(known for known, module in model.named_modules() if module is module_at(model, path))
         children = tuple((n, n if child is not None else None) for n, child in module_at(model, path)._modules.items())
         rewire = Rewire(path, tuple(pair for pair in children if pair[0] != NAME), hook=False)
         return spliced(model, self, look, rewire, Before.of(model), outputs=self.outputs, how="removed")

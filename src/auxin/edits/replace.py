@@ -15,6 +15,7 @@ from auxin.change import Before, Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import inside, spliced
 from auxin.errors import GrowthError
+from auxin.grown import NAME, has_grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Replace:
         old = module_at(model, self.at, "Replace(at=...): at")
         path, _, name = self.at.rpartition(".")
         parent = module_at(model, path)
+        inside_it = set(old.modules())
+        behind = next((p for p, m in model.named_modules() if m in inside_it and has_grown(m)), None)
+        if behind is not None:
+            raise GrowthError(
+                f"{where}): a layer has been grown behind {behind}, which would be lost with it. Take that out first: "
+                f"Remove('{behind}.{NAME}'); or replace a module inside."
+            )
         hooked = hooks_on(old)
         if hooked:
             raise GrowthError(
