@@ -35,6 +35,8 @@ def checked_trigger(when: Any) -> Any:
         raise GrowthError(
             f"when is {_words(when)}; pass a trigger such as auxin.when.plateau(patience=3), or any f(reading)."
         )
+    if not _takes_one(when):
+        raise GrowthError("when takes no reading; write it as when=lambda reading: ...")
     return when
 
 
@@ -52,7 +54,12 @@ def checked_chooser(choose: Any) -> Any:
 
 def checked_edits(given: Any, model: nn.Module) -> list[Edit]:
     """The edits that a Grower may choose from: one, several, or a function that returns them."""
-    found = given if is_edit(given) or not callable(given) or isinstance(given, type) else given(model)
+    if isinstance(given, (list, tuple)) and not given:
+        raise GrowthError("edits is empty, so nothing would ever grow; pass edits such as Duplicate('blocks', by=1).")
+    made = callable(given) and not is_edit(given) and not isinstance(given, type)
+    if made and not _takes_one(given):
+        raise GrowthError("edits takes no model; write it as edits=lambda model: [...]")
+    found = given(model) if made else given
     listed: list[Any] = [found] if is_edit(found) or not isinstance(found, Iterable) else list(found)
     for edit in listed:
         if not is_edit(edit):
@@ -71,6 +78,10 @@ def number(value: Any, name: str) -> float:
     Raises:
         GrowthError: it is none.
     """
+    if isinstance(value, (str, bytes, bool)):
+        raise GrowthError(
+            f"step: {name} is {value!r}, not a number; pass grower.step(loss) or grower.step(accuracy=0.9)."
+        )
     if isinstance(value, Tensor):
         value = value.detach()
     try:
@@ -79,6 +90,17 @@ def number(value: Any, name: str) -> float:
         raise GrowthError(
             f"step: {name} is {_words(value)}, not a number; pass grower.step(loss) or grower.step(accuracy=0.9)."
         ) from error
+
+
+def _takes_one(function: Any) -> bool:
+    """Whether a callable can be called with one argument, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # one in C, without a signature
+        return True
+    return True
 
 
 def _words(value: Any) -> str:
