@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,15 +24,13 @@ from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
 from auxin.probation import Probation
-from auxin.progress import Progress, Standing
+from auxin.progress import Progress, Standing, warn_of_waiting
 from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.surgery import surgery
 from auxin.trial import Past, Store
 from auxin.verify import verify
 from auxin.when import Reading
-
-PATIENCE = 20  # calls in a row that a decision may wait for a clean moment before a warning
 
 
 class Grower:
@@ -248,8 +245,8 @@ class Grower:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
         mark, sight = self._standing.mark(), self._past.look()
         try:
-            with self._past.growing(mark) as held:
-                change = begin(self.model, edit, self.companions, self._terms(seed, accept=self._accept), held)
+            with self._past.growing(mark) as held, self._standing.thawed():
+                change = begin(self.model, edit, self.companions, self._terms(seed, self._within), held)
                 change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
             self._write_down(change)
             if self.probation is not None:
@@ -289,7 +286,9 @@ class Grower:
         check_moment(self.model, self.companions, self._watch)
         mark = self._standing.mark()
         with coming_back(lambda: self._standing.return_to(mark)), self._past.branch():
-            yield None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
+            with self._standing.thawed():
+                grown = None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
+            yield grown
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; what it finds is written into the journal."""
@@ -308,19 +307,24 @@ class Grower:
             self._past.forget()
         self.log.growth(self, change)
 
+    def freeze_old(self, on: bool = True) -> list[str]:
+        """Train only what has grown, by the journal; ``on=False`` lets train again what that froze. Returns its names.
+
+        Optimizers pass over what is frozen: no step, no decay, its state stands still. Blocks that grow later train.
+
+        Raises:
+            GrowthError: nothing has grown, or there are gradients that no step has used.
+        """
+        check_moment(self.model, self.companions, self._watch)
+        return self._standing.freeze_old(on)
+
     def verify(self) -> None:
         """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
         verify(self.model, *self.companions)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, trigger, chooser and journal as plain data; passes ``torch.load(weights_only=True)``."""
-        expected = self.progress.entries[-1].fingerprint if self.progress.entries else self._origin
-        if fingerprint(self.model) != expected:
-            raise GrowthError(
-                "the network is not what this Grower has grown: other code has changed it since, and a checkpoint "
-                "could not be loaded into the original network. Use grower.grow(edit) or `with grower.surgery():`, or "
-                "hand over what auxin.grow or auxin.surgery returned: grower.record(change)."
-            )
+        self._standing.check_grown(self._origin)
         return self._standing.state()
 
     def load_state_dict(self, state: Mapping[str, Any], allow: Iterable[Any] = ()) -> None:
@@ -383,17 +387,11 @@ class Grower:
         if self.on_undo is not None:
             self.on_undo()
 
-    def _accept(self, change: Change) -> None:
-        """Refuse a proved growth that goes beyond the limit."""
-        too_large = self.limit.exceeded(self.model, self.probe)
-        if too_large is not None:
-            raise LimitReached(f"grow: the network would have {too_large}.")
+    def _within(self, change: Change) -> None:
+        self.limit.check(self.model, self.probe)
 
     def _wait(self, reason: str) -> None:
         """Remember why a decision waits; say it once where it waits for long."""
         self.waiting_for, self._waited = reason, self._waited + 1
         self.log.decision(self, self.progress.pending and self.progress.pending[0], reason)
-        if self._waited == PATIENCE:
-            calls = f"{PATIENCE} calls of grower.step"
-            text = f"a growth has been waiting for {calls}: {reason} Call it right after optimizer.step()."
-            warnings.warn(text, stacklevel=4)
+        warn_of_waiting(self._waited, reason)

@@ -41,6 +41,16 @@ class Limit:
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
                 raise GrowthError(f"Limit({field.name}={value!r}): pass a number from 0, e.g. {field.name}=1e6.")
 
+    def check(self, model: nn.Module, probe: Probe) -> None:
+        """Check that a network that has grown is within the limit.
+
+        Raises:
+            LimitReached: it is not.
+        """
+        too_large = self.exceeded(model, probe)
+        if too_large is not None:
+            raise LimitReached(f"grow: the network would have {too_large}.")
+
     def exceeded(self, model: nn.Module, probe: Probe) -> str | None:
         """In words, what of a network is larger than allowed; None if nothing is."""
         size = sum(p.numel() for p in model.parameters())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,11 +19,13 @@ from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.flow import FlowWatch
 from auxin.follow.own_groups import optimizers_in
-from auxin.journal import Entry, Journal, edit_from_json, edit_to_json
+from auxin.freezing import freeze, freeze_all_but, grown_paths
+from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
 from auxin.probation import Probation
 from auxin.refs import Allowed
 
 KEPT_READINGS = 1000
+PATIENCE = 20  # calls in a row that a decision may wait for a clean moment before a warning
 COUNTS = ("calls", "since_growth", "optimizer_steps")
 PLAIN = (*COUNTS, "done", "fired", "undone")
 
@@ -138,6 +141,7 @@ class Standing:
     Attributes:
         watch: counts optimizer steps and knows which gradients they have used.
         flow: reads the gradients of new blocks.
+        frozen: the old parameters that stand still while only what has grown trains.
     """
 
     def __init__(self, model: nn.Module, companions: Sequence[Any], when: Any, choose: Any):
@@ -145,6 +149,7 @@ class Standing:
         self.optimizers = optimizers_in(companions)
         self.watch, self.flow = StepWatch(self.optimizers), FlowWatch(self.optimizers)
         self.progress = Progress()
+        self.frozen: list[nn.Parameter] = []
 
     @property
     def optimizer_steps(self) -> int:
@@ -155,15 +160,44 @@ class Standing:
         """All of it, to return to."""
         parts = {"when": self.when, "choose": self.choose}
         watched = self.watch.state(self.model), self.flow.state()
-        return self.progress.copy(), watched, parts, copy.deepcopy(states_of(parts))
+        return self.progress.copy(), watched, parts, copy.deepcopy(states_of(parts)), list(self.frozen)
 
     def return_to(self, mark: tuple[Any, ...]) -> None:
         """Go back to a mark."""
-        progress, (watch, flow), parts, states = mark
+        progress, (watch, flow), parts, states, frozen = mark
         self.progress = progress.copy()
         self.watch.set_state(watch, self.model)
         self.flow.set_state(flow)
         load_states(parts, states)
+        self._freeze(frozen)
+
+    def freeze_old(self, freeze_them: bool) -> list[str]:
+        """Let only what the journal says has grown train, or all that was frozen so again; names of what changed."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        if not freeze_them:
+            thawed = [names[id(p)] for p in self.frozen if id(p) in names]
+            self._freeze([])
+            return thawed
+        frozen = set(freeze_all_but(self.model, grown_paths(self.progress.entries, self.model)))
+        self.frozen += [p for name, p in self.model.named_parameters() if name in frozen]
+        return [name for name in names.values() if name in frozen]
+
+    @contextlib.contextmanager
+    def thawed(self) -> Iterator[None]:
+        """Grow as if nothing were frozen: copies of frozen blocks train, and find their place in the optimizer."""
+        frozen = list(self.frozen)
+        self._freeze([])
+        try:
+            yield
+        finally:
+            self._freeze(frozen)
+
+    def _freeze(self, parameters: list[nn.Parameter]) -> None:
+        """Let these stand still, and the others that did train again."""
+        for p in self.frozen:
+            p.requires_grad_(True)
+        freeze(parameters)
+        self.frozen[:] = parameters
 
     def judge(self, probation: Probation, undo: Callable[[], None]) -> str | None:
         """End a probation that is due: keep the growth, or roll the run back and never choose that edit again.
@@ -195,11 +229,27 @@ class Standing:
         self.progress.pending, self.progress.fired, self.progress.on_probation = None, False, None
         return None
 
+    def check_grown(self, origin: str) -> None:
+        """Check that the network is what the journal says; ``origin`` is its fingerprint before the first growth.
+
+        Raises:
+            GrowthError: other code has changed it.
+        """
+        if fingerprint(self.model) != (self.progress.entries[-1].fingerprint if self.progress.entries else origin):
+            raise GrowthError(
+                "the network is not what this Grower has grown: other code has changed it since, and a checkpoint "
+                "could not be loaded into the original network. Use grower.grow(edit) or `with grower.surgery():`, or "
+                "hand over what auxin.grow or auxin.surgery returned: grower.record(change)."
+            )
+
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
         parts = states_of({"when": self.when, "choose": self.choose})
         ramps = ramp.saved(self.model, self.optimizers)
-        return {**self.progress.to_json(), "optimizer_steps": self.optimizer_steps, "ramps": ramps, **parts}
+        still = {id(p) for p in self.frozen}
+        frozen = [name for name, p in self.model.named_parameters() if id(p) in still]
+        own = {"optimizer_steps": self.optimizer_steps, "ramps": ramps, "frozen": frozen}
+        return {**self.progress.to_json(), **own, **parts}
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
         """Continue from ``state``, around a journal that was replayed already.
@@ -207,13 +257,22 @@ class Standing:
         Raises:
             GrowthError: it is another Grower's.
         """
-        own = {name: value for name, value in state.items() if name not in ("when", "choose", "ramps")}
+        own = {name: value for name, value in state.items() if name not in ("when", "choose", "ramps", "frozen")}
         progress = Progress.from_json(own, journal, allowed)
         load_states({"when": self.when, "choose": self.choose}, state)
         ramp.resumed(state.get("ramps", ()), self.model, self.optimizers, (self.model, *self.companions))
         progress.optimizer_steps -= self.watch.steps
         self.progress = progress
+        still = set(state.get("frozen", ()))
+        self._freeze([p for name, p in self.model.named_parameters() if name in still])
         self.flow.forget()
+
+
+def warn_of_waiting(calls: int, reason: str) -> None:
+    """Say once that a decision has been waiting for long."""
+    if calls == PATIENCE:
+        waiting = f"a growth has been waiting for {calls} calls of grower.step: {reason}"
+        warnings.warn(f"{waiting} Call it right after optimizer.step().", stacklevel=5)
 
 
 def _removing(model: nn.Module, paths: Sequence[str]) -> str:
