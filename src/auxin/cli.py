@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from auxin.demo.csv_file import read_csv
 from auxin.demo.main import run_demo
@@ -24,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
+    if options.command == "upscale":
+        return _upscale(options)
     return _report(options) if options.command == "report" else _demo(options, parser)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="auxin", description="Grow PyTorch networks while they train.")
     parser.add_argument("--version", action="version", version=f"auxin {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="demo | report")
+    commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale")
     demo = commands.add_parser(
         "demo",
         help="grow a network on real series and compare it with fixed depths",
@@ -54,7 +57,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("run", type=Path, metavar="RUN", help="directory of the log, or of checkpoints")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default RUN/report.html")
+    _add_upscale(commands)
     return parser
+
+
+def _add_upscale(commands: Any) -> None:
+    upscale = commands.add_parser(
+        "upscale",
+        help="write a deeper copy of a Hugging Face checkpoint",
+        description="Depth up-scaling of a saved Hugging Face checkpoint: blocks are copied on disk, the configuration "
+        "follows, and plain transformers opens the result. By default the copies start as the identity, so that the "
+        "deeper model computes the same as IN.",
+    )
+    upscale.add_argument("source", type=Path, metavar="IN", help="directory with config.json and safetensors")
+    upscale.add_argument("target", type=Path, metavar="OUT", help="directory that does not exist yet, or is empty")
+    upscale.add_argument(
+        "--blocks",
+        type=_positive,
+        metavar="N",
+        help="how many blocks more (default: as many again; solar: half as many)",
+    )
+    upscale.add_argument(
+        "--order",
+        type=_order,
+        default="interleave",
+        metavar="ORDER",
+        help="interleave (AABB), stack (ABAB), middle, solar, or the old block of every position: 0,0,1,1",
+    )
+    upscale.add_argument(
+        "--output",
+        choices=("zero", "keep"),
+        default="zero",
+        help="zero: the copies' last writers are zeroed (default); keep: copies as they are",
+    )
+    upscale.add_argument(
+        "--at", metavar="NAME", help="the list, as the files name it: model.layers; where it is not clear"
+    )
+    upscale.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -64,6 +103,32 @@ def _report(options: argparse.Namespace) -> int:
         print(f"auxin report: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _upscale(options: argparse.Namespace) -> int:
+    from auxin.upscale import plan_upscale, write_upscale  # on demand: the other commands do without
+
+    screen = open_screen()
+    try:
+        plan = plan_upscale(options.source, options.target, options.blocks, options.order, options.output, options.at)
+        print(plan, flush=True)
+        if not options.dry_run:
+            write_upscale(plan, options.target, screen.bar)
+            print(f"{options.target} is written; its new blocks are {', '.join(map(str, plan.new))}.")
+    except GrowthError as error:
+        print(f"auxin upscale: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("auxin upscale: stopped, nothing was left behind", file=sys.stderr)
+        return 130
+    finally:
+        screen.close()
+    return 0
+
+
+def _order(text: str) -> str | tuple[int, ...]:
+    parts = text.split(",")
+    return tuple(map(int, parts)) if all(part.strip().isdecimal() for part in parts) else text
 
 
 def _demo(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
