@@ -54,7 +54,7 @@ def checked_chooser(choose: Any) -> Any:
 
 def checked_edits(given: Any, model: nn.Module) -> list[Edit]:
     """The edits that a Grower may choose from: one, several, or a function that returns them."""
-    if isinstance(given, (list, tuple)) and not given:
+    if type(given) in (list, tuple) and not len(given):
         raise GrowthError("edits is empty, so nothing would ever grow; pass edits such as Duplicate('blocks', by=1).")
     made = callable(given) and not is_edit(given) and not isinstance(given, type)
     if made and not _takes_one(given):
