@@ -121,7 +121,7 @@ def writers(
     marks = {name: torch.tensor(float(i)) for i, name in enumerate(stored, 1)}
     marked = _one_block(cls, config, blocks, {n: marks[n].expand(t.shape) for n, t in stored.items()}, torch.float32)
     block = _container(marked, blocks, 1).child(0)
-    origins = {name: p.detach().unique().tolist() for name, p in block.named_parameters()}
+    origins = {name: _values(p.detach()) for name, p in block.named_parameters()}
     del marked, block
     names = list(stored)
     with random_state(seed=0):
@@ -137,6 +137,11 @@ def writers(
                 )
             found[names[int(mark) - 1]] = value
     return found
+
+
+def _values(tensor: Tensor) -> list[float]:
+    """The different numbers in it; one that was expanded from a single number is looked at once."""
+    return (tensor.flatten()[:1] if tensor.numel() and not any(tensor.stride()) else tensor.unique()).tolist()
 
 
 def _solved(
