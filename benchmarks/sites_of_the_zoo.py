@@ -1,11 +1,12 @@
 """How many places of real models take a layer behind them? ``After`` at one site per name pattern, one by one.
 
-    python benchmarks/sites_of_the_zoo.py --zoo FILE [--out FILE] [--part K/N] [names ...]
+    python benchmarks/sites_of_the_zoo.py --zoo FILE [--out FILE] [--part K/N] [--coarse] [names ...]
 
 ``--zoo`` is a Python file with ``names() -> list`` and ``build(name) -> (model, args, kwargs)``. A site is a submodule
-whose output is one floating tensor of at least two dimensions; ``blocks.0.fc`` and ``blocks.1.fc`` are one pattern. At
-each the default layer, ``x + P x`` with ``P`` zero, is grown, the network's outputs are compared bit for bit with those
-before, and the growth is taken back. Where it is refused, everything must be as it was.
+whose output is one floating tensor of at least two dimensions; ``blocks.0.fc`` and ``blocks.1.fc`` are one pattern,
+with ``--coarse`` also ``layer1.conv2`` and ``layer2.conv1``. At each the default layer, ``x + P x`` with ``P`` zero, is
+grown, the network's outputs are compared bit for bit with those before, and the growth is taken back. Where it is
+refused, everything must be as it was.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from auxin.engine import Terms, begin, take_back
 torch.set_num_threads(1)
 
 
-def sites_of(model, args, kwargs):
+def sites_of(model, args, kwargs, number):
     """Path of the first site of each name pattern."""
     found, handles = {}, []
 
@@ -50,7 +51,7 @@ def sites_of(model, args, kwargs):
     patterns = {}
     for path, _ in model.named_modules():
         if found.get(path):
-            patterns.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", f".{path}"), path)
+            patterns.setdefault(re.sub(number, "*", path), path)
     return list(patterns.values())
 
 
@@ -118,6 +119,7 @@ def main():
     parser.add_argument("--zoo", required=True)
     parser.add_argument("--out")
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--coarse", action="store_true")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     spec = importlib.util.spec_from_file_location("zoo", Path(options.zoo))
@@ -130,7 +132,7 @@ def main():
         started = time.perf_counter()
         try:
             model, args, kwargs = zoo.build(name)
-            paths = sites_of(model, args, kwargs)
+            paths = sites_of(model, args, kwargs, r"\d+" if options.coarse else r"(?<![^.])\d+(?![^.])")
         except Exception as error:  # a model of others that does not build here
             print(f"{name}: not built: {type(error).__name__}: {str(error)[:120]}", flush=True)
             continue

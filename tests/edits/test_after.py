@@ -245,7 +245,11 @@ def test_a_journal_rebuilds_it(device):
 
 def run_of(model):
     optimizer, average = companions(model)
-    return optimizer, average, ax.Grower(model, optimizer, average, edits=[], when=ax.when.every(1), probe=X)
+    return (
+        optimizer,
+        average,
+        ax.Grower(model, optimizer, average, edits=ax.After("norm"), when=ax.when.every(1), probe=X),
+    )
 
 
 def test_a_checkpoint_goes_on_to_the_bit(tmp_path):

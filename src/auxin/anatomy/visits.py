@@ -29,7 +29,6 @@ class Visits:
         odd: what came out instead of one floating tensor, in words; "" if nothing else did.
         outputs: of the network.
         siblings: how often each child of the watched container was called, by ``id``.
-        iterates: whether the module calls all of its own children, so also one that is given to it.
     """
 
     count: int = 0
@@ -37,7 +36,6 @@ class Visits:
     odd: str = ""
     outputs: list[Tensor] = field(default_factory=list)
     siblings: Counter[int] = field(default_factory=Counter)
-    iterates: bool = False
 
     def see(self, output: Any) -> None:
         """Take note of one output."""
@@ -55,25 +53,9 @@ def not_one_tensor(output: Any) -> str:
 
 
 def visited(look: Look, module: nn.Module, container: nn.Module | None = None) -> Visits:
-    """Watch one module, and the children of a container, in one forward (two where the module calls its children)."""
-    extra = _Witness() if NAME not in module._modules else None
-    try:
-        visits = _watched(look, module, container, extra)
-        if extra is None or not extra.called:
-            return visits
-    except Exception:  # a child that does not take what the others take; without it a real error comes again
-        if extra is None:
-            raise
-    visits = _watched(look, module, container, None)
-    visits.iterates = True
-    return visits
-
-
-def _watched(look: Look, module: nn.Module, container: nn.Module | None, extra: nn.Module | None) -> Visits:
+    """Watch one module, and the children of a container, in one forward."""
     visits = Visits()
     with probing(look):
-        if extra is not None:
-            module._modules[NAME] = extra
         module.register_forward_hook(lambda _, args, output: visits.see(output))
         for child in container.children() if container is not None else ():
             child.register_forward_hook(lambda child, *_: visits.siblings.update([id(child)]))
@@ -81,12 +63,14 @@ def _watched(look: Look, module: nn.Module, container: nn.Module | None, extra: 
     return visits
 
 
-def matters(look: Look, module: nn.Module, before: list[Tensor]) -> bool:
-    """Whether the network's outputs change where the module's do (one forward).
+def depended_on(look: Look, module: nn.Module, visits: Visits) -> tuple[bool, bool]:
+    """Whether the network's outputs change where the module's do, and whether it runs all of its children.
 
-    Every finite value that the module returns is moved by about a tenth of its size. What raises then, depends on it.
+    One forward. Every finite value that the module returns is moved by about a tenth of its size. What raises then, depends on it.
+    A module that runs all of its children also runs one that is given to it.
     """
     generator = torch.Generator().manual_seed(5)
+    witness = _Witness()
 
     def moved(_: nn.Module, args: Any, output: Tensor) -> Tensor:
         noise = torch.randn(output.shape, generator=generator).to(output)
@@ -94,10 +78,12 @@ def matters(look: Look, module: nn.Module, before: list[Tensor]) -> bool:
 
     try:
         with probing(look):
+            if NAME not in module._modules:
+                module._modules[NAME] = witness
             module.register_forward_hook(moved)
-            return not _same(before, _outputs(look))
+            return not _same(visits.outputs, _outputs(look)), witness.called
     except Exception:
-        return True
+        return True, witness.called
 
 
 def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits) -> bool:

@@ -14,7 +14,7 @@ from auxin.anatomy.blocks import Container, adopt, shape_of
 from auxin.anatomy.depth import followed
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join, module_at
-from auxin.anatomy.visits import Visits, flows_through, matters, visited
+from auxin.anatomy.visits import Visits, depended_on, flows_through, visited
 from auxin.change import Before, Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import Start, inside, spliced, takes
@@ -66,7 +66,8 @@ class After:
         visits = None
         if look.has_probe and not look.structural:
             visits = self._visits(look, place, f"{where})")
-            place = place.chosen(look, visits, self.as_hook, f"{where})")
+            place = place.chosen(look, visits, self.as_hook)
+            _check_use(look, place, visits, f"{where})")
         else:
             place = place.unseen(self.as_hook)
         if place.container is None and GATE in module._buffers:  # a checkpoint would not know which hook came first
@@ -114,7 +115,7 @@ class After:
         return path, module
 
     def _visits(self, look: Look, place: _Place, where: str) -> Visits:
-        """What comes out there; refused where it is not one floating tensor on which something depends."""
+        """What comes out there; refused where it is not one floating tensor."""
         module = module_at(look.model, place.path)
         visits = visited(look, module, place.container.module if place.container is not None else None)
         if not visits.count:
@@ -127,11 +128,6 @@ class After:
             raise GrowthError(
                 f"{where}: it returns {visits.odd}, not one floating tensor, so nothing says where a layer belongs. "
                 "Choose a module inside it: auxin.sites(model, probe) lists them."
-            )
-        if not matters(look, module, visits.outputs):
-            raise GrowthError(
-                f"{where}: the network's output does not depend on what it returns (the result is not used, or it "
-                "was written in place), so a layer behind it would never learn. See auxin.sites(model, probe)."
             )
         return visits
 
@@ -212,23 +208,14 @@ class _Place:
             raise GrowthError(f"{where}, as_hook=False): it stands in no container. Leave as_hook out.")
         return cls(path, module, None)
 
-    def chosen(self, look: Look, visits: Visits, as_hook: bool | None, where: str) -> _Place:
+    def chosen(self, look: Look, visits: Visits, as_hook: bool | None) -> _Place:
         """This place where it serves on the probe, else a child of the module."""
-        if self.container is not None:
-            if self.sure or as_hook is False:
-                return self
-            aliased = self.container.aliases(look.model, self.rewire(nn.Identity()))
-            if (
-                not self.counted
-                and not aliased
-                and flows_through(look, self.module, self.rewire(nn.Identity()), visits)
-            ):
-                return self
-        if visits.iterates or type(self.module).forward is nn.Sequential.forward:
-            raise GrowthError(
-                f"{where}: {type(self.module).__name__} runs all of its children, in a way of its own, so a new child "
-                "would run in the middle of it. Choose the module that comes next: auxin.sites(model, probe)."
-            )
+        if self.container is None or self.sure or as_hook is False:
+            return self
+        tried = self.rewire(nn.Identity())
+        plain = not self.counted and not self.container.aliases(look.model, tried)
+        if plain and flows_through(look, self.module, tried, visits):
+            return self
         return _Place(self.path, self.module, None)
 
     def unseen(self, as_hook: bool | None) -> _Place:
@@ -247,6 +234,21 @@ class _Place:
             return self.container.renumbered(items)
         key = next(key for key in _keys() if not hasattr(self.container.module, key))
         return Rewire(self.container.path, tuple((key if isinstance(i, New) else i, i) for i in items))
+
+
+def _check_use(look: Look, place: _Place, visits: Visits, where: str) -> None:
+    """Refuse a place whose output nothing uses, and a module that would run a new child itself."""
+    used, runs_all = depended_on(look, place.module, visits)
+    if not used:
+        raise GrowthError(
+            f"{where}: the network's output does not depend on what it returns (the result is not used, or it was "
+            "written in place), so a layer behind it would never learn. See auxin.sites(model, probe)."
+        )
+    if runs_all and place.container is None:
+        raise GrowthError(
+            f"{where}: {type(place.module).__name__} runs all of its children, in a way of its own, so a new child "
+            "would run in the middle of it. Choose the module that comes next: auxin.sites(model, probe)."
+        )
 
 
 def _refuse_scripted(model: nn.Module, at: str, where: str) -> None:
