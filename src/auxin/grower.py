@@ -97,7 +97,7 @@ class Grower:
     ):
         self.model = unwrap(model)
         self.companions = checked_companions(companions)
-        self.limit, self.probation = limit or Limit(), probation
+        self.limit, self.probation = Limit.of(limit), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
         self.probe, self.evidence, self.rewarm, self.stock = probe, evidence, rewarm, stock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import nn
 
@@ -40,6 +41,17 @@ class Limit:
             value = getattr(self, field.name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
                 raise GrowthError(f"Limit({field.name}={value!r}): pass a number from 0, e.g. {field.name}=1e6.")
+
+    @classmethod
+    def of(cls, limit: Any) -> Limit:
+        """The limit itself, or one without an end for None.
+
+        Raises:
+            GrowthError: it is something else.
+        """
+        if limit is not None and not isinstance(limit, cls):
+            raise GrowthError(f"limit={limit!r}: pass auxin.Limit(parameters=..., flops=..., growths=...).")
+        return limit or cls()
 
     def check(self, model: nn.Module, probe: Probe) -> None:
         """Check that a network that has grown is within the limit.

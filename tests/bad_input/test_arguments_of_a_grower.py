@@ -37,3 +37,8 @@ def test_a_metric_that_is_no_number(metric):
     with pytest.raises(ax.GrowthError, match="loss is .* not a number"):
         one.step(loss=metric)
     assert one.calls == 0
+
+
+def test_a_limit_that_is_a_number():
+    with pytest.raises(ax.GrowthError, match=r"limit=3: pass auxin.Limit\(parameters"):
+        grower(limit=3)
