@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.depth import BlockList, numbers
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import module_at
 from auxin.anatomy.writers import is_identity, last_writers, set_constants
 from auxin.edits.start import gets_gradient, warn_of_norms
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
 from auxin.upscale.directory import Checkpoint
+from auxin.upscale.files import Stored
 
 SMALL = 64  # words that the vocabulary of a one-block model keeps
 PLAIN = (int, float, str, bool)
@@ -96,14 +97,15 @@ def differences(
 
 
 def writers(
-    cls: Any, checkpoint: Checkpoint, config: Mapping[str, Any], blocks: BlockList, source: int
+    cls: Any, checkpoint: Checkpoint, configs: Sequence[Mapping[str, Any]], blocks: BlockList, source: int
 ) -> dict[str, float]:
     """The tensors of one block that must be constant in a copy that returns its input, solved on the block itself.
 
     Args:
         cls: of the model.
         checkpoint: from which the block is read.
-        config: that says one block, this one.
+        configs: that say this block alone, behind the first block, behind the first two, and so on: where the first
+            ones are special, a block of another kind cannot stand first. The first configuration that fits is taken.
         blocks: the list.
         source: which block.
 
@@ -114,18 +116,17 @@ def writers(
         GrowthError: no zeroing makes the block return its input, or the files hold it in another form.
     """
     where = f"output='zero': {blocks.path}.{source}"
-    if any("quantization" in name for name in config):
+    if any("quantization" in name for name in configs[0]):
         raise GrowthError(f"{where}: its weights are quantized. Use output='keep', or a checkpoint that is not.")
-    prefix = f"{blocks.path}.{source}."
-    stored = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
-    marks = {name: torch.tensor(float(i)) for i, name in enumerate(stored, 1)}
-    marked = _one_block(cls, config, blocks, {n: marks[n].expand(t.shape) for n, t in stored.items()}, torch.float32)
-    block = _container(marked, blocks, 1).child(0)
-    origins = {name: _values(p.detach()) for name, p in block.named_parameters()}
-    del marked, block
-    names = list(stored)
+    names = [name for name, _ in _stored(checkpoint, blocks, source)]
+    config, standing, origins = _origins(cls, checkpoint, configs, blocks, source)
+    state = {
+        f"{blocks.path}.{position}.{name}": t.load()
+        for position, block in enumerate(standing)
+        for name, t in _stored(checkpoint, blocks, block)
+    }
     with random_state(seed=0):
-        constants = _solved(cls, config, blocks, {name: t.load() for name, t in stored.items()}, where)
+        constants = _solved(cls, config, blocks, state, len(standing), where)
     shared = {mark for name, found in origins.items() if name not in constants for mark in found}
     found: dict[str, float] = {}
     for name, value in constants.items():
@@ -139,16 +140,47 @@ def writers(
     return found
 
 
+def _origins(
+    cls: Any, checkpoint: Checkpoint, configs: Sequence[Mapping[str, Any]], blocks: BlockList, source: int
+) -> tuple[Mapping[str, Any], list[int], dict[str, list[float]]]:
+    """The configuration that fits, the blocks in it, and which of the files' tensors each of the model's is made of.
+
+    Found by loading numbers in their place: tensor i of the files is full of the number i, at the cost of one number.
+    """
+    refused: GrowthError | None = None
+    for lead, config in enumerate(configs):
+        standing = [*range(lead), source]
+        marks = {
+            f"{blocks.path}.{position}.{name}": torch.tensor(float(i if block == source else 0)).expand(t.shape)
+            for position, block in enumerate(standing)
+            for i, (name, t) in enumerate(_stored(checkpoint, blocks, block), 1)
+        }
+        try:
+            marked = _few_blocks(cls, config, blocks, marks, torch.float32, len(standing))
+        except GrowthError as error:
+            refused = refused or error
+            continue
+        block = _container(marked, blocks, len(standing)).child(lead)
+        return config, standing, {name: _values(p.detach()) for name, p in block.named_parameters()}
+    raise refused or GrowthError(f"{blocks.path}.{source}: there is no configuration for it.")
+
+
+def _stored(checkpoint: Checkpoint, blocks: BlockList, source: int) -> list[tuple[str, Stored]]:
+    """The tensors of a block, by name inside it."""
+    prefix = f"{blocks.path}.{source}."
+    return [(n.removeprefix(prefix), t) for n, t in checkpoint.tensors.items() if n.startswith(prefix)]
+
+
 def _values(tensor: Tensor) -> list[float]:
     """The different numbers in it; one that was expanded from a single number is looked at once."""
     return (tensor.flatten()[:1] if tensor.numel() and not any(tensor.stride()) else tensor.unique()).tolist()
 
 
 def _solved(
-    cls: Any, config: Mapping[str, Any], blocks: BlockList, state: dict[str, Tensor], where: str
+    cls: Any, config: Mapping[str, Any], blocks: BlockList, state: dict[str, Tensor], depth: int, where: str
 ) -> dict[str, float]:
     """The constants by name in the model's own block."""
-    block, call = _called(cls, config, blocks, state, where)
+    block, call = _called(cls, config, blocks, state, depth, where)
     state.clear()
     constants = last_writers(block, call)
     if constants:
@@ -166,10 +198,12 @@ def _solved(
     )
 
 
-def _called(cls: Any, config: Mapping[str, Any], blocks: BlockList, state: dict[str, Tensor], where: str) -> Any:
-    """One real block in a small model, and what arrives at it."""
-    model = _one_block(cls, config, blocks, state, "auto")
-    block = _container(model, blocks, 1).child(0)
+def _called(
+    cls: Any, config: Mapping[str, Any], blocks: BlockList, state: dict[str, Tensor], depth: int, where: str
+) -> tuple[nn.Module, Call]:
+    """One real block, the last in a small model, and what arrives at it."""
+    model = _few_blocks(cls, config, blocks, state, "auto", depth)
+    block = _container(model, blocks, depth).child(depth - 1)
     try:
         calls, _ = Look(model, _probe(model, where)).calls({"block": block})
     except GrowthError:
@@ -182,22 +216,26 @@ def _called(cls: Any, config: Mapping[str, Any], blocks: BlockList, state: dict[
     return block.requires_grad_(True), calls["block"]
 
 
-def _one_block(
-    cls: Any, config: Mapping[str, Any], blocks: BlockList, state: Mapping[str, Tensor], dtype: Any
+def _few_blocks(
+    cls: Any, config: Mapping[str, Any], blocks: BlockList, named: Mapping[str, Tensor], dtype: Any, depth: int
 ) -> nn.Module:
-    """A model of one block with a small vocabulary, the block holding ``state``."""
-    named = {f"{blocks.path}.0.{name}": tensor for name, tensor in state.items()}
+    """A model of ``depth`` blocks with a small vocabulary, the blocks holding the tensors ``named`` as in files."""
     small = _config(cls, _small(config))
     with _quiet():
         try:
             model, told = cls.from_pretrained(
-                None, config=small, state_dict=named, dtype=dtype, attn_implementation="eager", output_loading_info=True
+                None,
+                config=small,
+                state_dict=dict(named),
+                dtype=dtype,
+                attn_implementation="eager",
+                output_loading_info=True,
             )
         except Exception as error:  # whatever a configuration of one block brings about
             raise GrowthError(
-                f"{blocks.path}: {cls.__name__} cannot be built with one block ({error}). Use output='keep'."
+                f"{blocks.path}: {cls.__name__} cannot be built with {depth} of them ({error}). Use output='keep'."
             ) from error
-    inside = f"{_container(model, blocks, 1).path}."
+    inside = f"{_container(model, blocks, depth).path}."
     lacking = [name for name in told["missing_keys"] if name.startswith(inside)]
     odd = [*lacking, *told["unexpected_keys"], *(str(key) for key in told["mismatched_keys"])]
     if odd:
@@ -257,21 +295,25 @@ def _on_meta(cls: Any, raw: Mapping[str, Any]) -> nn.Module:
 def _container(model: nn.Module, blocks: BlockList, length: int | None = None) -> Container:
     """The list in the model that the prefix in the files is about; its path may begin otherwise there."""
     length = blocks.length if length is None else length
-    words = blocks.path.split(".")
-    found: list[tuple[int, str]] = []
-    for path, module in model.named_modules():
-        if isinstance(module, CONTAINERS) and len(module) == length:
-            parts = path.split(".")
-            same = next((i for i in range(len(words)) if words[-1 - i :] != parts[-1 - i :]), len(words))
-            found.append((same, path))
-    best = max((same for same, _ in found), default=0)
+    words = _words(blocks.path)
+    found = [
+        ((path == blocks.path, len(words & _words(path)), -len(_words(path))), path)
+        for path, module in model.named_modules()
+        if isinstance(module, CONTAINERS) and len(module) == length
+    ]
+    best = max((same for same, _ in found), default=None)
     paths = [path for same, path in found if same == best]
-    if best == 0 or len(paths) != 1:
+    if len(paths) != 1:
         raise GrowthError(
-            f"{blocks.path}: {type(model).__name__} has no list of {length} blocks of that name; its lists: "
-            f"{', '.join(path for _, path in found) or 'none of that length'}."
+            f"{blocks.path}: it cannot be told which list of {length} blocks of {type(model).__name__} this is: "
+            f"{', '.join(path for _, path in found) or 'there is none'}"
         )
     return Container(paths[0], module_at(model, paths[0]), tuple(module_at(model, paths[0])._modules))
+
+
+def _words(path: str) -> set[str]:
+    """The words of a path; "layer" and "layers" are one."""
+    return {word.removesuffix("s") for word in path.split(".")}
 
 
 def _around(old: nn.Module, deeper: nn.Module, before: str, after: str) -> list[str]:

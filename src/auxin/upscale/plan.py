@@ -269,9 +269,9 @@ def _whole(checkpoint: Checkpoint, config: Mapping[str, Any], path: str, numbers
     if missing:
         raise GrowthError(f"{path}: blocks {missing} are missing; they would have to be {path}.{missing[0]} and so on.")
     parts, stages = path.split("."), 0
-    if parts[-2:-1] and any(part.isdecimal() for part in parts):
-        last = max(i for i, part in enumerate(parts) if part.isdecimal())
-        around = ".".join(parts[:last])
+    numeric = [i for i, part in enumerate(parts) if part.isdecimal() and i]
+    if numeric:
+        around = ".".join(parts[: numeric[-1]])
         stages = len({n for name in checkpoint.tensors if (n := _number(name, around)) is not None})
     blocks = BlockList(path, len(numbers), stages)
     if not any(fields_followed(section, blocks, [0] * (len(numbers) + 1)) for _, section in _sections(config)):

@@ -28,6 +28,7 @@ from auxin.upscale.plan import Plan, find_blocks, followed_configs, sources_of
 from auxin.version import __version__
 
 FORMAT = 1
+LEADING = 3  # special blocks at the beginning of a list, behind which an ordinary one is tried
 
 
 def upscale(
@@ -136,9 +137,10 @@ def freeze_old(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
 
 
 def _found(name: str, modules: dict[str, Any]) -> str | None:
-    """The path in the model; a head may stand around what the files name from the body on, or the other way round."""
-    ends = [path for path in modules if path == name or path.endswith(f".{name}") or name.endswith(f".{path}") and path]
-    ends = [name] if name in ends else [path for path in ends if path.count(".") or path == name]
+    """The path in the model: that of the files, but for a head around the body, or the body without its head."""
+    if name in modules:
+        return name
+    ends = [path for path in modules if path.endswith(f".{name}") or ("." in path and name.endswith(f".{path}"))]
     return ends[0] if len(ends) == 1 else None
 
 
@@ -197,13 +199,14 @@ def _constants(cls: Any, plan: Plan, full: Any) -> dict[int, dict[str, float]]:
     solved: dict[str, dict[str, float]] = {}
     found = {}
     for source in sorted({plan.sources[position] for position in plan.new}):
-        one, _ = next(followed_configs(plan.checkpoint.config, full, plan.blocks, [source]))
+        leading = [[*range(lead), source] for lead in range(min(source, LEADING) + 1)]
+        ways = [next(followed_configs(plan.checkpoint.config, full, plan.blocks, way))[0] for way in leading]
         prefix = f"{plan.blocks.path}.{source}."
         tensors = plan.checkpoint.tensors.items()
         shapes = [(n.removeprefix(prefix), t.dtype, t.shape) for n, t in tensors if n.startswith(prefix)]
-        kind = json.dumps([sorted(shapes), one], sort_keys=True)
+        kind = json.dumps([sorted(shapes), ways[0]], sort_keys=True)
         if kind not in solved:
-            solved[kind] = model.writers(cls, plan.checkpoint, one, plan.blocks, source)
+            solved[kind] = model.writers(cls, plan.checkpoint, ways, plan.blocks, source)
         found[source] = solved[kind]
     for source, constants in found.items():
         for name, value in constants.items():
