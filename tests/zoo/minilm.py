@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import import_torchvision
 
 import auxin as ax
 from auxin.gate import gated
@@ -64,6 +65,7 @@ def embeddings(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def figures(directory: Path) -> Figures:
     """Grow, train contrastively with dropout as augmentation, save to ``directory``, open again."""
+    import_torchvision()
     from transformers import AutoModel, AutoTokenizer
 
     torch.manual_seed(0)

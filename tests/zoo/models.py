@@ -53,12 +53,12 @@ def has_timm() -> bool:
 @functools.cache
 def timm() -> Any:
     """The module; ``ImportError`` where it is not installed."""
-    _import_torchvision()
+    import_torchvision()
     return importlib.import_module("timm")
 
 
 @functools.cache
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """Import torchvision, where it is installed, beside a CPU build of torch: compiled operators may be missing.
 
     Then registrations that are about them fail, and with them whatever looks for torchvision later; they are skipped.
@@ -80,7 +80,7 @@ def _import_torchvision() -> None:
 
 
 def _of_transformers(name: str) -> Any:
-    _import_torchvision()
+    import_torchvision()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     transformers = importlib.import_module("transformers")
     transformers.utils.logging.set_verbosity_error()

@@ -90,13 +90,13 @@ def reasons(rows: list[Row]) -> Iterator[str]:
             yield f"- {name}, `{blocks.at}` ({outcome.verdict}): {outcome.why[:400]}"
 
 
-def page(rows: list[Row]) -> Iterator[str]:
+def page(rows: list[Row], encoder: str) -> Iterator[str]:
     outer, inner = [row for row in rows if not row[5]], [row for row in rows if row[5]]
     yield HEAD
     yield from summary(outer)
     yield "\nLists inside blocks of other lists (the stages of staged models, and much that only looks like blocks):\n"
     yield from summary(inner)
-    yield f"\n## A pretrained encoder\n\n{pretrained()}"
+    yield f"\n## A pretrained encoder\n\n{encoder}"
     for kind, title in KINDS.items():
         found = [row for row in outer if row[0] == kind]
         if found:
@@ -129,12 +129,13 @@ def main() -> int:
     kinds = [kind for kind in asked.kinds if kind != "timm" or has_timm()]
     jobs = [(kind, name, inner) for kind in kinds for name in NAMES[kind] for inner in (False, True)]
     rows: list[Row] = []
+    encoder = pretrained()
     with multiprocessing.get_context("spawn").Pool(asked.jobs) as pool:
         for done in pool.imap(trial, jobs):
             rows += done
             for _, name, blocks, outcome, _, _ in done:
                 print(f"{name} {blocks.at}: {outcome.verdict}", flush=True)
-    asked.out.write_text("\n".join(page(rows)).rstrip() + "\n")
+    asked.out.write_text("\n".join(page(rows, encoder)).rstrip() + "\n")
     bad = [row[4] for row in rows if row[4]]
     print("\n".join(bad) or f"{len(rows)} lists: as expected", file=sys.stderr)
     return 1 if bad else 0

@@ -212,7 +212,7 @@ def _cannot_start_silent(where: str, block: nn.Module, fade: int) -> str:
     """What to say of a block that neither zeros nor a gate make return its input."""
     return (
         f"{where}: no tensors of a {type(block).__name__} can be zeroed so that a copy returns its input and still "
-        "learns (a norm after the residual sum, a block without a residual, or tied weights)"
+        "learns (a norm after the residual sum, a block without a residual or with another shape, or tied weights)"
         f"{', and a gate does not make it one either' if fade else '; it can fade in: fade=100'}. "
         "output='keep' would run and change the function."
     )

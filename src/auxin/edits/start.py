@@ -117,6 +117,10 @@ def fade_in(module: nn.Module, call: Call | None) -> bool:
         open_gate(module)
         return True
     with untouched(module):
+        with torch.no_grad():
+            given, made = arriving(call), first_tensor(call.run(module))
+        if given is None or made is None or made.shape != given[0].shape:
+            return False
         open_gate(module)
         shut = is_identity(module, call, tolerance=0.0)
         set_gate(module, 1.0)
