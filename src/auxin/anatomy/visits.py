@@ -66,8 +66,8 @@ def visited(look: Look, module: nn.Module, container: nn.Module | None = None) -
 def depended_on(look: Look, module: nn.Module, visits: Visits) -> tuple[bool, bool]:
     """Whether the network's outputs change where the module's do, and whether it runs all of its children.
 
-    One forward. Every finite value that the module returns is moved by about a tenth of its size. What raises then, depends on it.
-    A module that runs all of its children also runs one that is given to it.
+    One forward, in which every finite value that the module returns is moved by about a tenth of its size. What raises
+    then, depends on it. A module that runs all of its children also runs one that is given to it.
     """
     generator = torch.Generator().manual_seed(5)
     witness = _Witness()
