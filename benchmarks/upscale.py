@@ -11,10 +11,11 @@ import argparse
 import importlib.metadata
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -28,9 +29,12 @@ THEIRS = """
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
+import transformers; transformers.LlamaForCausalLM
+# then
 options = MergeOptions(out_shard_size=int(sys.argv[4]), lazy_unpickle=False, quiet=True, write_model_card=False)
 run_merge(MergeConfiguration.model_validate(json.load(open(sys.argv[3]))), sys.argv[2], options=options)
 """
+ROUNDS = 3
 ORDER = [0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7]  # 8 blocks become 12
 
 
@@ -69,19 +73,21 @@ def place(name: str) -> int:
     return int(parts[2]) // 2 if "layers" in parts else 0 if "embed" in name else 3
 
 
-def measured(python: str, program: str, *arguments: str) -> tuple[float, float]:
-    """Peak resident megabytes, and seconds."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = time.perf_counter()
+def measured(python: str, imports: str, call: str, *arguments: str) -> tuple[float, float]:
+    """Peak resident megabytes of a process, and seconds of the call in it."""
+    program = (
+        f"import sys, json, time\n{imports}\nbegun = time.perf_counter()\n{call}\nprint(time.perf_counter() - begun)"
+    )
     done = subprocess.run(
-        [python, "-c", f"import sys, json\n{program}\n{PEAK}", *arguments],
+        [python, "-c", f"{program}\n{PEAK}", *arguments],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     if done.returncode:
         raise SystemExit(done.stderr)
-    return int(done.stdout.split()[-1]) * 1024 / 1e6, time.perf_counter() - begun
+    seconds, peak = done.stdout.split()[-2:]
+    return int(peak) * 1024 / 1e6, float(seconds)
 
 
 def main() -> None:
@@ -90,38 +96,42 @@ def main() -> None:
     parser.add_argument("--mergekit", help="a Python that has mergekit")
     options = parser.parse_args()
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("torch", "transformers", "safetensors"))
-    print(f"{versions}; one thread")
+    print(f"{versions}; one thread; times are medians of {ROUNDS} rounds in turn")
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "in"
+        source, target = Path(folder) / "in", Path(folder) / "out"
         shard, block = checkpoint(source, options.mb)
         size = sum(file.stat().st_size for file in source.glob("*.safetensors")) / 1e6
         print(f"{size:.0f} MB in 4 shards, the largest {shard:.0f} MB, a block {block:.0f} MB; 8 blocks become 12\n")
-        bare, _ = measured(sys.executable, "pass")
-        plain, _ = measured(sys.executable, IMPORTS)
-        opening, opened = measured(sys.executable, OPENING)
+        bare, plain = (measured(sys.executable, imports, "pass")[0] for imports in ("", IMPORTS))
+        opening = measured(sys.executable, OPENING, "pass")[0]
         print(
             f"interpreter alone {bare:.0f} MB, with auxin and torch {plain:.0f} MB, with transformers {opening:.0f} MB"
         )
         print(f"allowed over the interpreter: shard + block + 300 = {shard + block + 300:.0f} MB\n")
-        print(
-            "| program | peak MB | over what it imports | over auxin and torch | over Python alone | s, imports off |"
-        )
-        print("|---|---|---|---|---|---|")
-        for output in ("keep", "zero"):
-            target = str(Path(folder) / output)
-            peak, seconds = measured(sys.executable, OURS.format(order=ORDER, output=output), str(source), target)
-            row = f"{peak:.0f} | {peak - opening:.0f} | {peak - plain:.0f} | {peak - bare:.0f} | {seconds - opened:.1f}"
-            print(f"| auxin upscale --output {output} | {row} |")
+        ours = (sys.executable, OPENING)
+        given = [str(source), str(target)]
+        runs = {
+            f"auxin upscale --output {output}": (*ours, OURS.format(order=ORDER, output=output), *given)
+            for output in ("keep", "zero")
+        }
+        bases = dict.fromkeys(runs, opening)
         if options.mergekit:
             slices = [{"sources": [{"model": str(source), "layer_range": [i, i + 1]}]} for i in ORDER]
             recipe = Path(folder) / "recipe.json"
             recipe.write_text(json.dumps({"merge_method": "passthrough", "slices": slices}))
-            given = (str(source), str(Path(folder) / "theirs"), str(recipe), str(int(shard * 1e6)))
-            imports = THEIRS.split("options =")[0] + "\nimport transformers; transformers.LlamaConfig"
-            alone, idle = measured(options.mergekit, imports)
-            peak, seconds = measured(options.mergekit, THEIRS, *given)
-            row = f"{peak:.0f} | {peak - alone:.0f} | | {peak - bare:.0f} | {seconds - idle:.1f}"
-            print(f"| mergekit passthrough | {row} |")
+            name, (imports, call) = "mergekit passthrough", THEIRS.split("# then\n")
+            runs[name] = (options.mergekit, imports, call, *given, str(recipe), str(int(shard * 1e6)))
+            bases[name] = measured(options.mergekit, imports, "pass")[0]
+        found = {name: [] for name in runs}
+        for name, run in [*runs.items()] * ROUNDS:
+            shutil.rmtree(target, ignore_errors=True)
+            found[name].append(measured(*run))
+        print("| program | peak MB | over what it imports | over auxin and torch | over Python alone | s |")
+        print("|---|---|---|---|---|---|")
+        for name, pairs in found.items():
+            peak, seconds = max(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+            over = " | ".join(f"{peak - base:.0f}" for base in (bases[name], plain, bare))
+            print(f"| {name} | {peak:.0f} | {over} | {seconds:.1f} |")
 
 
 if __name__ == "__main__":
