@@ -54,8 +54,6 @@ def checked_chooser(choose: Any) -> Any:
 
 def checked_edits(given: Any, model: nn.Module) -> list[Edit]:
     """The edits that a Grower may choose from: one, several, or a function that returns them."""
-    if type(given) in (list, tuple) and not len(given):
-        raise GrowthError("edits is empty, so nothing would ever grow; pass edits such as Duplicate('blocks', by=1).")
     made = callable(given) and not is_edit(given) and not isinstance(given, type)
     if made and not _takes_one(given):
         raise GrowthError("edits takes no model; write it as edits=lambda model: [...]")

@@ -20,7 +20,7 @@ import bert
 
 import auxin as ax
 
-STEPS, AFTER = 4, 3
+STEPS, AFTER, LOADS = 4, 3, 3
 
 
 def life(folder, who=0, keep_last=2):
@@ -85,11 +85,11 @@ def kill(folder, count, seed):
 
 
 def both(folder, seconds, keep):
-    """Two processes save to one path, this one loads from there."""
-    end = time.monotonic() + seconds
+    """Two processes save to one path, this one loads from there until it has LOADS, or for ten times as long."""
+    begun, stop = time.monotonic(), folder.parent / "stop"
 
     def writer(who):
-        while time.monotonic() < end:
+        while not stop.exists() and time.monotonic() < begun + 20 * seconds:
             for _ in life(folder, who, keep):
                 pass
 
@@ -97,13 +97,14 @@ def both(folder, seconds, keep):
     while not list(folder.glob("checkpoint-*")):
         time.sleep(0.05)
     seen, missed = Counter(), 0
-    while time.monotonic() < end:
+    while (spent := time.monotonic() - begun) < seconds or (sum(seen.values()) < LOADS and spent < 10 * seconds):
         try:
             seen[resumed(folder)[0]["who"]] += 1
         except ax.GrowthError as error:
             if "was removed while it was read" not in str(error):
                 raise
             missed += 1
+    stop.touch()
     codes = [os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in children]
     extra, _ = resumed(folder)
     return {"codes": codes, "seen": seen, "missed": missed, "last": extra, "names": sorted(os.listdir(folder))}

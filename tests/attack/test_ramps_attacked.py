@@ -78,8 +78,8 @@ def live():
     """Bytes of all tensors that are alive."""
     gc.collect()
     tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
-    return sum(storages.values())
+    dense = [t.untyped_storage() for t in tensors if t.device.type == "cpu" and t.layout == torch.strided]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in dense}.values())
 
 
 def hooks(run):

@@ -1,6 +1,6 @@
 """Which cells of the table run: each companion varied alone, all pairs of companions, and the full product."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import NamedTuple
 
@@ -64,8 +64,11 @@ def varied(base: Cell) -> list[Cell]:
     return [cell for field, levels in LEVELS.items() for v in levels if (cell := base._replace(**{field: v})).fits]
 
 
-def paired() -> list[Cell]:
-    """Few cells in which every two levels of two fields meet, where they can; built greedily, always the same."""
+def paired(shown: Iterable[Cell] = ()) -> list[Cell]:
+    """Few cells in which every two levels of two fields meet, where they can and ``shown`` does not show them yet.
+
+    Built greedily, always the same.
+    """
     fields = list(PAIRED)
     missing = {
         pair
@@ -74,6 +77,7 @@ def paired() -> list[Cell]:
         for y in PAIRED[b]
         if _can_meet(pair := ((a, x), (b, y)))
     }
+    missing -= set().union(*(pairs_of(cell) for cell in shown))
     cells = []
     while missing:
         chosen: dict[str, str] = dict(min(missing))
@@ -117,7 +121,8 @@ def daily() -> list[Cell]:
         Cell("gpt", "by-hand-resize", optimizer="Adafactor-loop"),
         Cell("mlp", "keep-stack", groups="layered"),
     ]
-    return list(dict.fromkeys([*all_edits(), *varied(Cell("mlp", "interleave")), *extra, *paired()]))
+    first = [*all_edits(), *varied(Cell("mlp", "interleave")), *extra]
+    return list(dict.fromkeys([*first, *paired(first)]))
 
 
 def product() -> Iterator[Cell]:
