@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long zoo setup clean
+.PHONY: demo test check conformance test-long test-distributed zoo setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -25,6 +25,9 @@ conformance: $(STAMP)
 
 test-long: $(STAMP)
 	$(PYTEST) -m long --timeout 1800
+
+test-distributed: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m distributed --timeout 900
 
 # timm and a pretrained encoder, beside the environment and not in it: timm would bring a torch of its own.
 ZOO := $(VENV)-zoo
