@@ -291,7 +291,8 @@ OURS: dict[str, dict[str, Any]] = {
         "slope": partial(
             ours,
             when.slope,
-            grid(window=[15, 20, 25, 30, 40], level=[0.9, 0.7, 0.5, 0.3, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4]),
+            grid(window=[15, 20, 25, 30, 40], level=[0.9, 0.7, 0.5, 0.3, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4])
+            + grid(window=[20, 30, 40], level=[0.7, 0.5, 0.3, 0.1, 0.05], shortest=[10, 15, 20]),
         ),
         "plateau": partial(ours, when.plateau, grid(patience=[5, 8, 10, 15, 20, 25, 30, 40, 50, 60])),
     },

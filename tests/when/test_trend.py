@@ -2,6 +2,8 @@
 
 import math
 import random
+from functools import partial
+from statistics import median
 
 import pytest
 
@@ -77,6 +79,22 @@ def test_a_hole_of_nan_does_not_fire_by_the_readings_before_it():
     assert fires(when.diverging(nonfinite=3), [*rising, math.nan, math.nan, 19.0]) == [21]
 
 
+def test_slope_with_a_shortest_window_sees_a_steep_improvement_stop_sooner_and_not_falsely():
+    def first(shortest):
+        trigger = partial(when.slope, window=40, level=0.3, shortest=shortest)
+        return [fires(trigger(), curve(seed, (130, -0.4), (60, 0.0)))[0] - 130 for seed in range(20)]
+
+    whole, shorter = first(None), first(10)
+    print(f"after the stall, median: {median(whole)} with the whole window, {median(shorter)} with shorter ones")
+    assert min(shorter) >= 0 and median(shorter) <= 0.75 * median(whole)
+    assert not any(fires(when.slope(40, shortest=10), curve(seed, (250, -0.2))) for seed in range(10))
+
+
+def test_a_shortest_window_is_not_asked_before_there_is_a_past_to_compare_with():
+    noisy = [curve(seed, (119, -0.1)) for seed in range(10)]
+    assert [fires(when.slope(40), c) for c in noisy] == [fires(when.slope(40, shortest=10), c) for c in noisy]
+
+
 @pytest.mark.parametrize("build", [lambda **k: when.slope(window=10, **k), lambda **k: when.diverging(**k)])
 def test_units_mode_and_keyword(build):
     stream = curve(5, (40, -0.5), (40, 0.0), (40, 0.6))
@@ -101,6 +119,8 @@ def test_the_trend_can_be_read():
     ("build", "message"),
     [
         (lambda: when.slope(window=7), "slope(window=7): window takes whole numbers from 8."),
+        (lambda: when.slope(shortest=7), "slope(shortest=7): shortest takes whole numbers from 8."),
+        (lambda: when.slope(20, shortest=30), "slope(window=20, shortest=30): shortest is at most the window."),
         (lambda: when.slope(level=0), "slope(level=0): level is a probability, above 0 and below 1."),
         (lambda: when.slope(level=math.nan), "slope(level=nan): level takes a finite number."),
         (lambda: when.slope(min_delta=-1), "slope(min_delta=-1): an improvement cannot be negative, pass 0 or more."),

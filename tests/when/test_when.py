@@ -303,6 +303,7 @@ TRIGGERS = [
     lambda: when.drift(threshold=4.0, window=5),
     lambda: when.drift(window=5, mode="max", metric="accuracy"),
     lambda: when.slope(window=8, level=0.3),
+    lambda: when.slope(window=12, shortest=8),
     lambda: when.slope(window=12, min_delta=0.01, mode="max", metric="accuracy"),
     lambda: when.diverging(window=9, level=0.01),
     lambda: when.diverging(window=9, level=0.01, nonfinite=2),
