@@ -169,13 +169,13 @@ def sentence(results: Results) -> str:
     """What the numbers support, whatever it is."""
     grown, best, start = results.grown, results.fixed[results.best], results.fixed[results.start]
     depths = sorted(set(grown.depth or []))
-    ended = f"{depths[0]} blocks" if len(depths) == 1 else f"{depths[0]} to {depths[-1]} blocks"
+    ended = _blocks(depths[0]) if len(depths) == 1 else f"{depths[0]} to {_blocks(depths[-1])}"
     place = f"{100 * abs(results.behind):.1f} % {'worse' if results.behind > 0 else 'better'} than"
     verb = "better than" if results.gained > 0 else "worse than"
     share = (grown.flops or 0.0) / results.flops_of_trying
     text = (
-        f"The network that grew by itself from {results.start} block to {ended} forecasts with a sMAPE of "
-        f"{grown.mean:.2f} % (mean of {len(grown.scores)}): {place} the best fixed depth ({results.best} blocks, "
+        f"The network that grew by itself from {_blocks(results.start)} to {ended} forecasts with a sMAPE of "
+        f"{grown.mean:.2f} % (mean of {len(grown.scores)}): {place} the best fixed depth ({_blocks(results.best)}, "
         f"{best.mean:.2f}), which only trying {', '.join(map(str, results.fixed))} reveals, at {share:.3f} of the "
         f"training FLOPs of trying; and {abs(results.gained):.2f} points {verb} the depth that it started from "
         f"({start.mean:.2f})."
@@ -184,10 +184,14 @@ def sentence(results: Results) -> str:
     if results.gained <= 0:
         worth = " Growing did not pay here: staying at the depth of the start would have done as well."
     elif results.behind > 0:
-        worth = f" Whoever knew beforehand that {results.best} blocks are best had no need to grow."
+        worth = f" Whoever knew beforehand that {_blocks(results.best)} do best had no need to grow."
     ensemble = f" The median of {results.members} grown networks reaches {results.ensemble.mean:.2f}"
     theirs = "".join(f", {row.name} {row.mean:.2f}" for row in results.published)
     return text + worth + ensemble + theirs + "."
+
+
+def _blocks(count: int) -> str:
+    return "1 block" if count == 1 else f"{count} blocks"
 
 
 def printed(content: dict[str, Any]) -> str:
