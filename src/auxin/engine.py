@@ -14,24 +14,22 @@ from typing import Any
 
 from torch import nn
 
-from auxin import typed
+from auxin import agreed, typed
 from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import unwrap
+from auxin.anatomy.wrappers import with_wrappers
 from auxin.boundary import StepWatch, why_not_now
 from auxin.change import Change, Edit, Grouping
-from auxin.errors import GrowthError
+from auxin.errors import BadMoment, GrowthError
 from auxin.follow import follower_of
 from auxin.follow.own_groups import placed
 from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
+from auxin.ranks import Ranks
 from auxin.stock import check_stock, is_stock
 from auxin.verify import verify
-
-
-class BadMoment(GrowthError):
-    """The network must not be changed right now; a Grower keeps its decision for the next call."""
 
 
 def grow(
@@ -118,7 +116,33 @@ def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Ter
 def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms, held: contextlib.ExitStack) -> Change:
     """Grow, the transaction left open in ``held``: ``close()`` keeps it, an exception or ``take_back`` undoes it."""
     started = time.perf_counter()
-    model = unwrap(model)
+    companions = with_wrappers(model, companions)
+    model, ranks = unwrap(model), Ranks.of(companions)
+    with ranks.agree("grow") as said:
+        seed = _asked(model, edit, companions, terms)
+        if not ranks.alone:
+            said += [*agreed.question(edit, seed, terms), *agreed.structure(model, _optimizers(companions))]
+    with random_state():
+        look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
+        with ranks.agree("grow: the plan") as said:
+            before = seen(look) if look.has_probe else None
+            stock = terms.stock and is_stock(model)
+            change = dataclasses.replace(_planned(model, edit, look), rewarm=terms.rewarm)
+            said += [] if ranks.alone else agreed.plan(change)
+        share_values(ranks, change, companions)
+        with ranks.agree("grow: the proof"):
+            change = held.enter_context(transaction(model, change, companions, terms.group))
+            change = _proved(model, change, look, before, companions)
+            if stock:
+                check_stock(model, change, look)
+            change = dataclasses.replace(change, seconds=time.perf_counter() - started)
+            if terms.accept is not None:
+                terms.accept(change)
+        return change
+
+
+def _asked(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> int:
+    """Check what was asked for, and that this is the moment; the seed."""
     if not isinstance(edit, Edit):
         raise GrowthError(
             f"edit is a {type(edit).__name__}; pass an edit such as Duplicate('blocks') or Insert('net', layer)."
@@ -128,20 +152,18 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
     verify(model, *companions)
     if type(terms.rewarm) is not int or terms.rewarm < 0:
         raise GrowthError(f"rewarm={terms.rewarm!r}: pass a number of optimizer steps, 0 for none.")
-    seed = seed_of(model, edit) if terms.seed is None else terms.seed
-    with random_state():
-        look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
-        before = seen(look) if look.has_probe else None
-        stock = terms.stock and is_stock(model)
-        change = dataclasses.replace(_planned(model, edit, look), rewarm=terms.rewarm)
-        change = held.enter_context(transaction(model, change, companions, terms.group))
-        change = _proved(model, change, look, before, companions)
-        if stock:
-            check_stock(model, change, look)
-        change = dataclasses.replace(change, seconds=time.perf_counter() - started)
-        if terms.accept is not None:
-            terms.accept(change)
-        return change
+    return seed_of(model, edit) if terms.seed is None else terms.seed
+
+
+def share_values(ranks: Ranks, change: Change, companions: Sequence[Any]) -> None:
+    """Let every rank start from the new values of rank 0; buffers too where DDP keeps them alike."""
+    if not ranks.alone:
+        buffers = all(getattr(c, "forward_sync_buffers", True) for c in companions)
+        ranks.broadcast(agreed.new_tensors(change, buffers))
+
+
+def _optimizers(companions: Sequence[Any]) -> list[Any]:
+    return [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
 
 
 def _planned(model: nn.Module, edit: Edit, look: Look) -> Change:

@@ -6,3 +6,7 @@ class GrowthError(RuntimeError):
 
     Whatever raised it left the model, its companions and the files as they were.
     """
+
+
+class BadMoment(GrowthError):
+    """The network must not be changed right now; a Grower keeps its decision for the next call."""

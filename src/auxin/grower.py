@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
+from auxin.anatomy.wrappers import with_wrappers
 from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit, number
 from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
@@ -95,8 +96,8 @@ class Grower:
         on_undo: Callable[[], None] | None = None,
         log: str | os.PathLike[str] | Logbook | None = None,
     ):
-        self.model = unwrap(model)
-        self.companions = checked_companions(companions)
+        companions = with_wrappers(model, companions)
+        self.model, self.companions = unwrap(model), checked_companions(companions)
         self.limit, self.probation = Limit.of(limit), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")

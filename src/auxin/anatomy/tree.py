@@ -6,9 +6,22 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from auxin.change import Move, New, Rewire, Swap
 from auxin.errors import GrowthError
+
+AT_A_CHECKPOINT = (
+    "This version does not grow there. Grow at a checkpoint: save, build the plain network in one process, load, grow "
+    "and save it there, and wrap the grown one."
+)
+PARTS = "where each rank holds a part of every parameter"
+REFUSED = {  # wrappers under which nothing can grow, and why
+    "FSDPModule": f"FSDP2 (fully_shard), {PARTS}",
+    "FullyShardedDataParallel": f"FSDP1 (FullyShardedDataParallel), {PARTS}",
+    "DeepSpeedEngine": "a DeepSpeedEngine, which keeps its own copies and parts of the parameters",
+    "DataParallel": "DataParallel, which copies the network in every forward; DistributedDataParallel is followed",
+}
 
 
 def module_at(model: nn.Module, path: str, what: str = "at") -> nn.Module:
@@ -111,7 +124,7 @@ def moves_between(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside ``torch.compile``'s wrapper.
+    """The user's own module inside the wrappers of ``torch.compile`` and ``DistributedDataParallel``.
 
     Raises:
         GrowthError: a wrapper under which this version cannot grow; names it and the way round.
@@ -126,17 +139,9 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise GrowthError(
             "model is a ScriptModule, whose modules cannot be changed; grow the nn.Module and script it again."
         )
-    wrappers = (
-        "DistributedDataParallel",
-        "FullyShardedDataParallel",
-        "DeepSpeedEngine",
-        "DataParallel",
-        "FSDPModule",
-    )
+    if isinstance(model, DistributedDataParallel):
+        return unwrap(model.module)
     for base in kind.__mro__:
-        if base.__name__ in wrappers and base.__module__.startswith(("torch.", "deepspeed")):
-            raise GrowthError(
-                f"model is wrapped in {base.__name__}, under which this version does not grow: ranks or replicas "
-                "would drift apart. Grow the plain module at a checkpoint (save, grow, wrap again)."
-            )
+        if base.__name__ in REFUSED and base.__module__.startswith(("torch.", "deepspeed")):
+            raise GrowthError(f"the model is under {REFUSED[base.__name__]}. {AT_A_CHECKPOINT}")
     return model

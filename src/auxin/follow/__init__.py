@@ -86,7 +86,7 @@ def _lookup(kind: type) -> Follower | None:
 
 def _load_ours() -> None:
     """The followers of this package register themselves."""
-    for name in ("average", "optimizer", "scaler", "scheduler"):
+    for name in ("average", "ddp", "optimizer", "scaler", "scheduler"):
         importlib.import_module(f"auxin.follow.{name}")
 
 

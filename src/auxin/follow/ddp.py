@@ -1,0 +1,168 @@
+"""``DistributedDataParallel``: the same wrapper object goes on, with a reducer that knows the new parameters.
+
+The reducer, which sums gradients over the ranks, is fixed when DDP is built: what comes later is never synchronised,
+without a word. It is built anew from the wrapper's own settings, so that hooks on the wrapper, its train flag, comm
+hooks, ``static_graph``, ``find_unused_parameters`` and ``no_sync`` stay as they are; no weight is sent for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from auxin.anatomy.tree import unwrap
+from auxin.change import Before, Change
+from auxin.errors import GrowthError
+from auxin.follow import follow
+
+c10d: Any = dist  # with the names that its stubs do not list
+
+# Parts of DDP that building a reducer needs. They are not public: in torch 2.13 they are what unpickling DDP uses.
+PARTS = ("_build_params_for_reducer", "_build_debug_param_to_name_mapping", "_ddp_init_helper", "_comm_hooks")
+REBUILT = (
+    "reducer",
+    "logger",
+    "modules_buffers",
+    "named_module_buffers",
+    "parameters_to_ignore",
+    "_module_parameters",
+    "_has_rebuilt_buckets",
+    "_static_graph_delay_allreduce_enqueued",
+)
+IGNORED = "_ddp_params_and_buffers_to_ignore"  # names that DDP looks for on the network itself
+POWER = ("error_dict", "p_memory_dict", "q_memory_dict", "iter")  # what a PowerSGDState carries from step to step
+HAND_OVER = "Grow at a checkpoint: save, and build the network, grow it and wrap it anew."
+
+
+@follow(DistributedDataParallel)
+def follow_ddp(wrapper: Any, change: Change) -> Iterator[None]:
+    """Build the reducer anew for the parameters of the grown network; the old one is kept to return to.
+
+    Raises:
+        GrowthError: it wraps another network, or works in a way that cannot be built anew.
+    """
+    assert change.before is not None
+    check(wrapper, change.before)
+    yield
+    before = {name: wrapper.__dict__[name] for name in REBUILT if name in wrapper.__dict__}
+    inner = unwrap(wrapper)
+    ignored = inner.__dict__.get(IGNORED)
+    power = [(state, {name: getattr(state, name) for name in POWER}) for state in _power_states(wrapper)]
+    try:
+        _rename_ignored(wrapper, change.before)
+        for state, _ in power:
+            _start_anew(state)
+        rebuild(wrapper)
+        yield
+    except GeneratorExit:
+        raise
+    except BaseException:
+        vars(wrapper).update(before)
+        if ignored is not None:
+            inner.__dict__[IGNORED] = ignored
+        for state, own in power:
+            for name, value in own.items():
+                setattr(state, name, value)
+        raise
+
+
+def check(wrapper: Any, before: Before) -> None:
+    """Refuse what cannot be built anew.
+
+    Raises:
+        GrowthError: says what, and the way round.
+    """
+    inner = unwrap(wrapper)
+    if before.modules.get("") is not inner:
+        raise GrowthError(
+            f"this DistributedDataParallel wraps another {type(inner).__name__} than the network that grows. Pass the "
+            "wrapper of that network, and this one to a Grower of its own."
+        )
+    missing = [part for part in PARTS if not hasattr(wrapper, part)]
+    if missing:
+        raise GrowthError(
+            f"DistributedDataParallel of this torch has no {', '.join(missing)}, so it cannot be built anew in place. "
+            f"{HAND_OVER}"
+        )
+    for reason, found in (
+        ("mixed_precision=", wrapper.mixed_precision is not None),
+        ("delay_all_reduce_named_params=", bool(wrapper._delay_all_reduce_params)),
+        ("the Python reducer of torch.compile (optimize_ddp='python_reducer')", wrapper._use_python_reducer),
+        (
+            "an optimizer inside the backward pass (_register_fused_optim, _apply_optimizer_in_backward)",
+            any(hasattr(p, "_in_backward_optimizers") for p in wrapper._module_parameters)
+            or any("optim" in getattr(hook, "__qualname__", "").lower() for hook, _ in wrapper._comm_hooks),
+        ),
+    ):
+        if found:
+            raise GrowthError(
+                f"DistributedDataParallel with {reason} sets up things on each parameter that new ones would lack. "
+                f"{HAND_OVER}"
+            )
+
+
+def rebuild(wrapper: Any) -> None:
+    """A new reducer for the trainable parameters that the network has now. Nothing is sent to other ranks."""
+    hook = _builtin_hook(wrapper)
+    parameters, sparse = wrapper._build_params_for_reducer()
+    names = wrapper._build_debug_param_to_name_mapping(parameters)
+    ignored = wrapper.parameters_to_ignore
+    wrapper._module_parameters = [p for name, p in wrapper.module.named_parameters() if name not in ignored]
+    wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
+    wrapper._has_rebuilt_buckets = False
+    if wrapper.static_graph:
+        wrapper._static_graph_delay_allreduce_enqueued = False
+        wrapper.reducer._set_static_graph()
+        wrapper.logger._set_static_graph()
+    for function, state in wrapper._comm_hooks:
+        wrapper.logger._set_comm_hook_name(function.__qualname__)
+        c10d._register_comm_hook(wrapper.reducer, state, function)
+    if hook is not None:
+        wrapper._register_builtin_comm_hook(hook)
+
+
+def refresh(companions: Iterable[Any]) -> None:
+    """Build the reducer of each DistributedDataParallel among ``companions`` anew: something was frozen or thawed."""
+    for companion in companions:
+        if isinstance(companion, DistributedDataParallel):
+            rebuild(companion)
+
+
+def _builtin_hook(wrapper: DistributedDataParallel) -> Any:
+    """The hook in C++ that is registered, if there is one; only the log of DDP knows."""
+    name = wrapper._get_ddp_logging_data().get("comm_hook", "")
+    kind = getattr(dist, "BuiltinCommHookType", None)
+    return getattr(kind, name.partition(".")[2], None) if name.startswith("BuiltinCommHookType.") else None
+
+
+def _rename_ignored(wrapper: DistributedDataParallel, before: Before) -> None:
+    """Let the names of tensors that DDP ignores follow the tensors."""
+    inner = unwrap(wrapper)
+    if not wrapper.parameters_to_ignore:
+        return
+    old = {name: id(t) for held in (before.parameters, before.buffers) for name, t in held.items()}
+    new = {id(t): name for held in (inner.named_buffers(), inner.named_parameters()) for name, t in held}
+
+    def renamed(names: Iterable[str]) -> list[str]:
+        return [new[old[name]] if old.get(name) in new else name for name in names]
+
+    wrapper.parameters_to_ignore = set(renamed(wrapper.parameters_to_ignore))
+    if IGNORED in inner.__dict__:
+        inner.__dict__[IGNORED] = renamed(inner.__dict__[IGNORED])
+
+
+def _power_states(wrapper: DistributedDataParallel) -> list[Any]:
+    """States of PowerSGD, which hold residuals by number of bucket."""
+    return [s for _, s in wrapper._comm_hooks if any(c.__name__ == "PowerSGDState" for c in type(s).__mro__)]
+
+
+def _start_anew(state: Any) -> None:
+    """Residuals of buckets that are no more cannot be added to those that come: let them go, as at a fresh start.
+
+    The first two iterations of a reducer have other buckets than the later ones, so these are summed uncompressed.
+    """
+    state.error_dict, state.p_memory_dict, state.q_memory_dict = {}, {}, {}
+    state.iter = max(0, min(state.iter, state.start_powerSGD_iter - 2))

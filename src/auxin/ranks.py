@@ -1,0 +1,237 @@
+"""The processes that train one network together: whatever one of them refuses, none of them does.
+
+What they tell each other goes through the key-value store of the process group and not through its collectives. So it
+works alike over gloo and NCCL, costs a fraction of a millisecond, ends by itself, and knows who is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from auxin.errors import BadMoment, GrowthError
+
+T = TypeVar("T")
+
+c10d: Any = dist  # with the names that its stubs do not list
+BUCKET = 250 * 1024 * 1024  # bytes of tensors that are sent at once
+EVERYBODY = "everybody came"
+SHOWN = 3  # lines of a disagreement
+
+
+class Ranks:
+    """The ranks of one process group; without one, a single process that agrees with itself.
+
+    Args:
+        group: whose ranks hold the same network. Its timeout (``init_process_group(timeout=...)``) is how long each
+            meeting waits for the last of them.
+
+    Attributes:
+        rank: of this process in the group.
+        size: number of ranks.
+    """
+
+    def __init__(self, group: Any = None):
+        self._group: Any = group
+        self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+    @classmethod
+    def of(cls, companions: Iterable[Any]) -> Ranks:
+        """Those of the DistributedDataParallel among a network's companions, or this process alone."""
+        wrapper = next((c for c in companions if isinstance(c, DistributedDataParallel)), None)
+        return cls(None if wrapper is None else wrapper.process_group)
+
+    def __repr__(self) -> str:
+        return f"Ranks(rank {self.rank} of {self.size})"
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return self
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank to agree with."""
+        return self.size == 1
+
+    @contextmanager
+    def agree(self, what: str) -> Iterator[list[str]]:
+        """Do the same on every rank, or on none: what is raised inside on one rank is raised on all.
+
+        Args:
+            what: the call, in words; ranks that are in different calls are told so.
+
+        Yields:
+            A list for lines of text that must be the same on every rank.
+
+        Raises:
+            GrowthError: another rank has refused, is somewhere else, says something else, or does not come.
+        """
+        lines: list[str] = []
+        if self.alone:
+            yield lines
+            return
+        try:
+            yield lines
+        except BaseException as error:
+            self._meet(what, None, error)
+            raise
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        if len(set(self._meet(what, digest))) > 1:
+            raise GrowthError(_differ(what, self._meet(what, lines)))
+
+    def share(self, what: str, make: Callable[[], T]) -> list[T]:
+        """What ``make()`` gives on every rank, by rank; plain JSON values. What it raises on one is raised on all.
+
+        Raises:
+            GrowthError: as for ``agree``.
+        """
+        if self.alone:
+            return [make()]
+        try:
+            value = make()
+        except BaseException as error:
+            self._meet(what, None, error)
+            raise
+        return self._meet(what, value)
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Write the values of rank 0 into the tensors of every rank. All must be there (``agree`` first).
+
+        Raises:
+            GrowthError: the process group has failed.
+        """
+        if self.alone or not tensors:
+            return
+        try:
+            c10d._broadcast_coalesced(self._group, [t.detach() for t in tensors], BUCKET, 0)
+        except RuntimeError as error:
+            raise GrowthError(
+                f"rank {self.rank}: the new values of rank 0 did not arrive ({error}). Every rank takes the growth "
+                "back; the process group itself may be broken."
+            ) from error
+
+    def _meet(self, what: str, value: Any, error: BaseException | None = None) -> list[Any]:
+        """Tell all ranks a value, or what was raised here, and hear theirs."""
+        try:
+            words = self._gather(what, json.dumps([what, value, _told(error)]))
+        except Exception as missing:
+            if error is None:
+                raise
+            error.add_note(f"beside that: {missing}")
+            return []
+        heard = [json.loads(word) for word in words]
+        calls = [call for call, _, _ in heard]
+        if len(set(calls)) > 1:
+            raise GrowthError(
+                f"the ranks are in different calls: {_grouped(calls)}. Every rank makes the same calls of auxin in the "
+                "same order, also those that only one of them seems to need (grower.step, ax.save)."
+            ) from error
+        refused = [(rank, *told) for rank, (_, _, told) in enumerate(heard) if told is not None]
+        if refused and (error is None or isinstance(error, GrowthError)):
+            raise _refusal(refused, self.size) from error
+        return [said for _, said, _ in heard]
+
+    def _gather(self, what: str, word: str) -> list[bytes]:
+        """The words of all ranks. Whether everybody came is decided once, for all of them, in the store."""
+        store, timeout = self._group.get_group_store(), _timeout(self._group)
+        try:
+            number = store.add(f"auxin/{self.rank}", 1)
+            here, before = f"auxin/meeting/{number}", f"auxin/meeting/{number - 1}"
+            keys = [f"{here}/{rank}" for rank in range(self.size)]
+            store.set(keys[self.rank], word)
+            try:
+                store.wait(keys, timeout)
+                verdict = EVERYBODY
+            except RuntimeError:
+                missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+                verdict = ", ".join(missing) or EVERYBODY
+            except BaseException:
+                store.compare_set(f"{here}/verdict", "", f"{self.rank} (interrupted)")
+                raise
+            verdict = store.compare_set(f"{here}/verdict", "", verdict).decode()
+            words = store.multi_get(keys) if verdict == EVERYBODY else []
+            if words:  # so all are through with the one before
+                store.delete_key(f"{before}/{self.rank}")
+                if self.rank == 0:
+                    store.delete_key(f"{before}/verdict")
+        except RuntimeError as error:
+            raise GrowthError(
+                f"{what}: rank {self.rank} cannot reach the store of the process group any more ({error}). The process "
+                "that holds it, mostly rank 0, has ended. Nothing was changed here."
+            ) from error
+        if not words:
+            raise GrowthError(
+                f"{what}: rank {verdict} of {self.size} did not come within {timeout.total_seconds():g} s. Every rank "
+                "makes the same calls of auxin in the same order; one that has died, or hangs, never comes. Nothing "
+                "was changed."
+            )
+        return words
+
+
+def _timeout(group: Any) -> timedelta:
+    """That of the process group."""
+    for device in ("cpu", "cuda"):
+        try:
+            return group._get_backend(torch.device(device)).options._timeout
+        except (RuntimeError, AttributeError):
+            continue
+    return dist.default_pg_timeout
+
+
+def _told(error: BaseException | None) -> tuple[str, str] | None:
+    """An exception as data: the name of its class if it is one of ours, and its text."""
+    if error is None:
+        return None
+    ours = isinstance(error, GrowthError)
+    return (type(error).__name__, str(error)) if ours else ("GrowthError", f"{type(error).__name__}: {error}")
+
+
+def _refusal(refused: list[tuple[int, str, str]], size: int) -> GrowthError:
+    """One exception for what one or several ranks have refused, of the same class and text on every rank."""
+    lasting = [kind for _, kind, _ in refused if kind != BadMoment.__name__]
+    kinds = {kind.__name__: kind for kind in _kinds(GrowthError)}
+    kind = kinds.get(lasting[0] if lasting else BadMoment.__name__, GrowthError)
+    texts = [text for _, _, text in refused]
+    if len(refused) == size and len(set(texts)) == 1:
+        return kind(texts[0])
+    told = "; ".join(f"rank {rank}: {text}" for rank, _, text in refused)
+    return kind(f"{told} So no rank does it; all are as they were.")
+
+
+def _kinds(kind: type[GrowthError]) -> Iterator[type[GrowthError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+def _grouped(said: Sequence[str]) -> str:
+    """'ranks 0, 2: ...; rank 1: ...'."""
+    ranks: dict[str, list[str]] = {}
+    for rank, text in enumerate(said):
+        ranks.setdefault(text, []).append(str(rank))
+    return "; ".join(f"rank{'s' * (len(who) > 1)} {', '.join(who)}: {text}" for text, who in ranks.items())
+
+
+def _differ(what: str, said: Sequence[Sequence[str]]) -> str:
+    """Name the ranks that say something else, and what."""
+    common = set(said[0]).intersection(*said)
+    own = [[line for line in lines if line not in common] for lines in said]
+    shown = [
+        "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+        if lines
+        else "nothing of its own"
+        for lines in own
+    ]
+    return (
+        f"{what}: the ranks differ. {_grouped(shown)}. Nothing was changed. Every rank needs the same network, the "
+        "same optimizers and the same call with the same arguments; what was changed on one rank alone must be taken "
+        "back."
+    )

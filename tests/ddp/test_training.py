@@ -1,0 +1,58 @@
+"""Training goes on in step on all ranks, with growths in between; as one process on the whole batch would train."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from processes import on_ranks
+from ranked import Net, assert_ranks_equal, batch, share, train_step, values, wrapped
+
+import auxin as ax
+
+OPTIONS = [
+    {},
+    {"static_graph": True},
+    {"find_unused_parameters": True},
+    {"gradient_as_bucket_view": True},
+    {"broadcast_buffers": False},
+    {"bucket_cap_mb": 0.001},
+]
+
+
+def grown_run(rank: int, size: int, options: dict[str, Any], steps: int, every: int) -> Any:
+    """Train and grow; every rank checks after each step that all are alike."""
+    warnings.simplefilter("ignore")
+    model = wrapped(rank, **options)
+    inner, hooked = model.module, []
+    model.register_forward_hook(lambda *_: hooked.append(1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    probe = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    grower = ax.Grower(model, optimizer, edits=ax.Duplicate("blocks", by=1), when=ax.when.every(every), probe=probe)
+    for step in range(steps):
+        train_step(model, optimizer, *share(step, rank, size))
+        grower.step()
+        assert_ranks_equal(model, f"step {step}")
+    assert grower.model is inner is model.module and len(hooked) == steps
+    return len(grower.journal), values(*model.parameters())
+
+
+def alone(steps: int, every: int) -> Any:
+    """The same run in one process, on the global batch."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    probe = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    grower = ax.Grower(model, optimizer, edits=ax.Duplicate("blocks", by=1), when=ax.when.every(every), probe=probe)
+    for step in range(steps):
+        train_step(model, optimizer, *batch(step))
+        grower.step()
+    return len(grower.journal), values(*model.parameters())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "default"))
+def test_two_ranks_train_as_one_process_does(options: dict[str, Any]) -> None:
+    growths, expected = alone(100, 20)
+    for found, weights in on_ranks(2, grown_run, 2, options, 100, 20):
+        assert found == growths == 5
+        assert float((weights - expected).abs().max()) <= 1e-6
