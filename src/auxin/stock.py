@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from auxin.anatomy.probe import Look, tensors_in, untouched
-from auxin.anatomy.tree import module_at
-from auxin.change import Change
+from auxin.anatomy.rebuilt import configuration, configured, on_meta
+from auxin.anatomy.tree import join, module_at
+from auxin.change import MISSING, Change
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
 
 PLAIN = (int, float, str, bool)
 OWN = ("training", "gradient_checkpointing")  # how a module is run, not what it is
+WORDS, NEW_WORDS = 8, 3  # of a prompt, and behind it
 ACCEPT = "Pass stock=False to grow it all the same; then keep it with auxin.save, or rebuild it and replay its journal."
 
 
@@ -28,19 +30,31 @@ def is_stock(model: nn.Module) -> bool:
 
     A model with adapters or a head of one's own is none, and needs not stay one.
     """
-    if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "to_dict"):
+    if not configured(model):
         return False
     try:
-        with torch.device("meta"), random_state():
-            twin = type(model)(_config(model))
+        return _shapes(on_meta(model, configuration(model))) == _shapes(model)
     except Exception:  # a class of the user's with arguments of its own
         return False
-    shapes = [{name: t.shape for name, t in net.state_dict().items()} for net in (twin, model)]
-    return shapes[0] == shapes[1]
+
+
+def generates(model: nn.Module, look: Look) -> bool:
+    """Whether a language model generates with a cache what it generates without; so do all that generate nothing, or
+    where the probe has no token ids.
+    """
+    ids = _prompt(look) if getattr(model, "can_generate", bool)() else None
+    if ids is None:
+        return True
+    try:
+        with untouched(model), torch.no_grad():
+            cached, plain = (_logits(model, ids, use_cache) for use_cache in (True, False))
+    except Exception:  # of the model's own cache
+        return False
+    return cached.shape == plain.shape and torch.allclose(cached, plain, rtol=0, atol=1e-3 * float(plain.abs().max()))
 
 
 def check_stock(model: nn.Module, change: Change, look: Look) -> None:
-    """Check that the grown model is what its edited configuration builds.
+    """Check that the grown model is what its edited configuration builds, and that it generates as before.
 
     Args:
         model: the grown model; it was stock before.
@@ -48,7 +62,8 @@ def check_stock(model: nn.Module, change: Change, look: Look) -> None:
         look: holds the probe, on which both are compared.
 
     Raises:
-        GrowthError: it is not; names the attribute that differs, or by how much the outputs do.
+        GrowthError: it is not; names what differs, the most telling first: a list of another length, other tensors,
+            other attributes of blocks, the outputs.
     """
     if change.gates:
         raise GrowthError(
@@ -56,38 +71,51 @@ def check_stock(model: nn.Module, change: Change, look: Look) -> None:
             f"file (it holds {change.gates[0]}.auxin_gate). Pass stock=False; after {change.fade} optimizer steps the "
             "model is stock again."
         )
-    try:
-        twin = _rebuilt(model)
-    except Exception as error:  # whatever a configuration that cannot say the new depth brings about
-        raise GrowthError(
-            f"{type(model).__name__}: its configuration cannot express the grown model "
-            f"({' '.join(str(error).split())[:300]}). {ACCEPT}"
-        ) from error
+    twin = _rebuilt(model, change)
     differ = list(_differing(model, twin, change))
     counts = [words for words, counted in differ if counted]
-    if not counts and (not look.has_probe or _same_outputs(model, twin, look)):
-        return
-    found = counts or [words for words, _ in differ] or ["the outputs differ, by something that the depth decides"]
-    raise GrowthError(
-        f"{type(model).__name__}: plain transformers would build another model from the grown configuration: "
-        f"{'; '.join(found[:4])}. {ACCEPT}"
-    )
+    if counts or (look.has_probe and not _same_outputs(model, twin, look)):
+        found = counts or [words for words, _ in differ] or ["the outputs differ, by something that the depth decides"]
+        raise GrowthError(
+            f"{type(model).__name__}: plain transformers would build another model from the grown configuration: "
+            f"{'; '.join(found[:4])}. {ACCEPT}"
+        )
+    if not generates(model, look) and _generated_before(model, change, look):
+        raise GrowthError(
+            f"{type(model).__name__}: grown so, it does not generate with a cache what it generates without, which it "
+            f"did before: the cache does not follow the new depth. {ACCEPT}"
+        )
 
 
-def _rebuilt(model: nn.Module) -> nn.Module:
+def _rebuilt(model: nn.Module, change: Change) -> nn.Module:
     """What the model's own class builds from its configuration, holding the model's tensors, on its device.
 
     While it is built its parameters have no memory, where the class allows that: only buffers that are in no
     state_dict are computed anew.
+
+    Raises:
+        GrowthError: it builds none into which they fit.
     """
     try:
-        return _filled(_empty(model), model)
-    except Exception:  # a constructor that looks at values
-        with random_state(seed=0):
-            return _filled(type(model)(_config(model)), model)
+        try:
+            twin = _empty(model)
+        except Exception:  # a constructor that looks at values
+            with random_state(seed=0):
+                twin = type(model)(configuration(model))
+        misfits = [*_other_lengths(model, twin, change), *_other_tensors(model, twin)]
+        if not misfits:
+            return _filled(twin, model)
+        why = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
+    except Exception as error:  # whatever a configuration that cannot say the new depth brings about
+        raise _not_expressed(model, " ".join(str(error).split())[:300]) from error
+    raise _not_expressed(model, why)
 
 
-def _empty(model: nn.Module) -> nn.Module:
+def _not_expressed(model: nn.Module, why: str) -> GrowthError:
+    return GrowthError(f"{type(model).__name__}: its configuration cannot express the grown model ({why}). {ACCEPT}")
+
+
+def _empty(model: nn.Module, config: Any = None) -> nn.Module:
     def without_memory(module: nn.Module, name: str, parameter: Any) -> Any:
         if type(parameter) is not nn.Parameter or parameter.is_meta:
             return parameter
@@ -96,7 +124,7 @@ def _empty(model: nn.Module) -> nn.Module:
     handle = register_module_parameter_registration_hook(without_memory)
     try:
         with random_state(seed=0):
-            return type(model)(_config(model))
+            return type(model)(configuration(model) if config is None else config)
     finally:
         handle.remove()
 
@@ -108,11 +136,27 @@ def _filled(twin: nn.Module, model: nn.Module) -> nn.Module:
     return (twin if first is None else twin.to(first.device)).eval()
 
 
-def _config(model: nn.Module) -> Any:
-    """The model's configuration, as it comes back from a file."""
-    own: Any = model.config
-    ways = {name: getattr(own, f"_{name}", None) for name in ("attn_implementation", "experts_implementation")}
-    return type(own).from_dict(own.to_dict() | {name: way for name, way in ways.items() if way is not None})
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in model.state_dict().items()}
+
+
+def _other_lengths(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[str]:
+    """The changed lists that a rebuilt model has shorter, or longer."""
+    rebuilt = dict(twin.named_modules(remove_duplicate=False))
+    for rewire in change.rewires:
+        here, there = len(module_at(model, rewire.path)._modules), rebuilt.get(rewire.path)
+        if there is not None and len(there._modules) != here:
+            yield f"{rewire.path} has {here} entries, rebuilt {len(there._modules)}"
+
+
+def _other_tensors(model: nn.Module, twin: nn.Module) -> Iterator[str]:
+    """Tensors that a rebuilt model has otherwise, has not, or has besides."""
+    ours, theirs = _shapes(model), _shapes(twin)
+    for name, shape in ours.items():
+        if theirs.get(name, shape) != shape:
+            yield f"{name} is {tuple(shape)}, rebuilt {tuple(theirs[name])}"
+    yield from (f"{name} is not there rebuilt" for name in ours.keys() - theirs.keys())
+    yield from (f"{name} is there only rebuilt" for name in theirs.keys() - ours.keys())
 
 
 def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:
@@ -127,7 +171,11 @@ def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:
 
 
 def _differing(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[tuple[str, bool]]:
-    """Plain attributes of the blocks of the changed lists that a rebuilt model has otherwise; whether each counts."""
+    """Plain attributes of the blocks of the changed lists that a rebuilt model has otherwise; whether each counts.
+
+    Of what differs alike in several blocks the first is named.
+    """
+    named: set[tuple[str, Any, Any]] = set()
     for rewire in change.rewires:
         ours, theirs = module_at(model, rewire.path), module_at(twin, rewire.path)
         rebuilt = dict(theirs.named_modules())
@@ -137,5 +185,44 @@ def _differing(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[tu
                 if name.startswith("_") or name in OWN or type(value) not in PLAIN:
                     continue
                 there = other.__dict__.get(name)
-                if type(there) is type(value) and there != value:
-                    yield f"{rewire.path}.{path}.{name} is {value!r} here, {there!r} rebuilt", type(value) is int
+                if type(there) is type(value) and there != value and (name, value, there) not in named:
+                    named.add((name, value, there))
+                    at = join(rewire.path, join(path, name))
+                    yield f"{at} is {value!r} here, {there!r} rebuilt", type(value) is int
+
+
+def _generated_before(model: nn.Module, change: Change, look: Look) -> bool:
+    """Whether ``generates`` held before the change: asked of a rebuilt model with the old tensors."""
+    config = configuration(model)
+    for assign in change.assigns:
+        holder, _, name = assign.name.rpartition(".")
+        if assign.path == "" and holder == "config":
+            vars(config).pop(name, None) if assign.old is MISSING else vars(config).update({name: assign.old})
+    try:
+        assert change.before is not None
+        state: dict[str, Tensor] = dict(change.before.parameters)
+        for path, module in change.before.modules.items():
+            state |= {join(path, name): b for name, b in module._buffers.items() if b is not None}
+        twin: Any = _empty(model, config)
+        twin.load_state_dict(state, strict=False, assign=True)
+        twin.tie_weights()
+        return generates(twin.eval(), look)
+    except Exception:  # it cannot be told
+        return True
+
+
+def _prompt(look: Look) -> Tensor | None:
+    """The first token ids of the probe."""
+    args, kwargs = look.batch if look.has_probe else ((), {})
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+        return None
+    return ids[:1, :WORDS]
+
+
+def _logits(model: Any, ids: Tensor, use_cache: bool) -> Tensor:
+    """Of each new token, generated greedily."""
+    flags = {"max_new_tokens": NEW_WORDS, "min_new_tokens": NEW_WORDS, "do_sample": False, "num_beams": 1}
+    flags |= {"return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0}
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=use_cache, **flags)
+    return torch.stack(made.logits)

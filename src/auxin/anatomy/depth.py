@@ -16,13 +16,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import Container
+from auxin.anatomy.blocks import CONTAINERS, Container
+from auxin.anatomy.rebuilt import ABOUT_DEPTH, Blueprint
 from auxin.anatomy.tree import join, module_at
-from auxin.change import Assign
+from auxin.change import MISSING, Assign
 
-ABOUT_DEPTH = re.compile(r"layer|block|depth")
 PER_LAYER = re.compile(r"layer|block|depth|attn|attention|type|pattern")
 INDICES = re.compile(r"ind(ex|ices|exes)|ids?$|only|skip")
+# Caches for generating are made for as many layers as the second name says, which some configurations lack. Without it
+# they go by the encoder's layers, and a deeper decoder finds no place in them.
+CACHED = {"num_decoder_layers": ("decoder_layers", "num_layers")}
+COUNTS = (int, str, list, tuple)
 NUMBER = re.compile(r"(^|_)(idx|index|id|layer|block|depth|number)(_|$)")
 
 
@@ -88,28 +92,108 @@ def _integers(block: nn.Module) -> Iterator[tuple[str, str, int]]:
 
 
 def _around(model: nn.Module, container: Container, sources: Sequence[int]) -> Iterator[Assign]:
-    """Counters and lists of the modules above the container, and of the configurations that they refer to."""
-    parts = container.path.split(".") if container.path else []
+    """Counters and lists of the modules above the container, and of the configurations that they refer to.
+
+    Where a configuration builds the list, what a model built from the changed one has says what follows. Elsewhere the
+    names have to do.
+    """
     seen: set[int] = set()
-    for length in range(len(parts) + 1 if not parts else len(parts)):
-        path = ".".join(parts[:length])
-        owner = module_at(model, path)
-        blocks = dataclasses.replace(list_at(model, container), apart="decoder" in path)
-        for prefix, fields in _holders(owner, seen):
-            for name, value in fields_followed(fields, blocks, sources).items():
-                yield Assign(path, f"{prefix}{name}", fields[name], value)
+    blueprint = Blueprint.above(model, container.path)
+    above = _above(container.path)
+    if blueprint is not None:
+        names = _in_configuration(model, blueprint, container, sources, seen)
+        fields, twin = blueprint.with_blocks(len(sources), names)
+        for name, value in fields.items():
+            yield Assign(blueprint.path, f"config.{name}", _value(blueprint.owner.config, name), value)
+        if fields and twin is not None:
+            inner = [path for path in above if len(path) >= len(blueprint.path)]
+            above = [path for path in above if path not in inner]
+            yield from (one for path in inner for one in _as_built(model, blueprint, twin, path, seen))
+    for path in above:
+        if not _about_another(model, container, path):
+            yield from _by_name(model, container, sources, path, seen)
+
+
+def _above(path: str) -> list[str]:
+    """Paths of the modules above a container, the model first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:i]) for i in range(len(parts) or 1)]
+
+
+def _by_name(
+    model: nn.Module, container: Container, sources: Sequence[int], path: str, seen: set[int]
+) -> Iterator[Assign]:
+    """Attributes of the module at ``path`` that look like it."""
+    blocks = dataclasses.replace(list_at(model, container), apart="decoder" in path)
+    for prefix, fields in _holders(module_at(model, path), seen):
+        for name, value in fields_followed(fields, blocks, sources).items():
+            yield Assign(path, f"{prefix}{name}", fields.get(name, MISSING), value)
+
+
+def _in_configuration(
+    model: nn.Module, blueprint: Blueprint, container: Container, sources: Sequence[int], seen: set[int]
+) -> dict[str, Any]:
+    """Fields of the configuration, and of those inside it, that look like it."""
+    blocks = dataclasses.replace(list_at(model, container), apart="decoder" in blueprint.path)
+    configs = _configurations("", blueprint.owner.config, seen)
+    return {f"{p}{n}": v for p, own in configs for n, v in fields_followed(own, blocks, sources).items()}
+
+
+def _as_built(model: nn.Module, blueprint: Blueprint, twin: nn.Module, path: str, seen: set[int]) -> Iterator[Assign]:
+    """Attributes of the module at ``path`` that are others in the model built from the changed configuration."""
+    inside = path[len(blueprint.path) :].removeprefix(".")
+    before, after = (dict(_holders(module_at(built, inside), set())) for built in (blueprint.twin, twin))
+    for prefix, fields in _holders(module_at(model, path), seen):
+        for name, value in fields.items():
+            old, new = before.get(prefix, {}).get(name), after.get(prefix, {}).get(name)
+            plain = type(value) in COUNTS and type(old) is type(value) is type(new) and not name.startswith("_")
+            if plain and old == value and old != new:
+                yield Assign(path, f"{prefix}{name}", value, new)
+
+
+def _about_another(model: nn.Module, container: Container, path: str) -> bool:
+    """Whether what the module at ``path`` counts is another list: as long as this one, and of like blocks, as this one
+    is not.
+    """
+    owner, inside = module_at(model, path), container.path[len(path) :].removeprefix(".")
+    if _alike(container.module):
+        return False
+    for other, module in owner.named_modules():
+        nested = f"{other}.".startswith(f"{inside}.") or f"{inside}.".startswith(f"{other}.")
+        lists = isinstance(module, CONTAINERS) and len(module._modules) == len(container.names)
+        if lists and not nested and _alike(module):
+            return True
+    return False
+
+
+def _alike(container: nn.Module) -> bool:
+    """Whether the children are of one class, with parameters."""
+    children = list(container.children())
+    return len({type(child) for child in children}) == 1 and any(True for _ in container.parameters())
+
+
+def _value(config: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        config = vars(config).get(part, MISSING)
+    return config
 
 
 def _holders(owner: nn.Module, seen: set[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(prefix, attributes) of a module and of the configuration objects below it, each once."""
     yield "", owner.__dict__
-    stack = [(f"{name}.", value) for name, value in owner.__dict__.items() if _configures(name, value)]
-    while stack:
-        prefix, value = stack.pop()
-        if id(value) not in seen:
-            seen.add(id(value))
-            yield prefix, vars(value)
-            stack += [(f"{prefix}{n}.", v) for n, v in vars(value).items() if _configures(n, v)]
+    for name, value in reversed(owner.__dict__.items()):
+        if _configures(name, value):
+            yield from _configurations(f"{name}.", value, seen)
+
+
+def _configurations(prefix: str, config: Any, seen: set[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(prefix, fields) of a configuration and of those inside it, each once."""
+    if id(config) not in seen:
+        seen.add(id(config))
+        yield prefix, vars(config)
+        for name, value in reversed(vars(config).items()):
+            if _configures(name, value):
+                yield from _configurations(f"{prefix}{name}.", value, seen)
 
 
 def _configures(name: str, value: Any) -> bool:
@@ -167,6 +251,9 @@ def fields_followed(fields: Mapping[str, Any], blocks: BlockList, sources: Seque
     length, new = blocks.length, len(sources)
     counters = {n: new for n, v in fields.items() if type(v) is int and v == length and ABOUT_DEPTH.search(n.lower())}
     found = _of_this_side(counters, blocks) if new != length else {}
+    for counter, (missing, encoder) in CACHED.items():
+        if missing not in fields and found.get(counter, 0) > fields.get(encoder, new):
+            found[missing] = new
     lists: dict[str, Any] = {}
     for name, value in fields.items():
         if not isinstance(value, (list, tuple, str)) or not value or any(isinstance(v, nn.Module) for v in value):
