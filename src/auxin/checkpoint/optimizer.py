@@ -32,7 +32,7 @@ def optimizer_state(optimizer: Any, names: Mapping[int, str]) -> tuple[dict[str,
     Raises:
         GrowthError: two parameters have one name.
     """
-    called = _called(optimizer, names)
+    called = names_in(optimizer, names)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     tensors: dict[str, Tensor] = {}
     state, other = {}, []
@@ -112,7 +112,7 @@ def restore_optimizer(
     # From here on nothing is expected to raise.
     optimizer.state.clear()
     optimizer.state.update(state)
-    called = _called(optimizer, names)
+    called = names_in(optimizer, names)
     for group, saved in zip(optimizer.param_groups, data["groups"], strict=True):
         _restore_group(group, saved, called)
     if hasattr(optimizer, "_numel_cache"):
@@ -122,8 +122,8 @@ def restore_optimizer(
 # ---- names
 
 
-def _called(optimizer: Any, names: Mapping[int, str]) -> dict[int, str]:
-    """``id`` -> name of every parameter that is named, or in a group."""
+def names_in(optimizer: Any, names: Mapping[int, str]) -> dict[int, str]:
+    """``id`` -> name of every parameter that is named, or in a group (``foreign.<group>.<number>``)."""
     called = dict(names)
     foreign = "foreign"
     while any(name.startswith(f"{foreign}.") for name in names.values()):
@@ -139,7 +139,7 @@ def _called(optimizer: Any, names: Mapping[int, str]) -> dict[int, str]:
 
 def _parameters(optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
     """Name -> parameter, of every one that the optimizer holds."""
-    called = _called(optimizer, names)
+    called = names_in(optimizer, names)
     held = [p for group in optimizer.param_groups for p in group["params"]]
     return {called[id(p)]: p for p in held}
 
@@ -186,7 +186,7 @@ def _differences(
     if len(data["groups"]) != len(optimizer.param_groups):
         yield f"it has {len(data['groups'])} parameter groups, here are {len(optimizer.param_groups)}"
         return
-    called = _called(optimizer, names)
+    called = names_in(optimizer, names)
     for index, (group, saved) in enumerate(zip(optimizer.param_groups, data["groups"], strict=True)):
         here = {called[id(p)]: tuple(p.shape) for p in group["params"]}
         there = dict(zip(saved["params"], map(tuple, saved["shapes"]), strict=True))

@@ -36,6 +36,8 @@ def optimizer_of(scheduler: Any) -> Any:
     if found is None:
         inner = getattr(scheduler, "_schedulers", None) or [None]
         found = getattr(inner[0], "optimizer", None)
+    while type(found).__name__ == "AcceleratedOptimizer":  # around the one that takes the steps
+        found = found.optimizer
     return found
 
 
@@ -55,12 +57,12 @@ def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
         )
     count = len(driven.param_groups)
     groups = [own for own in change.groups if own.optimizer is driven]
-    longer = _longer(scheduler, groups, count)
+    longer = lengthened(scheduler, groups, count)
     if groups:
         _rehearse(scheduler, groups)
     yield
     try:
-        _extend(longer, count)
+        extend(longer, count)
         yield
     except GeneratorExit:
         raise
@@ -99,8 +101,8 @@ def floors(scheduler: Any, own: OwnGroup) -> list[str]:
     ]
 
 
-def _longer(scheduler: Any, groups: Sequence[OwnGroup], count: int) -> list[tuple[list[Any], list[Any]]]:
-    """Each list that has one entry per group, and its new entries.
+def lengthened(scheduler: Any, groups: Sequence[OwnGroup], count: int) -> list[tuple[list[Any], list[Any]]]:
+    """Each list of a scheduler that has one entry per group, and its new entries; writes nothing.
 
     Raises:
         GrowthError: a list has another length, a function cannot be copied, or an option would be overwritten.
@@ -144,7 +146,8 @@ def _entry(name: str, value: Any, own: OwnGroup, kind: str) -> Any:
         ) from error
 
 
-def _extend(longer: Sequence[tuple[list[Any], list[Any]]], count: int) -> None:
+def extend(longer: Sequence[tuple[list[Any], list[Any]]], count: int) -> None:
+    """Give every list of ``lengthened`` its new entries, once."""
     for held, entries in longer:
         if len(held) == count:  # two schedulers may share a list, or a companion stand inside another
             held.extend(entries)
@@ -206,7 +209,7 @@ def _rates(scheduler: Any, groups: Sequence[OwnGroup]) -> Iterator[list[float]]:
     for group in stand_in.param_groups:
         group |= {key: value.detach().clone() for key, value in group.items() if isinstance(value, Tensor)}
     twin = copy.deepcopy(scheduler, {id(driven): stand_in})
-    _extend(_longer(twin, groups, count), count)
+    extend(lengthened(twin, groups, count), count)
     stand_in.param_groups += [made(stand_in.param_groups[own.donor], own) for own in groups]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
