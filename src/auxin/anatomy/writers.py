@@ -13,13 +13,14 @@ used later; one that is stored as 1 + w is closed at -1 and is looked for afterw
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.probe import Call, tensors_in
+from auxin.dynamo import kept_in_copies
 from auxin.randomness import random_state
 
 NOISE = 0.02
@@ -122,7 +123,7 @@ def _still(twin: nn.Module) -> nn.Module:
 
 def copy_of(block: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy that also takes blocks holding computed tensors (old-style ``weight_norm``)."""
-    memo = {} if memo is None else memo
+    memo = {**kept_in_copies(block), **(memo or {})}
     for module in block.modules():
         for value in module.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -136,9 +137,9 @@ def order_of_use(block: nn.Module, call: Call) -> list[str]:
     with torch.enable_grad():
         for p in block.parameters():
             p.requires_grad_(p.is_floating_point())
-        out = first_tensor(call.run(block))
+        stack = [out.grad_fn for out in tensors_in(call.run(block)) if out.grad_fn is not None]
     use: dict[str, int] = {}
-    stack, seen = ([out.grad_fn] if out is not None and out.grad_fn is not None else []), set()
+    seen = set(stack)
     while stack:
         node = stack.pop()
         for parent, _ in node.next_functions:
@@ -167,7 +168,7 @@ def last_writers(block: nn.Module, call: Call) -> dict[str, float] | None:
         None where no zeroing makes it one.
     """
     with random_state(seed=0):
-        zeroed = _zeroed(block, call)
+        zeroed = fewest_zeros(block, call)
         if not zeroed:
             return None if zeroed is None else {}
         plain = dict.fromkeys(zeroed, 0.0)
@@ -221,24 +222,43 @@ def set_constants(module: nn.Module, constants: Mapping[str, float]) -> None:
             parameters[name].fill_(value)
 
 
-def _zeroed(block: nn.Module, call: Call) -> tuple[str, ...] | None:
-    """Names of the last writers, in order of use."""
+def fewest_zeros(
+    block: nn.Module, call: Call, holds: Callable[[nn.Module, Call], bool] = is_identity
+) -> tuple[str, ...] | None:
+    """Names of the tensors that must be zero for ``holds`` to be true, in order of use; None where no zeros do.
+
+    Tensors that do not train are left alone, if that is enough without them: with one of them zero nothing would learn.
+    """
     twin = scratch(block)
-    if is_identity(twin, call):
+    if holds(twin, call):
         return ()
+    frozen = {name for name, p in block.named_parameters() if not p.requires_grad}
     order = order_of_use(twin, call)
-    parameters = dict(twin.named_parameters())
-    values = {name: p.detach().clone() for name, p in parameters.items()}
+    values = {name: p.detach().clone() for name, p in twin.named_parameters()}
     with torch.no_grad():
-        for p in parameters.values():
-            p.zero_()
-        if not is_finite(twin, call):
-            order = [name for name in order if not _blows_up(twin, call, name, values)]
-            for name, p in parameters.items():
-                p.zero_() if name in order else p.copy_(values[name])
-        if not is_identity(twin, call):
-            return None
-        return _given_back(twin, call, order, values, 0.0)
+        for names in ([name for name in order if name not in frozen], order) if frozen else (order,):
+            found = _fewest(twin, call, names, values, holds) if names else None
+            if found is not None:
+                return found
+    return None
+
+
+def _fewest(
+    twin: nn.Module,
+    call: Call,
+    order: list[str],
+    values: dict[str, Tensor],
+    holds: Callable[[nn.Module, Call], bool],
+) -> tuple[str, ...] | None:
+    """``fewest_zeros`` among the tensors in ``order``."""
+    parameters = dict(twin.named_parameters())
+    for name, p in parameters.items():
+        p.zero_() if name in order else p.copy_(values[name])
+    if not is_finite(twin, call):
+        order = [name for name in order if not _blows_up(twin, call, name, values)]
+        for name, p in parameters.items():
+            p.zero_() if name in order else p.copy_(values[name])
+    return _given_back(twin, call, order, values, 0.0, holds) if holds(twin, call) else None
 
 
 def _with_gains(block: nn.Module, call: Call, zeroed: tuple[str, ...], hot: tuple[str, ...]) -> dict[str, float]:
@@ -265,14 +285,19 @@ def _with_gains(block: nn.Module, call: Call, zeroed: tuple[str, ...], hot: tupl
 
 
 def _given_back(
-    twin: nn.Module, call: Call, order: Iterable[str], values: Mapping[str, Tensor], constant: float
+    twin: nn.Module,
+    call: Call,
+    order: Iterable[str],
+    values: Mapping[str, Tensor],
+    constant: float,
+    holds: Callable[[nn.Module, Call], bool] = is_identity,
 ) -> tuple[str, ...]:
-    """Give tensors their values back one at a time; those that break the identity stay at ``constant``, named here."""
+    """Give tensors their values back one at a time; those that break what holds stay at ``constant``, named here."""
     parameters = dict(twin.named_parameters())
     kept = []
     for name in order:
         parameters[name].copy_(values[name])
-        if not is_identity(twin, call):
+        if not holds(twin, call):
             parameters[name].fill_(constant)
             kept.append(name)
     return tuple(kept)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.resting import Resting
 from auxin.edits.start import Start, start, takes
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
@@ -52,7 +53,15 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
     return built
 
 
-def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str, fade: int = 0) -> Start:
+def begin(
+    built: nn.Module,
+    init: Any,
+    call: Call | None,
+    look: Look,
+    where: str,
+    fade: int = 0,
+    resting: Resting | None = None,
+) -> Start:
     """Write the first weights of a new module; its train flags are put back.
 
     Args:
@@ -62,6 +71,7 @@ def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str
         look: for the seed.
         where: for messages.
         fade: optimizer steps over which it may fade in, if nothing else keeps the function.
+        resting: what the network does with the outputs of the modules beside it; None: it hands them on.
     """
     if type(fade) is not int or fade < 0:
         raise GrowthError(f"{where}: fade={fade!r} is a number of optimizer steps, 0 for none.")
@@ -77,7 +87,7 @@ def begin(built: nn.Module, init: Any, call: Call | None, look: Look, where: str
         if call is not None:
             takes(built.eval(), call, where)
         with random_state(look.seed + 1):
-            return start(built, init, call, where, fade)
+            return start(built, init, call, where, fade, resting)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -12,8 +12,9 @@ from torch import nn
 from auxin.anatomy.blocks import Container, number, replica
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.resting import PASSED, Resting, StandIn
 from auxin.anatomy.tree import join
-from auxin.change import Change, New
+from auxin.change import Assign, Change, New
 from auxin.edits.start import fade_in, finish
 from auxin.edits.zeroing import kind_of, silence
 from auxin.errors import GrowthError
@@ -33,7 +34,8 @@ class Duplicate:
         order: "interleave" (AABB; where ``by`` does not divide, spread evenly), "stack" (ABAB), "middle" (the middle
             group once more), "last" (the last group once more), or the source index of every block of the new depth.
         content: "copy" of the source's weights, or "fresh" (its modules' ``reset_parameters``).
-        output: "zero" (last writers zeroed: the function stays as it was) or "keep".
+        output: "zero" (last writers zeroed, so that a copy returns its input, or zeros where the network adds what
+            blocks return: the function stays as it was) or "keep".
         state: optimizer state of the copies, "fresh" or "copy".
         fade: optimizer steps over which a copy fades in that cannot be zeroed (a norm behind the residual sum, a block
             without a residual); 0: refuse it.
@@ -93,11 +95,13 @@ class Duplicate:
         incumbents: list[str] = []
         known = numbers(container)
         homes = {source: position for position, source in reversed(list(enumerate(sources)))}
+        assigns = followed(model, container, sources, homes)
+        resting = _resting(look, container, sources, calls, assigns)
         for position, source in enumerate(sources):
             if homes[source] == position:
                 items.append(container.names[source])
                 continue
-            new = self._copy(model, container, source, calls, look)
+            new = self._copy(model, container, source, calls, look, resting)
             new = dataclasses.replace(new, numbers=numbered(new.module, known, position))
             number(new.module, new.numbers)
             items.append(new)
@@ -117,7 +121,7 @@ class Duplicate:
             container,
             rewire,
             sources=states,
-            assigns=followed(model, container, sources, homes),
+            assigns=assigns,
             preserves=zeroed,
             how=("fade-in" if gates else "last writers zero") if zeroed else "copy",
             gates=tuple(gates),
@@ -177,7 +181,13 @@ class Duplicate:
         return {i: calls[container.names[i]] for i in wanted}
 
     def _copy(
-        self, model: nn.Module, container: Container, source: int, calls: dict[int, Call | None], look: Look
+        self,
+        model: nn.Module,
+        container: Container,
+        source: int,
+        calls: dict[int, Call | None],
+        look: Look,
+        resting: Resting | None,
     ) -> New:
         original, path = container.child(source), join(container.path, container.names[source])
         twin = _twin(model, original, f"Duplicate(at={self.at!r}): {path}")
@@ -186,10 +196,14 @@ class Duplicate:
         close_gates(twin)  # of a block that is fading in itself, or holds one
         constants: Mapping[str, float] | None = {}
         if source in calls:
-            where = f"Duplicate(at={self.at!r}, output='zero')"
-            constants = silence(model, original, twin, calls[source], look, where)
-            if constants is None and not (self.fade and fade_in(twin, calls[source])):
-                raise GrowthError(_cannot_start_silent(where, original, self.fade))
+            call, where = calls[source], f"Duplicate(at={self.at!r}, output='zero')"
+            for form in (PASSED,) if resting is None else resting.forms():
+                constants = silence(model, original, twin, call, look, where, form)
+                if constants is not None:
+                    break
+            added = resting is not None and resting.added
+            if constants is None and (added or not (self.fade and fade_in(twin, call))):
+                raise GrowthError(_cannot_start_silent(where, original, self.fade, added))
         return New(twin, path if self.content == "copy" else None, constants or {}, gated=constants is None)
 
 
@@ -208,8 +222,31 @@ def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
     return twin
 
 
-def _cannot_start_silent(where: str, block: nn.Module, fade: int) -> str:
-    """What to say of a block that neither zeros nor a gate make return its input."""
+def _resting(
+    look: Look, container: Container, sources: list[int], calls: dict[int, Call | None], assigns: tuple[Assign, ...]
+) -> Resting | None:
+    """How copies have to behave; None where nothing was run."""
+    items: list[str | New] = []
+    for position, source in enumerate(sources):
+        call = calls.get(source)
+        if source not in sources[:position]:
+            items.append(container.names[source])
+        elif call is None:
+            return None
+        else:
+            items.append(New(StandIn(call)))
+    rewire = container.renumbered(items)
+    return Resting(look, rewire, container.aliases(look.model, rewire), assigns)
+
+
+def _cannot_start_silent(where: str, block: nn.Module, fade: int, added: bool) -> str:
+    """What to say of a block that neither zeros nor a gate make return its input, or nothing."""
+    if added:
+        return (
+            f"{where}: the network adds what its blocks return, as in x + block(x), and no tensors of a "
+            f"{type(block).__name__} can be zeroed so that a copy returns zeros and still learns (an activation or a "
+            "norm at its end, or tied weights). End it with a Linear; output='keep' would run and change the function."
+        )
     return (
         f"{where}: no tensors of a {type(block).__name__} can be zeroed so that a copy returns its input and still "
         "learns (a norm after the residual sum, a block without a residual or with another shape, or tied weights)"

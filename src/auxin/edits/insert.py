@@ -10,6 +10,7 @@ from torch import nn
 from auxin.anatomy.blocks import Container, adopt, number
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.resting import Resting, StandIn
 from auxin.anatomy.tree import join
 from auxin.anatomy.writers import first_tensor, with_input
 from auxin.change import Change, New, Rewire
@@ -58,23 +59,31 @@ class Insert:
         path = join(container.path, key)
         where = f"{where}, index={position})" if self.key is None else f"{where}, key={key!r})"
         watched = look.has_probe and not look.structural
-        call = _arriving_at(container, position, look, where) if watched else None
-        begun = begin(built, self.init, call, look, where, self.fade)
+        call, beside = _arriving_at(container, position, look, where) if watched else (None, None)
         items: list[str | New] = list(container.names)
         size = len(items)
         homes = {i: i + (i >= position) for i in range(size)}
-        beside = [*range(position), max(0, position - 1), *range(position, size)]
+        sources = [*range(position), max(0, position - 1), *range(position, size)]
         alike = any(type(built) is type(container.child(i)) for i in range(size))
         at = numbered(built, numbers(container), position) if alike else {}
         number(built, at)
-        items.insert(position, New(built, gated=begun.gated, numbers=at))
+        assigns = followed(model, container, sources, homes) if size else ()
         keyed = self.key is not None or not container.numbered
-        keys = [key if isinstance(item, New) else item for item in items]
-        pairs = tuple(zip(keys, items, strict=True))
-        rewire = Rewire(container.path, pairs) if keyed else container.renumbered(items)
+
+        def rewired(new: New) -> Rewire:
+            placed = [*items[:position], new, *items[position:]]
+            pairs = tuple((key if item is new else str(item), item) for item in placed)
+            return Rewire(container.path, pairs) if keyed else container.renumbered(placed)
+
+        resting = None
+        if beside is not None and size and isinstance(container.module, (nn.ModuleList, nn.ModuleDict)):
+            tried = rewired(New(StandIn(beside)))
+            resting = Resting(look, tried, container.aliases(model, tried), assigns)
+        begun = begin(built, self.init, call, look, where, self.fade, resting)
+        rewire = rewired(New(built, gated=begun.gated, numbers=at))
         resolved = dataclasses.replace(self, index=None if keyed else position)
         fields = {"how": begun.how, "writers": inside(path, begun.writers), "preserves": begun.preserves}
-        fields |= {"assigns": followed(model, container, beside, homes) if size else ()}
+        fields |= {"assigns": assigns}
         fields |= {"gates": (path,) if begun.gated else (), "fade": self.fade}
         return finish(model, resolved, look, container, rewire, outputs=self.outputs, **fields)
 
@@ -127,8 +136,11 @@ def _neighbours(container: Container, position: int) -> list[nn.Module]:
     return [container.child(i) for i in order]
 
 
-def _arriving_at(container: Container, position: int, look: Look, where: str) -> Call:
-    """What the new child will be given: what its successor is given, or at the end what the last one returns."""
+def _arriving_at(container: Container, position: int, look: Look, where: str) -> tuple[Call, Call]:
+    """What the new child will be given: what its successor is given, or at the end what the last one returns.
+
+    And the call of the child that this was seen at.
+    """
     size = len(container.names)
     if size == 0:
         if not isinstance(container.module, nn.Sequential):
@@ -147,6 +159,6 @@ def _arriving_at(container: Container, position: int, look: Look, where: str) ->
         )
     call = calls["self"]
     if size == 0 or position < size:
-        return call
+        return call, call
     out = first_tensor(call.output)
-    return call if out is None else with_input(call, out)
+    return call if out is None else with_input(call, out), call

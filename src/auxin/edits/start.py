@@ -14,6 +14,7 @@ from torch import nn
 from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
 from auxin.anatomy.probe import Call, Look, untouched
+from auxin.anatomy.resting import PASSED, Resting, constants_of, learns
 from auxin.anatomy.tree import join, moves_between, parameters_after
 from auxin.anatomy.writers import (
     amplified_by_a_norm,
@@ -22,7 +23,6 @@ from auxin.anatomy.writers import (
     first_tensor,
     gradients,
     is_identity,
-    last_writers,
     set_constants,
 )
 from auxin.change import Before, Change, Rewire
@@ -45,17 +45,20 @@ class Start:
     gated: bool = False
 
 
-def start(module: nn.Module, init: Any, call: Call | None, where: str, fade: int = 0) -> Start:
+def start(
+    module: nn.Module, init: Any, call: Call | None, where: str, fade: int = 0, resting: Resting | None = None
+) -> Start:
     """Write the first weights of ``module`` by ``init``; ``call`` is what arrives at it (needed to preserve).
 
-    ``fade`` says that it may get a gate, if nothing else keeps the function.
+    ``fade`` says that it may get a gate, if nothing else keeps the function; ``resting`` what the network does with the
+    outputs of the modules beside it (None: it hands them on).
 
     Raises:
         GrowthError: the function cannot be kept, or the layer does not take what arrives.
     """
     if init == "preserve":
         assert call is not None
-        return _preserve(module, call, where, fade)
+        return _preserve(module, call, where, fade, resting)
     function = inits.NAMED.get(init) if isinstance(init, str) else init
     if function is None:
         known = ", ".join(map(repr, ["preserve", *inits.NAMED]))
@@ -159,7 +162,7 @@ def _trainable(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in module.named_parameters() if p.requires_grad)
 
 
-def _preserve(module: nn.Module, call: Call, where: str, fade: int) -> Start:
+def _preserve(module: nn.Module, call: Call, where: str, fade: int, resting: Resting | None) -> Start:
     output = first_tensor(takes(module, call, where))
     given = arriving(call)
     if given is None or output is None or output.shape != given[0].shape:
@@ -171,27 +174,35 @@ def _preserve(module: nn.Module, call: Call, where: str, fade: int) -> Start:
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        return _first_that_holds(module, call, where, fade)
+        return _first_that_holds(module, call, where, fade, resting)
     finally:
         for inner, mode in modes.items():
             inner.training = mode
 
 
-def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int) -> Start:
+def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, resting: Resting | None) -> Start:
     if not any(p.requires_grad for p in module.parameters()):
         if is_identity(module, call):
             return Start("returns its input", preserves=True)
         raise GrowthError(
             f"{where}: {_words(module)} changes the function and has no weights that could prevent it. {OTHERS}"
         )
-    constants = last_writers(module, call)
-    if constants:
-        trial = copy.deepcopy(module)
-        set_constants(trial, constants)
-        if gets_gradient(trial, call, constants):
-            warn_of_norms(module, call, constants, where)
-            set_constants(module, constants)
-            return Start("last writers zero", tuple(constants), preserves=True)
+    constants = None
+    for form in (PASSED,) if resting is None else resting.forms():
+        constants = constants_of(module, call, form)
+        if constants:
+            trial = copy.deepcopy(module)
+            set_constants(trial, constants)
+            if learns(trial, call, constants, form):
+                if form == PASSED:
+                    warn_of_norms(module, call, constants, where)
+                set_constants(module, constants)
+                return Start("last writers zero", tuple(constants), preserves=True)
+    if resting is not None and resting.added:
+        raise GrowthError(
+            f"{where}: the network adds what the modules there return, as in x + block(x), and no zeroing of the "
+            f"tensors of {_words(module)} lets it return zeros and still learn. End it with a Linear. {OTHERS}"
+        )
     try:
         trial = copy.deepcopy(module)
         inits.identity(trial)

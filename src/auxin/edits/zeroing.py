@@ -10,13 +10,20 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import shared_tensors
 from auxin.anatomy.probe import Call, Look, untouched
-from auxin.anatomy.writers import is_identity, last_writers, set_constants
-from auxin.edits.start import gets_gradient, warn_of_norms
+from auxin.anatomy.resting import PASSED, constants_of, learns, rests
+from auxin.anatomy.writers import set_constants
+from auxin.edits.start import warn_of_norms
 from auxin.randomness import random_state
 
 
 def silence(
-    model: nn.Module, original: nn.Module, twin: nn.Module, call: Call | None, look: Look, where: str
+    model: nn.Module,
+    original: nn.Module,
+    twin: nn.Module,
+    call: Call | None,
+    look: Look,
+    where: str,
+    form: str = PASSED,
 ) -> Mapping[str, float] | None:
     """Set the twin's last writers to zero, or close the gains behind them.
 
@@ -27,10 +34,11 @@ def silence(
         call: what arrives at the original; None: take what is remembered of its kind.
         look: its memory holds the writers of every kind of block that was solved before.
         where: for messages.
+        form: what the network does with the block's outputs, and so what the twin is to return.
 
     Returns:
         Constant by name of the tensor inside the block: 0, or -1 for a gain that is stored as 1 + w. None where no
-        zeroing makes the copy return its input and still learn.
+        zeroing makes the copy return that and still learn.
     """
     kind = kind_of(original)
     if call is None:
@@ -39,9 +47,9 @@ def silence(
             set_constants(twin, remembered)
         return remembered
     with untouched(twin):
-        for constants in _candidates(original, call, look, kind):
-            if _holds(model, original, twin, call, constants):
-                if look.memory.get(kind) != constants:
+        for constants in _candidates(original, call, look, kind, form):
+            if _holds(model, original, twin, call, constants, form):
+                if form == PASSED and look.memory.get(kind) != constants:
                     warn_of_norms(original, call, constants, where)
                 look.memory[kind] = constants
                 return constants
@@ -56,17 +64,19 @@ def kind_of(block: nn.Module) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
-def _candidates(original: nn.Module, call: Call, look: Look, kind: str) -> Iterator[Mapping[str, float]]:
+def _candidates(original: nn.Module, call: Call, look: Look, kind: str, form: str) -> Iterator[Mapping[str, float]]:
     """What is remembered first; the solver only where that does not hold."""
     remembered = look.memory.get(kind)
     if remembered is not None:
         yield remembered
-    solved = last_writers(original, call)
+    solved = constants_of(original, call, form)
     if solved:
         yield solved
 
 
-def _holds(model: nn.Module, original: nn.Module, twin: nn.Module, call: Call, constants: Mapping[str, float]) -> bool:
+def _holds(
+    model: nn.Module, original: nn.Module, twin: nn.Module, call: Call, constants: Mapping[str, float], form: str
+) -> bool:
     """Set the constants in the twin; if that does not do, give the values back."""
     parameters = dict(twin.named_parameters())
     tied = shared_tensors(model, original)
@@ -76,7 +86,7 @@ def _holds(model: nn.Module, original: nn.Module, twin: nn.Module, call: Call, c
     with random_state(seed=0):
         set_constants(twin, constants)
         frozen = not any(p.requires_grad for p in twin.parameters())
-        if is_identity(twin, call) and (frozen or gets_gradient(twin, call, constants)):
+        if rests(twin, call, form) and (frozen or learns(twin, call, constants, form)):
             return True
     with torch.no_grad():
         for name, value in values.items():

@@ -1,0 +1,188 @@
+"""What a new block has to give back so that the network computes as if it were not there.
+
+Most networks hand what a block returns to the next one: then it has to return its input. Others add it to something, as
+in ``x + block(x)``: then it has to return zeros. N-BEATS takes one tensor from the input and adds another to the
+forecast: zeros too; a stack of such blocks returns what is left of its input, and a forecast: one of each. What holds
+is tried on the network, with a block that does nothing else in the place of the new one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.probe import Call, Look, tensors_in
+from auxin.anatomy.visits import probing
+from auxin.anatomy.writers import arriving, fewest_zeros, is_identity, last_writers, with_input
+from auxin.change import MISSING, Alias, Assign, New, Rewire
+from auxin.randomness import random_state
+
+PASSED, ADDED, BOTH = "passed on", "added", "first one passed on, others added"
+
+
+class StandIn(nn.Module):
+    """Returns what an existing block returned, with every floating tensor in it zero, or the first one as it came."""
+
+    form = ADDED
+
+    def __init__(self, call: Call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros in the shapes that are known."""
+        found = arriving(Call(args, kwargs, None))
+        first = found[0] if found is not None and self.form == BOTH else None
+        return _at_rest(self.call.output, [first])
+
+
+class Resting:
+    """How new blocks have to behave, tried out where it is asked.
+
+    Args:
+        look: at the network.
+        rewire: the list of blocks with a ``StandIn`` for each new one.
+        aliases: plain lists that follow.
+        assigns: counters that follow.
+
+    Attributes:
+        added: whether it was found that the network adds all that a block returns.
+    """
+
+    def __init__(self, look: Look, rewire: Rewire, aliases: Sequence[Alias], assigns: Sequence[Assign]):
+        self.look, self.rewire, self.aliases, self.assigns = look, rewire, aliases, assigns
+        self.added = False
+        self._held: dict[str, bool] = {}
+        self._outputs: list[Tensor] | None = None
+
+    def forms(self) -> Iterator[str]:
+        """What the network may do with a block's outputs, the most likely first; tried only as far as asked."""
+        outputs = [new.module.call.output for _, new in self.rewire.added if isinstance(new.module, StandIn)]
+        several = max(len(list(_floating(output))) for output in outputs) > 1
+        if several and self._holds(BOTH):
+            yield BOTH
+        if several and self._adds():
+            yield ADDED
+        yield PASSED
+        if not several and self._adds():
+            yield ADDED
+
+    def _adds(self) -> bool:
+        self.added = self._holds(ADDED)
+        return self.added
+
+    def _holds(self, form: str) -> bool:
+        """Whether the network computes the same with stand-ins."""
+        if form not in self._held:
+            if self._outputs is None:
+                with probing(self.look):
+                    self._outputs = self._run()
+            try:
+                with probing(self.look):
+                    self._put(form)
+                    self._held[form] = _equal(self._outputs, self._run())
+            except Exception:  # the network asks more of its blocks than that, or counts them
+                self._held[form] = False
+        return self._held[form]
+
+    def _run(self) -> list[Tensor]:
+        return [t.detach().clone() for t in tensors_in(self.look.run())]
+
+    def _put(self, form: str) -> None:
+        """Let the stand-ins take their places; ``probing`` puts everything back."""
+        modules = dict(self.look.model.named_modules())
+        held = modules[self.rewire.path]._modules
+        children = {n: c.module if isinstance(c, New) else held[c or ""] for n, c in self.rewire.children}
+        for _, new in self.rewire.added:
+            assert isinstance(new.module, StandIn)
+            new.module.form = form
+        held.clear()
+        held.update(children)
+        for alias in self.aliases:
+            own = modules[alias.path].__dict__
+            own[alias.name] = type(own[alias.name])(children.values())
+        for assign in self.assigns:
+            *through, name = assign.name.split(".")
+            own = modules[assign.path].__dict__
+            for part in through:
+                own = vars(own[part])
+            if assign.value is not MISSING:
+                own[name] = assign.value
+
+
+def constants_of(block: nn.Module, call: Call, form: str) -> dict[str, float] | None:
+    """The constants by name with which ``block`` rests, the fewest in order of use.
+
+    None where there are none; empty where it rests already.
+    """
+    if form == PASSED:
+        return last_writers(block, call)
+    with random_state(seed=0):
+        zeroed = fewest_zeros(block, call, functools.partial(rests, form=form))
+    return None if zeroed is None else dict.fromkeys(zeroed, 0.0)
+
+
+def rests(block: nn.Module, call: Call, form: str) -> bool:
+    """Whether a block leaves the network as it is, on a call and on one with its input rescaled at random.
+
+    Args:
+        block: in eval mode.
+        call: what arrives at it.
+        form: what the network does with its outputs: PASSED, ADDED or BOTH.
+    """
+    if form == PASSED:
+        return is_identity(block, call)
+    found = arriving(call)
+    if found is None:
+        return False
+    scale = 0.5 + torch.rand(found[0].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for value in (found[0], found[0] * scale.to(found[0])):
+            out = list(_floating(with_input(call, value).run(block)))
+            same = form == ADDED or (bool(out) and out[0].shape == value.shape and torch.equal(out.pop(0), value))
+            if not same or any(bool(t.any()) for t in out):
+                return False
+    return is_identity(block, call) if form == BOTH else True
+
+
+def learns(block: nn.Module, call: Call, names: Iterable[str], form: str) -> bool:
+    """Whether each named tensor that trains gets a gradient from what the network uses of the block's outputs."""
+    parameters = dict(block.named_parameters())
+    wanted = [parameters[name] for name in names if parameters[name].requires_grad]
+    with torch.enable_grad():
+        out = [t for t in _floating(call.run(block)) if t.requires_grad]
+        out = out[:1] if form == PASSED else out
+        if not wanted or not out:
+            return False
+        generator = torch.Generator().manual_seed(2)
+        total = torch.stack([(t * torch.randn(t.shape, generator=generator).to(t)).sum().float() for t in out]).sum()
+        grads = torch.autograd.grad(total, wanted, allow_unused=True)
+    return all(grad is not None and bool(grad.any()) for grad in grads)
+
+
+def _floating(value: Any) -> Iterator[Tensor]:
+    return (t for t in tensors_in(value) if t.is_floating_point())
+
+
+def _at_rest(value: Any, first: list[Tensor | None]) -> Any:
+    """The same nest with zeros; ``first`` holds what stands for the first floating tensor, and is emptied."""
+    if isinstance(value, Tensor):
+        given = first.pop() if first and value.is_floating_point() else None
+        return given if given is not None else torch.zeros_like(value) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _at_rest(item, first) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [_at_rest(item, first) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether two lists of outputs are the same bit for bit (NaN where NaN was)."""
+    if [(t.shape, t.dtype) for t in a] != [(t.shape, t.dtype) for t in b]:
+        return False
+    return all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in zip(a, b, strict=True))
