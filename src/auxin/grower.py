@@ -346,6 +346,7 @@ class Grower:
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
         self._standing.restore(state, journal, allowed)
+        self._origin = next((entry.before for entry in journal if entry.before), self._origin)
         self._past.forget()
         self.log.resuming = (self.calls, self.optimizer_steps)
 
