@@ -1,0 +1,101 @@
+"""Growth in a loop under Accelerate: a ``Grower`` around what ``accelerator.prepare`` returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import accelerate
+from torch import Tensor, nn
+
+from auxin import grower
+from auxin.anatomy.tree import unwrap
+from auxin.change import Change, Edit
+from auxin.errors import GrowthError
+from auxin.hosts.common import as_built, check_options, unwrapped, warn_untested
+from auxin.hosts.files import STATE, read_state, write_state
+from auxin.hosts.way import Way
+
+warn_untested("accelerate", accelerate.__version__, "1.15")
+
+
+class Grower(grower.Grower):
+    """``auxin.Grower`` on prepared objects: they stay as they are, and nothing is prepared a second time.
+
+    ``accelerator.save_state`` writes what has grown beside its own files, and ``accelerator.load_state`` takes the
+    network there before it loads them, forward or back. A process without auxin loads such a directory too, into a
+    network of that depth.
+
+    Args:
+        accelerator: the one that has prepared the others.
+        model: the prepared network.
+        companions: the prepared optimizers and schedulers, averages, scaler.
+        allow: further classes, functions or modules that the journal of a checkpoint may name.
+        options: the arguments of ``auxin.Grower``: ``edits``, ``when``, ``probe``, ...
+
+    Raises:
+        GrowthError: something was not prepared, the network has a Grower already, or it is distributed in a way under
+            which networks do not grow.
+    """
+
+    def __init__(self, accelerator: Any, model: nn.Module, *companions: Any, allow: Iterable[Any] = (), **options: Any):
+        check_options(options, "auxin.hosts.accelerate.Grower")
+        _check(accelerator, model)
+        super().__init__(model, *(unwrapped(one) for one in companions), **options)
+        self._way, self._allow = Way(), list(allow)
+        accelerator.register_save_state_pre_hook(self._save)
+        accelerator.register_load_state_pre_hook(self._load)
+
+    def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
+        """The decision as data; see ``auxin.Grower``."""
+        with as_built(self.model):
+            return super().decide(metric, **metrics)
+
+    def grow(self, edit: Edit, seed: int | None = None) -> Change:
+        """Carry out one edit now; see ``auxin.Grower``."""
+        with as_built(self.model):
+            if not self._past.in_branch:
+                self._way.note(self.model, len(self.journal))
+            return super().grow(edit, seed)
+
+    def _save(self, models: Sequence[nn.Module], weights: Any, directory: str) -> None:
+        name = self._file(models)
+        if name is not None and accelerate.PartialState().is_main_process:
+            write_state(self, directory, name)
+
+    def _load(self, models: Sequence[nn.Module], directory: str) -> None:
+        name = self._file(models)
+        if name is None:
+            return
+        state = read_state(directory, self.model, [*self.references(), *self._allow], name)
+        if state is not None:
+            with as_built(self.model):
+                self._way.to(self, state, self._allow)
+        elif len(self.journal):
+            raise GrowthError(
+                f"'{directory}' holds no {name}: it was saved without this Grower, so it is not known what had grown. "
+                "Load it before anything grows, into the network that saved it."
+            )
+
+    def _file(self, models: Sequence[nn.Module]) -> str | None:
+        """The name of the file for this network, as Accelerate numbers its own; None once it has been let go."""
+        for number, model in enumerate(models):
+            if unwrap(model) is self.model:
+                return f"{number}-{STATE}" if number else STATE
+        return None
+
+
+def _check(accelerator: Any, model: Any) -> None:
+    if not hasattr(accelerator, "register_load_state_pre_hook"):
+        raise GrowthError(f"Grower(accelerator, model, ...): the first is a {type(accelerator).__name__}.")
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise GrowthError(
+            f"Grower: this Accelerator uses {kind}, under which networks do not grow. Train without it; or grow "
+            "between two runs: load the plain model, auxin.grow(model, edit, probe=batch), save it, prepare it again."
+        )
+    if not any(model is known for known in accelerator._models):
+        raise GrowthError("Grower: pass the model that accelerator.prepare(...) returned; this one is not prepared.")
+    hooks = [getattr(hook, "__self__", None) for hook in accelerator._load_model_state_pre_hook.values()]
+    if any(isinstance(one, Grower) and one.model is unwrap(model) for one in hooks):
+        raise GrowthError("Grower: this model has a Grower already. Give that one all edits: edits=[first, second].")

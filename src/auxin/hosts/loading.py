@@ -1,0 +1,117 @@
+"""Where a Hugging Face Trainer loads weights: the network gets the structure that they were saved with first."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import transformers
+
+from auxin.errors import GrowthError
+from auxin.grower import Grower
+from auxin.hosts.common import as_built, unwrapped
+from auxin.hosts.files import check_weights, read_blocks, read_state
+from auxin.hosts.way import Way
+from auxin.journal import Journal
+from auxin.refs import Allowed
+
+ELSE = (
+    "Train without it; or grow between two runs: load the model in one process, auxin.grow(model, edit, probe=batch), "
+    "model.save_pretrained(path), and start the next run from there."
+)
+
+
+class Loading(transformers.TrainerCallback):
+    """Stands by where the Trainer that it belongs to loads weights, to resume or at the end the best.
+
+    Neither place has an event, so the two methods of the Trainer that do it are wrapped, on that one object.
+
+    Attributes:
+        grower: the Grower, from the beginning of training on.
+        allow: what the journal of a checkpoint may name.
+        companions: what keeps step beside the Trainer's own optimizer and schedule.
+    """
+
+    def __init__(self, companions: Sequence[Any], allow: Sequence[Any]):
+        self.companions, self.allow = list(companions), list(allow)
+        self.grower: Grower | None = None
+        self._trainer: Any = None
+        self._way = Way()
+        self._restored: dict[str, Any] | None = None  # what a checkpoint held, until training begins
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check what kind of Trainer this is, and stand by."""
+        self._attach()
+
+    def _attach(self) -> None:
+        trainer = _calling_trainer()
+        if sum(isinstance(one, Loading) for one in trainer.callback_handler.callbacks) > 1:
+            raise GrowthError("two GrowthCallbacks for one Trainer. Give one of them all edits: edits=[first, second].")
+        kinds = {
+            "DeepSpeed": trainer.is_deepspeed_enabled,
+            "FSDP": trainer.is_fsdp_enabled,
+            "DataParallel": trainer.args.n_gpu > 1,
+        }
+        for kind in (kind for kind, used in kinds.items() if used):
+            raise GrowthError(f"GrowthCallback: this Trainer uses {kind}, under which networks do not grow. {ELSE}")
+        if trainer is not self._trainer:
+            self._trainer = trainer
+            trainer._load_from_checkpoint = functools.partial(self._resume, trainer._load_from_checkpoint)
+            trainer._load_best_model = functools.partial(self._load_best, trainer._load_best_model)
+
+    def _resume(self, load: Callable[..., None], checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        """Grow the network to what it was at a checkpoint, before its weights are loaded."""
+        trainer = self._trainer
+        if self in trainer.callback_handler.callbacks:
+            model = trainer.model
+            self._restored = read_state(checkpoint, model, self.allow)
+            with as_built(model):
+                self._rebuild(model)
+            check_weights(model, checkpoint)
+        load(checkpoint, *args, **kwargs)
+        read_blocks(trainer.model, checkpoint)
+
+    def _rebuild(self, model: Any) -> None:
+        state, trainer = self._restored, self._trainer
+        if state is None:
+            return
+        if self.grower is not None and self.grower.model is model:
+            self._way.to(self.grower, state, self.allow)
+            return
+        self._way = Way()
+        if trainer.optimizer is None:
+            trainer.create_optimizer()  # on the network as it was built, as in the run that was saved
+        theirs = [unwrapped(one) for one in (trainer.optimizer, trainer.lr_scheduler) if one is not None]
+        self._way.forward(model, self._journal(model, state), [*theirs, *self.companions])
+
+    def _load_best(self, load: Callable[[], None]) -> None:
+        """Take the network to what it was at the best checkpoint, before its weights are loaded."""
+        best, grower = self._trainer.state.best_model_checkpoint, self.grower
+        if grower is not None and self in self._trainer.callback_handler.callbacks:
+            state = read_state(best, grower.model, self.allow)
+            if state is not None:
+                with as_built(grower.model):
+                    self._way.to(grower, state, self.allow)
+            check_weights(grower.model, best)
+        load()
+        read_blocks(self._trainer.model, best)
+
+    def _journal(self, model: Any, state: dict[str, Any]) -> Journal:
+        return Journal.from_json(state["journal"], Allowed.of(model, self.allow))
+
+
+def _calling_trainer() -> Any:
+    """The Trainer that calls: events do not name it.
+
+    Raises:
+        GrowthError: none does.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, transformers.Trainer):
+            return found
+        frame = frame.f_back
+    raise GrowthError("GrowthCallback works in a transformers.Trainer; in a loop of your own, use auxin.Grower.")

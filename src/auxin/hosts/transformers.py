@@ -1,0 +1,127 @@
+"""Growth in the Hugging Face Trainer, as one callback: ``Trainer(..., callbacks=[GrowthCallback(edits=..., ...)])``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from auxin.arguments import checked_trigger, is_edit
+from auxin.errors import GrowthError
+from auxin.grower import Grower
+from auxin.hosts.common import as_built, carry_out, check_options, unwrapped, warn_untested
+from auxin.hosts.files import write_blocks, write_state
+from auxin.hosts.loading import Loading
+from auxin.hosts.way import Way
+from auxin.journal import references
+from auxin.logbook import Logbook
+from auxin.progress import load_states, states_of
+
+warn_untested("transformers", transformers.__version__, "5.23")
+
+
+class GrowthCallback(Loading):
+    """Grows the model of a ``transformers.Trainer`` while it trains, with optimizer and schedule kept in step.
+
+    It decides at each evaluation and carries out before the next step, so what the Trainer saves in between is the
+    model that was evaluated. A file ``auxin.json`` in each checkpoint lets a resumed run go on, and the best model be
+    loaded with the structure that it had.
+
+    Args:
+        companions: what else must keep step, as averages of the weights. Optimizer and schedule are the Trainer's.
+        monitor: the metric of the evaluation that ``when`` looks at; None: ``metric_for_best_model``, or the loss.
+        allow: further classes, functions or modules that the journal of a checkpoint may name.
+        options: the arguments of ``auxin.Grower``: ``edits``, ``when`` (it counts evaluations), ``probe``, ...
+
+    Raises:
+        GrowthError: an option is wrong; later, from the Trainer: it is one under which networks do not grow, there are
+            two callbacks, or an evaluation lacks the metric.
+    """
+
+    def __init__(self, *companions: Any, monitor: str | None = None, allow: Iterable[Any] = (), **options: Any):
+        check_options(options, "GrowthCallback")
+        checked_trigger(options["when"])
+        log, edits = options.get("log"), options["edits"]
+        options["log"] = log if isinstance(log, Logbook) else Logbook(log)
+        listed = [edits] if is_edit(edits) else [] if callable(edits) else edits
+        super().__init__(companions, [*allow, *(found for edit in listed for found in references(edit))])
+        self.monitor, self.options = monitor, options
+        self._parts = {name: options[name] for name in ("when", "choose") if name in options}
+        self._unused = copy.deepcopy(states_of(self._parts))
+        self._training = False
+        self._seen: list[str] = []  # metrics of evaluations that lacked the one that is looked at
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Build the Grower around what the Trainer has prepared, and go on where the checkpoint was."""
+        self._attach()
+        if state.is_hyper_param_search:
+            raise GrowthError("GrowthCallback: not in a hyperparameter_search; give each trial a Trainer of its own.")
+        model, before, restored = kwargs["model"], self.grower, self._restored
+        theirs = (kwargs["optimizer"], kwargs["lr_scheduler"], getattr(self._trainer.accelerator, "scaler", None))
+        companions = [unwrapped(one) for one in theirs if one is not None]
+        if restored is None and before is not None and before.model is model:
+            restored = before.state_dict()  # a second train() goes on
+        elif restored is None:
+            self._way = Way()
+            load_states(self._parts, self._unused)
+        self.grower = Grower(model, *companions, *self.companions, **self.options)
+        if restored is not None:
+            self.grower.progress.entries[:] = self._journal(model, restored).entries
+            self.grower.load_state_dict(restored, self.allow)
+        self._restored, self._training, self._seen = None, True, []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide."""
+        if not self._training or self.grower is None:
+            return
+        name = self._monitored(args)
+        numbers = {key: value for key, value in kwargs["metrics"].items() if type(value) in (int, float)}
+        if name not in numbers:  # so far: of several evaluation sets one may have it
+            self._seen += numbers
+            return
+        self._seen = []
+        with as_built(self.grower.model):
+            self.grower.progress.pending = self.grower.decide(numbers.pop(name), **numbers)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Carry out what the evaluation has decided."""
+        self._check_monitor(args)
+        grower = self.grower
+        if grower is not None and grower.progress.pending is not None:
+            with as_built(grower.model):
+                self._way.note(grower.model, len(grower.journal))
+                carry_out(grower)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Carry out what could not be carried out before the step."""
+        self.on_step_begin(args, state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the journal into the checkpoint."""
+        self._check_monitor(args)
+        if self.grower is not None and state.is_world_process_zero:
+            directory = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            write_state(self.grower, directory)
+            if hasattr(self.grower.model, "peft_config"):
+                write_blocks(self.grower, directory)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluations from here on decide nothing."""
+        self._training = False
+        self._check_monitor(args)
+
+    def _monitored(self, args: Any) -> str:
+        name = self.monitor or args.metric_for_best_model or "loss"
+        return name if name.startswith("eval_") else f"eval_{name}"
+
+    def _check_monitor(self, args: Any) -> None:
+        """Raise where evaluations have passed without the metric."""
+        seen, self._seen = self._seen, []
+        if seen:
+            raise GrowthError(
+                f"GrowthCallback: no evaluation gave {self._monitored(args)}, only {', '.join(dict.fromkeys(seen))}. "
+                "Pass one of these as monitor=..., or return it from compute_metrics."
+            )
