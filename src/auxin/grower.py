@@ -249,9 +249,9 @@ class Grower:
             with self._past.growing(mark) as held, self._standing.thawed():
                 change = begin(self.model, edit, self.companions, self._terms(seed, self._within), held)
                 change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
-            self._write_down(change)
             if self.probation is not None:
-                self.progress.on_probation = (edit, self.calls, len(self.progress.entries) - 1)
+                self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
+            self._write_down(change)
             self.log.growth(self, change)
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been

@@ -168,8 +168,12 @@ def test_an_older_checkpoint_is_named_and_can_be_loaded(tmp_path):
     ax.save(run.grower, tmp_path, extra={"epoch": 2})
     target = tmp_path / "checkpoint-000002" / "model.safetensors"
     target.write_bytes(target.read_bytes()[:100])
-    text = load_refused(Run(grown=False), tmp_path, "model.safetensors")
+    text = load_refused(Run(grown=False), tmp_path / "checkpoint-000002", "model.safetensors")
     assert "checkpoint-000001" in text
+    with pytest.warns(UserWarning, match="000002' is damaged.*Loaded the newest that is whole.*000001"):
+        assert ax.load(tmp_path, Run(grown=False).grower) == {"epoch": 1}
+    with pytest.raises(ax.GrowthError, match="An older one is whole"):
+        ax.load(tmp_path, Run(grown=False).model)
     assert ax.load(tmp_path / "checkpoint-000001", Run(grown=False).grower) == {"epoch": 1}
 
 

@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Content = bytes | Mapping[str, Tensor]
 _COMPLETE = re.compile(r"checkpoint-(\d{6,18})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-([0-9a-f]{8})-[0-9a-f]+")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_AT_WORK: set[str] = set()  # names of the temporaries into which this process writes now
 _ABANDONED = 24 * 3600  # seconds without a change after which a temporary of another machine is taken for dead
 
 
@@ -100,6 +102,7 @@ def write(path: str | os.PathLike[str], files: Mapping[str, Content], keep_last:
     with _explained(place, files):
         made = _make(place)
         temporary = place / f".tmp-{os.getpid()}-{_host()}-{secrets.token_hex(4)}"
+        _AT_WORK.add(temporary.name)
         try:
             temporary.mkdir()
             _fill(temporary, files)
@@ -110,17 +113,20 @@ def write(path: str | os.PathLike[str], files: Mapping[str, Content], keep_last:
                 with suppress(OSError):
                     directory.rmdir()
             raise
+        finally:
+            _AT_WORK.discard(temporary.name)
     with suppress(OSError, GrowthError):
         _flush(place)
         _prune(place, complete, keep_last)
     return complete
 
 
-def read(path: str | os.PathLike[str]) -> Files:
+def read(path: str | os.PathLike[str], go_back: bool = False) -> Files:
     """The newest checkpoint in a directory, or the one at ``path`` itself, every file of it verified first.
 
     Args:
         path: what was given to ``write``, or one ``checkpoint-...`` inside.
+        go_back: where the newest in a directory was cut off, read the newest that is whole, with a warning.
 
     Returns:
         Its files.
@@ -148,7 +154,15 @@ def read(path: str | os.PathLike[str]) -> Files:
         return _verified(checkpoint)
     except manifest.Damage as damage:
         _check_there(checkpoint)
-        raise GrowthError(_damaged(checkpoint, str(damage), older)) from None
+        found = _first_whole(older)
+        text = f"The checkpoint '{checkpoint}' is damaged or was cut off: {damage}."
+        if go_back and not one and isinstance(damage, manifest.Cut) and found is not None:
+            warnings.warn(f"{text} Loaded the newest that is whole: '{found.path}'.", stacklevel=4)
+            return found
+        hint = "There is no older one that is whole beside it."
+        if found is not None:
+            hint = f'An older one is whole: ax.load("{found.path}", grower).'
+        raise GrowthError(f"{text} Nothing was loaded. {hint}") from None
 
 
 # ---- writing
@@ -219,6 +233,8 @@ def _prune(place: Path, newest: Path, keep_last: int) -> None:
 
 def _dead(entry: os.DirEntry[str], pid: int, host: str) -> bool:
     if host == _host():
+        if pid == os.getpid():  # in a container the process that was killed had the same number
+            return entry.name not in _AT_WORK
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -309,14 +325,14 @@ def _verified(checkpoint: Path) -> Files:
             raise manifest.Damage(f"{manifest.NAME} names a file {name!r}")
         with _opened(checkpoint, name) as descriptor:
             if (size := os.fstat(descriptor).st_size) != entry.size:
-                raise manifest.Damage(f"{name} has {size:,} bytes, it was written with {entry.size:,}")
+                raise manifest.Cut(f"{name} has {size:,} bytes, it was written with {entry.size:,}")
             if entry.layout is None:
                 contents[name] = _all(descriptor)
                 found = sha256(contents[name]).hexdigest()
             else:
                 found = _digest(descriptor)[1]
         if found != entry.digest:
-            raise manifest.Damage(f"{name} is not what was written (its SHA-256 differs)")
+            raise manifest.Cut(f"{name} is not what was written (its SHA-256 differs)")
     return Files(checkpoint, listed, contents)
 
 
@@ -325,7 +341,7 @@ def _opened(checkpoint: Path, name: str) -> Iterator[int]:
     try:
         descriptor = os.open(checkpoint / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise manifest.Damage(f"{name} is missing") from None
+        raise manifest.Cut(f"{name} is missing") from None
     except OSError as error:
         link = (checkpoint / name).is_symlink()
         reason = "is a link, and links are not followed" if link else f"cannot be read: {error.strerror}"
@@ -354,10 +370,8 @@ def _read(checkpoint: Path, name: str, largest: int) -> bytes:
         return _all(descriptor)
 
 
-def _damaged(checkpoint: Path, damage: str, older: list[Path]) -> str:
-    text = f"The checkpoint '{checkpoint}' is damaged or was cut off: {damage}. Nothing was loaded."
-    for candidate in older:
+def _first_whole(checkpoints: list[Path]) -> Files | None:
+    for candidate in checkpoints:
         with suppress(manifest.Damage):
-            _verified(candidate)
-            return f'{text} An older one is whole: ax.load("{candidate}", grower).'
-    return f"{text} There is no older one that is whole beside it."
+            return _verified(candidate)
+    return None

@@ -19,6 +19,10 @@ class Damage(Exception):
     """What of a checkpoint is not as it was written."""
 
 
+class Cut(Damage):
+    """Bytes are missing, or others than were written: what a power cut or a bad disk leaves."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One file: its size in bytes, its SHA-256, and how its tensors lie in it (None: it holds none)."""
@@ -51,10 +55,10 @@ def parse(raw: bytes) -> Manifest:
             raise Damage(f"{NAME} has version {recorded['version']}, a newer auxin wrote it")
         # Equal text is the test: whatever changed in it, by as little as a bit, changes its digest or its form.
         if _text(recorded) != raw:
-            raise Damage(f"{NAME} is not what was written (its SHA-256 differs)")
+            raise Cut(f"{NAME} is not what was written (its SHA-256 differs)")
         return {str(name): _entry(entry) for name, entry in recorded["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Damage(f"{NAME} is cut off, or not what was written") from None
+        raise Cut(f"{NAME} is cut off, or not what was written") from None
 
 
 def _entry(data: dict[str, Any]) -> Entry:

@@ -12,8 +12,10 @@ from torch import nn
 
 from auxin import typed
 from auxin.anatomy.tree import unwrap
+from auxin.checkpoint import gradients
 from auxin.checkpoint.companions import kind_of, prepared, state_of
 from auxin.checkpoint.directory import Files, Gone, read, write
+from auxin.checkpoint.moment import check_moment
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
 from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
@@ -28,26 +30,30 @@ KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random",
 
 
 def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last: int = 2) -> None:
-    """Write a run: network, companions, journal, counts, random generators. Whole or not at all.
+    """Write a run: network, companions, journal, counts, global random generators, gradients that no step has used yet.
+
+    Whole or not at all.
 
     Args:
         grower: the Grower of the run.
         path: a directory; every call adds ``checkpoint-000001``, ``checkpoint-000002``, ... inside it.
-        extra: whatever else the loop needs (epoch, position in the data): numbers, texts, lists, dicts, small tensors.
+        extra: whatever else the loop needs (epoch, position in the data, the state of a generator of one's own):
+            numbers, texts, lists, dicts, small tensors.
         keep_last: how many checkpoints stay.
 
     Raises:
-        GrowthError: the disk is full or not writable, or something has no plain form; earlier checkpoints
-            are untouched.
+        GrowthError: the disk is full or not writable, something has no plain form, or a step or a growth is half-done;
+            earlier checkpoints are untouched.
     """
     if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
         kinds = f"{type(grower).__name__}, {type(path).__name__}"
         raise GrowthError(f"save(grower, path): got ({kinds}); pass the Grower first, then the directory.")
+    check_moment(grower)
     model = grower.model
     state, rest = network_tensors(model)
-    files: dict[str, Any] = {"model.safetensors": state}
-    if rest:
-        files["buffers.safetensors"] = rest
+    waiting = gradients.waiting_gradients(model, grower.companions, grower._watch)
+    parts = {"model.safetensors": state, "buffers.safetensors": rest, gradients.FILE: waiting}
+    files: dict[str, Any] = {name: tensors for name, tensors in parts.items() if tensors or tensors is state}
     companions = []
     for number, companion in enumerate(grower.companions):
         tensors, data = state_of(companion, model)
@@ -76,7 +82,8 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     """Continue a run, or read a grown network for inference.
 
     Args:
-        path: the directory that was given to ``save``, or one ``checkpoint-...`` inside.
+        path: the directory that was given to ``save``: its newest checkpoint, and where that was cut off, for a Grower,
+            the newest that is whole, with a warning. Or one ``checkpoint-...`` inside.
         target: a Grower around the *original* network and companions, freshly built: it grows to where the run was and
             everything goes on exactly, the random generators too. Or the original network alone: structure and weights.
         allow: further classes, functions or modules that the journal may name.
@@ -90,10 +97,11 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     if not isinstance(path, (str, os.PathLike)):
         raise GrowthError(f"load(path, target): path is a {type(path).__name__}; pass the directory first.")
     allowed = list(allow)
+    go_back = not isinstance(target, nn.Module)  # a run makes the lost steps again; a bare network would be another one
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(Gone):
-            return _loaded(read(path), target, allowed)
-    return _loaded(read(path), target, allowed)
+            return _loaded(read(path, go_back), target, allowed)
+    return _loaded(read(path, go_back), target, allowed)
 
 
 def _loaded(files: Files, target: Any, allow: Iterable[Any]) -> Any:
@@ -109,6 +117,7 @@ def _loaded(files: Files, target: Any, allow: Iterable[Any]) -> Any:
     tensors = files.tensors("model.safetensors")
     if "buffers.safetensors" in files.manifest:
         tensors = {**tensors, **files.tensors("buffers.safetensors")}
+    waiting = files.tensors(gradients.FILE) if gradients.FILE in files.manifest else {}
     companions, grown = ((), None) if grower is None else (grower.companions, grower.journal)
     if grower is not None:
         _same_kinds(companions, run["companions"])
@@ -125,10 +134,12 @@ def _loaded(files: Files, target: Any, allow: Iterable[Any]) -> Any:
             check_network(model, tensors)
             saved = zip(companions, _cut(run, companions), strict=True)
             writes = [_prepared(files, companion, model, one) for companion, one in saved]
+            gradients.check_gradients(model, waiting)
             write_network(model, tensors, run["network"], run=grower is not None)
             for write_one in writes:
                 write_one()
             if grower is not None:
+                gradients.write_gradients(model, waiting, grower._watch)
                 restore_random(run["random"])
             return run["extra"]
     except GrowthError:

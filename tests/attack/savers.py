@@ -1,13 +1,10 @@
-"""Runs that grow, fade in, warm up and save again and again, to be killed; and those that save to one path at once.
+"""Runs that grow, fade in, warm up and save again and again to one path at once.
 
-`killed_savers.py FOLDER kill COUNT SEED` kills a child COUNT times at a random moment and loads what it left.
-`killed_savers.py FOLDER both SECONDS KEEP` lets two processes save there while this one loads.
+`savers.py FOLDER SECONDS KEEP` lets two processes save there while this one loads.
 """
 
 import json
 import os
-import random
-import signal
 import sys
 import time
 from collections import Counter
@@ -55,35 +52,6 @@ def child(act):
         os._exit(code)
 
 
-def kill(folder, count, seed):
-    """Kill children at random moments; after each one, what lies there is whole and goes on to the bit."""
-    began = time.perf_counter()
-    numbers = list(life(folder / "whole", keep_last=STEPS))
-    once = time.perf_counter() - began
-    expected = {number: resumed(folder / "whole" / f"checkpoint-{number:06d}")[1] for number in numbers}
-
-    def forever():
-        while True:
-            for _ in life(folder / "run"):
-                pass
-
-    generator, found, left = random.Random(seed), Counter(), 0
-    for _ in range(count):
-        number = child(forever)
-        time.sleep(generator.uniform(0.0, once))
-        os.kill(number, signal.SIGKILL)
-        os.waitpid(number, 0)
-        names = os.listdir(folder / "run") if (folder / "run").exists() else []
-        left += any(name.startswith(".tmp-") for name in names)
-        if any(name.startswith("checkpoint-") for name in names):
-            extra, losses = resumed(folder / "run")
-            assert losses == expected[extra["step"]], extra
-            found[extra["step"]] += 1
-    for _ in life(folder / "run"):
-        pass
-    return {"loaded": sum(found.values()), "steps": found, "cut": left, "names": sorted(os.listdir(folder / "run"))}
-
-
 def both(folder, seconds, keep):
     """Two processes save to one path, this one loads from there until it has LOADS, or for ten times as long."""
     begun, stop = time.monotonic(), folder.parent / "stop"
@@ -112,5 +80,4 @@ def both(folder, seconds, keep):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place, what, first, second = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
-    print(json.dumps(kill(place, int(first), second) if what == "kill" else both(place, first, second)))
+    print(json.dumps(both(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))))
