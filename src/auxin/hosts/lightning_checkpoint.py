@@ -1,0 +1,89 @@
+"""What has grown, in the checkpoints of Lightning's Trainer: written beside the rest, read before the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.optim.swa_utils import AveragedModel
+
+from auxin.checkpoint.groups import group_names, regroup
+from auxin.follow.scheduler import optimizer_of
+from auxin.grower import Grower
+from auxin.hosts.lightning_trainer import averages_in
+from auxin.hosts.structure import Structure
+
+KEY = "auxin"
+WATCHED = ("load_checkpoint", "save_checkpoint", "load_optimizer_state_dict")
+
+
+def load_from_checkpoint(kind: Any, path: Any, allow: Iterable[Any] = (), **options: Any) -> Any:
+    """A grown LightningModule for inference: ``kind.load_from_checkpoint``, and what has grown since.
+
+    Args:
+        kind: the class of the module.
+        path: of the checkpoint.
+        allow: further classes, functions or modules that the journal may name.
+        options: of ``kind.load_from_checkpoint``.
+    """
+
+    def on_load_checkpoint(self: Any, checkpoint: Mapping[str, Any]) -> None:
+        Structure(self).take_to(checkpoint.get(KEY), allow)
+        kind.on_load_checkpoint(self, checkpoint)
+
+    own = {"on_load_checkpoint": on_load_checkpoint, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    model = type(kind.__name__, (kind,), own).load_from_checkpoint(path, **options)
+    model.__class__ = kind
+    return model
+
+
+def state_of(grower: Grower) -> dict[str, Any]:
+    """What goes into a checkpoint, as plain data: the Grower, where parameters stand, and which are frozen."""
+    model = grower.model
+    groups = [group_names(optimizer, model) for optimizer in grower.optimizers]
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    return {"grower": grower.state_dict(), "groups": groups, "frozen": frozen}
+
+
+def put_back(trainer: Any, saved: Mapping[str, Any]) -> None:
+    """Freeze, thaw and group parameters as they were; Lightning restores optimizers by position after that."""
+    module, schedulers = trainer.lightning_module, [config.scheduler for config in trainer.lr_scheduler_configs]
+    for name, p in module.named_parameters():
+        p.requires_grad_(name not in saved["frozen"])
+    for optimizer, groups in zip(trainer.optimizers, saved["groups"], strict=True):
+        regroup(optimizer, groups, module, [s for s in schedulers if optimizer_of(s) is optimizer])
+
+
+def renew_averages(trainer: Any, pl_module: Any) -> None:
+    """Give averages the structure that the module has now; their values come from the checkpoint."""
+    for callback, average in averages_in(trainer):
+        if isinstance(average, AveragedModel):
+            average.module = copy.deepcopy(pl_module).to(next(average.parameters()).device)
+        else:
+            callback._average_model = copy.deepcopy(pl_module)
+
+
+class Around:
+    """A method of the Trainer's strategy, at which a callback stands by. An object, so that it pickles."""
+
+    def __init__(self, callback: Any, trainer: Any, name: str):
+        self.callback, self.trainer, self.name = callback, trainer, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Write what has grown, or read it, around the method itself."""
+        strategy = self.trainer.strategy
+        state = self.callback.state() if self.name == "save_checkpoint" else None
+        if state is not None:
+            args = ({**args[0], KEY: state}, *args[1:])
+        if self.name == "load_optimizer_state_dict" and self.callback.saved is not None:
+            put_back(self.trainer, self.callback.saved)
+        result = getattr(type(strategy), self.name)(strategy, *args, **kwargs)
+        if self.name == "load_checkpoint":
+            self.callback.after_reading(self.trainer, result)
+        return result
+
+
+def stand_by(callback: Any, trainer: Any) -> None:
+    """From now on the callback hears of every checkpoint; also of those that hold weights only."""
+    trainer.strategy.__dict__.update({name: Around(callback, trainer, name) for name in WATCHED})

@@ -1,0 +1,102 @@
+"""What hangs on a network in Lightning's Trainer: found, read, and given to a Grower."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from auxin.anatomy.probe import taken
+from auxin.change import Change
+from auxin.engine import BadMoment, check_moment
+from auxin.errors import GrowthError
+from auxin.follow import follow
+from auxin.follow.average import follow_average
+from auxin.grower import Grower
+from auxin.ramp import resumed
+
+
+def companions_in(trainer: Any) -> list[Any]:
+    """Optimizers, schedulers, scaler, averages and the DDP wrapper of a Trainer."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    wrapper = trainer.strategy.model if isinstance(trainer.strategy.model, DistributedDataParallel) else None
+    averages = [average for _, average in averages_in(trainer)]
+    return [c for c in (*trainer.optimizers, *schedulers, scaler, *averages, wrapper) if c is not None]
+
+
+def averages_in(trainer: Any) -> Iterator[tuple[Any, nn.Module]]:
+    """The callbacks that average weights (WeightAveraging, StochasticWeightAveraging), and their copies."""
+    for callback in trainer.callbacks:
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, nn.Module):
+            yield callback, average
+
+
+@follow("lightning.pytorch.core.module:LightningModule")
+@follow("pytorch_lightning.core.module:LightningModule")
+def follow_copy(average: nn.Module, change: Change) -> Iterator[None]:
+    """The copy into which StochasticWeightAveraging averages."""
+    yield from follow_average(cast(AveragedModel, SimpleNamespace(module=average)), change)
+
+
+def metrics_in(trainer: Any, monitor: str | None) -> dict[str, float]:
+    """What has been logged, as process 0 says it.
+
+    Raises:
+        GrowthError: the monitored metric is not among it.
+    """
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if monitor is not None and monitor not in logged:
+        found = ", ".join(map(repr, sorted(logged))) or "nothing"
+        raise GrowthError(
+            f"GrowthCallback(monitor={monitor!r}): no such metric was logged by the end of the evaluation. Logged: "
+            f"{found}. Log it, self.log({monitor!r}, value), in validation_step."
+        )
+    return trainer.strategy.broadcast(logged)
+
+
+def probe_of(trainer: Any, pl_module: Any, batch: Any) -> Any:
+    """A copy of the batch of process 0, as ``forward`` takes it: a dict is one argument where there is only one."""
+    batch = taken(trainer.strategy.broadcast(batch), {})
+    one = len(inspect.signature(pl_module.forward).parameters) == 1
+    return (batch,) if isinstance(batch, Mapping) and one else batch
+
+
+@contextlib.contextmanager
+def without_trainer(pl_module: Any) -> Iterator[None]:
+    """The module by itself: a copy or a snapshot of it does not reach the Trainer, and a proof logs nothing."""
+    trainer, pl_module.trainer = pl_module.trainer, None
+    try:
+        yield
+    finally:
+        pl_module.trainer = trainer
+
+
+def why_not_now(grower: Grower) -> str | None:
+    """Why a growth would have to wait."""
+    try:
+        check_moment(grower.model, grower.companions, grower._watch)
+    except BadMoment as error:
+        return str(error)
+    return None
+
+
+def grower_for(
+    trainer: Any, options: Mapping[str, Any], saved: Mapping[str, Any] | None, allow: Iterable[Any]
+) -> Grower:
+    """The Grower of a module and all that hangs on it in a Trainer, as it was saved; process 0 writes its log."""
+    module, companions = trainer.lightning_module, companions_in(trainer)
+    log = options.get("log") if trainer.is_global_zero else None
+    with without_trainer(module):
+        resumed((), module, (), (module, *companions))  # gates open again with the Grower's state
+        grower = Grower(module, *companions, **{**options, "log": log})
+        if saved is not None:
+            grower.load_state_dict(saved["grower"], allow)
+    return grower
