@@ -89,9 +89,13 @@ class ResidualLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(features, features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the shape and dtype of ``x``."""
+        """Return a tensor of the shape, dtype and layout of ``x``."""
         change = nn.functional.linear(x.movedim(self.axis, -1), self.weight.to(x.dtype))
-        return x + change.movedim(-1, self.axis)
+        out = x + change.movedim(-1, self.axis)
+        if torch.compiler.is_compiling() or out.stride() == x.stride() or not _is_slice(x):
+            return out
+        # Laid out as the slice was: what follows may run another kernel otherwise, which rounds otherwise.
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(out)
 
     def extra_repr(self) -> str:
         """What it was built with."""
@@ -109,3 +113,13 @@ def awake(module: nn.Module) -> Iterator[nn.Module]:
             yield current
             if not isinstance(current, Dormant):
                 waiting += [child for child in current._modules.values() if child is not None]
+
+
+def _is_slice(x: Tensor) -> bool:
+    """Whether no two entries share memory, though there may be gaps between them."""
+    extent = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < extent:
+            return False
+        extent += stride * (size - 1)
+    return True

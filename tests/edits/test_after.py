@@ -307,6 +307,31 @@ def test_a_residual_layer_along_an_axis_is_a_matrix_product():
     assert torch.allclose(layer(x), x + torch.einsum("oc,nchw->nohw", layer.weight, x), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, :, :-1],  # as padding that is cut off
+        lambda x: x.transpose(0, 2)[:4],
+        lambda x: x[:, :1].expand(-1, 3, -1),
+        lambda x: x[..., ::2],
+        lambda x: x.unfold(2, 4, 1)[..., 0, :],
+    ],
+)
+def test_the_layout_stays_what_it_was(view):
+    """What follows runs another kernel on another layout, which rounds otherwise."""
+    base = torch.randn(4, 3, 9, requires_grad=True)
+    x = view(base)
+    layer = ResidualLinear(x.shape[-1])
+    out = layer(x)
+    overlapping = 0 in x.stride()
+    assert torch.equal(out, x) and (overlapping or out.stride() == x.stride())
+    assert torch.equal(nn.functional.gelu(out), nn.functional.gelu(x)) or overlapping
+    out.square().sum().backward()
+    assert (
+        torch.allclose(base.grad, torch.autograd.grad(view(base).square().sum(), base)[0]) and layer.weight.grad.any()
+    )
+
+
 def test_other_precisions_stay_what_they_are():
     model = build().to(torch.bfloat16)
     change = ax.grow(model, ax.After("norm"), probe=X.to(torch.bfloat16))

@@ -10,7 +10,7 @@ from block_lists import block_lists
 from judged import judged
 from minilm import NEEDS, figures, packaged
 from models import build, has_timm
-from trials import duplicate, fingerprint
+from trials import duplicate, fingerprint, ungrown
 
 import auxin as ax
 
@@ -23,7 +23,7 @@ def test_one_block_more(name):
     lists = block_lists(*make())
     assert lists or name == "albert"  # its blocks are one, called again and again
     for blocks in lists:
-        assert judged(name, duplicate(make, blocks)) == ""
+        assert judged(name, duplicate(make, blocks, ungrown(make))) == ""
 
 
 @pytest.mark.skipif(not has_timm(), reason="timm is not installed; `make zoo` brings it")
@@ -31,7 +31,7 @@ def test_one_block_more(name):
 def test_one_block_more_of_timm(inner):
     make = functools.partial(build, "convnext_atto")
     for blocks in block_lists(*make(), inner=inner):
-        assert judged("convnext_atto", duplicate(make, blocks, train=False), inner) == ""
+        assert judged("convnext_atto", duplicate(make, blocks), inner) == ""
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5", "swin", "yolos"])
@@ -79,6 +79,7 @@ def test_what_is_expected_is_about_the_zoo():
 def test_a_pretrained_encoder_grows_through_the_gate(tmp_path):
     """Six layers after nine: the same embeddings, trained with the gates opening, folded, opened by its own library."""
     found = figures(tmp_path)
+    print(f"\n{found}")
     assert (found.layers, found.difference) == (9, 0.0)
-    assert found.moved and found.loss_after < found.loss_before
+    assert found.moved and found.loss_after < 0.99 * found.loss_before
     assert found.gates_left == 0 and found.stock <= 1e-6

@@ -17,6 +17,8 @@ import auxin as ax
 from auxin.anatomy.probe import tensors_in
 
 STEPS = 20
+RATES = (1e-3, 1e-4, 1e-5, 1e-6)
+CALM = 1.2  # times the loss at the start: what the ungrown model may reach at the rate at which it is trained
 TOLERANCE = 1e-5  # of the outputs before and after
 ROUNDING = 1e-6  # times the largest output of a model that was saved and loaded: its tensors lie elsewhere in memory
 
@@ -34,6 +36,7 @@ class Outcome:
         generates: of a language model: "same" (with and without a cache), or what differs.
         still: new tensors that training left where they were, though it moved those that they were copied from.
         peak: largest loss of the training over that of the ungrown model trained alike.
+        rate: the learning rate of both.
     """
 
     at: str
@@ -44,15 +47,43 @@ class Outcome:
     generates: str = ""
     still: tuple[str, ...] = ()
     peak: float = 1.0
+    rate: float = RATES[0]
 
 
-def duplicate(build: Callable[[], Built], blocks: BlockList, train: bool = True) -> Outcome:
-    """Grow a freshly built model by one block, look at it from all sides, and train it for some steps."""
+@dataclass(frozen=True)
+class Ungrown:
+    """How the model trains that does not grow: towards what, at which rate, and its largest loss."""
+
+    targets: list[Tensor]
+    rate: float
+    peak: float
+
+
+def ungrown(build: Callable[[], Built]) -> Ungrown:
+    """Train a freshly built model: at a learning rate of 1e-3, or at a tenth, a hundredth where it does not bear that.
+
+    Full-size models with random weights and noise may blow up a million times at the first step, and a comparison with
+    that says nothing.
+    """
+    model, args, kwargs = build()
+    with torch.no_grad():
+        targets = _targets(floats(model, args, kwargs))
+    losses: list[float] = []
+    for rate in RATES:
+        model, args, kwargs = build()
+        losses = _losses(model, _adamw(model, rate), args, kwargs, targets)
+        if max(losses) <= CALM * losses[0]:
+            break
+    return Ungrown(targets, rate, max(losses))
+
+
+def duplicate(build: Callable[[], Built], blocks: BlockList, beside: Ungrown | None = None) -> Outcome:
+    """Grow a freshly built model by one block, look at it from all sides, and train it for some steps as ``beside``."""
     model, args, kwargs = build()
     with torch.no_grad():
         before = [t.clone() for t in floats(model, args, kwargs)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
-    outcome = Outcome(blocks.at, "refused")
+    outcome = Outcome(blocks.at, "refused", rate=beside.rate if beside is not None else RATES[0])
+    optimizer = _adamw(model, outcome.rate)
     change = _grown(model, blocks, optimizer, kwargs or args, outcome)
     if change is None:
         return outcome
@@ -66,16 +97,11 @@ def duplicate(build: Callable[[], Built], blocks: BlockList, train: bool = True)
         outcome.stock = _saved_and_loaded(model, args, kwargs, after)
     if getattr(model, "can_generate", bool)() and "input_ids" in kwargs and "decoder_input_ids" not in kwargs:
         outcome.generates = _generates(model, kwargs["input_ids"], build)
-    if train:
-        with torch.no_grad():
-            targets = _targets(after)
+    if beside is not None:
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        peak = _peak(model, optimizer, args, kwargs, targets)
+        outcome.peak = max(_losses(model, optimizer, args, kwargs, beside.targets)) / beside.peak
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
         outcome.still = tuple(sorted(_left_behind(change, moved)))
-        other, args, kwargs = build()
-        alike = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0)
-        outcome.peak = peak / _peak(other, alike, args, kwargs, targets)
     return outcome
 
 
@@ -158,8 +184,12 @@ def _targets(outputs: list[Tensor]) -> list[Tensor]:
     return [t + t.std() * torch.randn(t.shape, generator=generator) if t.numel() > 1 else t for t in outputs]
 
 
-def _peak(model: nn.Module, optimizer: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> float:
-    """Train for some steps, each output weighted alike; the largest loss."""
+def _adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
+
+
+def _losses(model: nn.Module, optimizer: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> list[float]:
+    """Train for some steps, each output weighted alike."""
     losses = []
     for _ in range(STEPS):
         made = floats(model, args, kwargs)
@@ -169,7 +199,7 @@ def _peak(model: nn.Module, optimizer: Any, args: Any, kwargs: Any, targets: lis
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return max(losses)
+    return losses
 
 
 def _left_behind(change: ax.Change, moved: set[str]) -> Iterator[str]:
