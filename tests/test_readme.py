@@ -12,8 +12,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks() -> list[tuple[int, str]]:
-    """Every python block with the number of the line on which its code starts."""
-    return [(README.count("\n", 0, found.start(1)) + 1, found[1]) for found in BLOCK.finditer(README)]
+    """Every python block with the number of the line on which its code starts; those of hosts run with their tests."""
+    found = [(README.count("\n", 0, one.start(1)) + 1, one[1]) for one in BLOCK.finditer(README)]
+    return [(line, code) for line, code in found if "auxin.hosts" not in code]
 
 
 def grown(text: str) -> list[str]:

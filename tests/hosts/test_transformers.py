@@ -289,7 +289,7 @@ class Averaging(transformers.TrainerCallback):
 def test_an_average_keeps_step():
     model = llama()
     average = torch.optim.swa_utils.AveragedModel(model)
-    trainer = trainer_of(model, Averaging(average, model), growth(average))
+    trainer = trainer_of(model, Averaging(average, model), growth(companions=[average]))
     trainer.train()
     assert [n for n, _ in average.module.named_parameters()] == [n for n, _ in model.named_parameters()]
     assert len(average.module.model.layers) == 4

@@ -43,9 +43,9 @@ def llama(layers=2):
     return LlamaForCausalLM(config)
 
 
-def growth(*companions, **options):
+def growth(**options):
     own = {"edits": ax.Duplicate("model.layers", by=1), "when": ax.when.at(GROWN_AT), "probe": PROBE}
-    return GrowthCallback(*companions, **{**own, **options})
+    return GrowthCallback(**{**own, **options})
 
 
 def trainer_of(model, *callbacks, out=None, best=None, test=TEST, optimizers=(None, None), **options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,34 @@ class GrowthCallback(Loading):
     loaded with the structure that it had.
 
     Args:
+        edits: as for ``auxin.Grower``.
+        when: a trigger of ``auxin.when``; its calls are evaluations.
+        monitor: the metric of the evaluation that it looks at; None: ``metric_for_best_model``, or the loss.
         companions: what else must keep step, as averages of the weights. Optimizer and schedule are the Trainer's.
-        monitor: the metric of the evaluation that ``when`` looks at; None: ``metric_for_best_model``, or the loss.
         allow: further classes, functions or modules that the journal of a checkpoint may name.
-        options: the arguments of ``auxin.Grower``: ``edits``, ``when`` (it counts evaluations), ``probe``, ...
+        options: the other arguments of ``auxin.Grower``: ``probe``, ``limit``, ``choose``, ...
 
     Raises:
         GrowthError: an option is wrong; later, from the Trainer: it is one under which networks do not grow, there are
             two callbacks, or an evaluation lacks the metric.
     """
 
-    def __init__(self, *companions: Any, monitor: str | None = None, allow: Iterable[Any] = (), **options: Any):
+    def __init__(
+        self,
+        edits: Any,
+        when: Callable[[Any], bool],
+        monitor: str | None = None,
+        *,
+        companions: Iterable[Any] = (),
+        allow: Iterable[Any] = (),
+        **options: Any,
+    ):
+        log = options.get("log")
+        options |= {"edits": edits, "when": checked_trigger(when)}
         check_options(options, "GrowthCallback")
-        checked_trigger(options["when"])
-        log, edits = options.get("log"), options["edits"]
         options["log"] = log if isinstance(log, Logbook) else Logbook(log)
         listed = [edits] if is_edit(edits) else [] if callable(edits) else edits
-        super().__init__(companions, [*allow, *(found for edit in listed for found in references(edit))])
+        super().__init__(list(companions), [*allow, *(found for edit in listed for found in references(edit))])
         self.monitor, self.options = monitor, options
         self._parts = {name: options[name] for name in ("when", "choose") if name in options}
         self._unused = copy.deepcopy(states_of(self._parts))
