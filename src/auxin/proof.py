@@ -82,6 +82,7 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
         for path, module in (*((path, new.module) for path, new in change.added), *near.items()):
             module.register_forward_hook(lambda *_, path=path: called.add(path))
         after, grads = _run(model, change, look)
+        late = _reached_late(model, change, look, grads)
     missing = [path for path, _ in change.added if path not in called]
     if missing:
         raise GrowthError(_never_called(model, missing[0], change))
@@ -90,10 +91,12 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
         raise GrowthError(_displaced(model, displaced[0], change))
     notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
     difference = _compare(before.outputs, after, change)
-    _check_gradients(change, grads)
+    _check_gradients(change, grads, late)
     whole, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
+    idle = [n for n in _idle(change, grads) if n not in late] if change.preserves and not change.gates else []
+    notes = (*notes, *(f"no gradient at {n}, as in the block that it copies" for n in idle))
     measured = {"max_difference": difference, "gradient_ratio": whole, "gradient_ratios": each}
     return dataclasses.replace(change, **measured, notes=notes)
 
@@ -138,6 +141,26 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             "its input and output widths must fit what stands before and behind it."
             f"{_counted(model, where.split(', ')[0].rpartition('.')[0], change)}"
         ) from error
+
+
+def _reached_late(model: nn.Module, change: Change, look: Look, grads: dict[str, Tensor | None]) -> set[str]:
+    """Writers that get a gradient once the others have moved: they stand in front of these, as in a stack of blocks."""
+    at = {n: g for n in change.writers if (g := grads.get(n)) is not None and not g.is_sparse and _nonzero(g)}
+    waiting = {n for n in change.writers if n in grads and n not in at}
+    if not at or not waiting or change.gates:
+        return set()
+    parameters = dict(model.named_parameters())
+    values = {n: parameters[n].detach().clone() for n in at}
+    try:
+        with torch.no_grad():
+            for n, g in at.items():
+                parameters[n].sub_(0.01 * g / g.abs().max())
+        _, later = _run(model, change, look)
+    finally:
+        with torch.no_grad():
+            for n, value in values.items():
+                parameters[n].copy_(value)
+    return {n for n in waiting if (g := later.get(n)) is not None and _nonzero(g)}
 
 
 def _gradients(loss: Tensor, wanted: dict[str, nn.Parameter], every: Iterable[nn.Parameter]) -> dict[str, Any]:
@@ -248,8 +271,8 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
     return difference
 
 
-def _check_gradients(change: Change, grads: dict[str, Any]) -> None:
-    """Check that the new weights can learn."""
+def _check_gradients(change: Change, grads: dict[str, Any], late: set[str]) -> None:
+    """Check that the new weights can learn; those in ``late`` do so from the second step."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
     trainable = [n for n in change.starting if n in grads]
@@ -260,13 +283,24 @@ def _check_gradients(change: Change, grads: dict[str, Any]) -> None:
             "follows them, or the probe's output carries no gradient. Unfreeze them, or add the layer in auxin.surgery."
         )
     wanted = [n for n in change.writers if n in grads] if change.preserves and not change.gates else []
-    dead = [n for n in wanted if n not in reached]
+    dead = [n for n in wanted if n not in reached | late | set(_idle(change, grads))]
     if dead or (trainable and not any(n in reached for n in trainable)):
         raise GrowthError(
             f"{', '.join(dead or trainable[:3])}: no gradient reaches the new weights on the probe, so they would "
             "never learn (a "
             "product with another zero, or a ReLU that is off). Use init='kaiming' or 'xavier', or a residual block."
         )
+
+
+def _idle(change: Change, grads: dict[str, Any]) -> list[str]:
+    """Writers on which nothing depends in the copied block either, as on a backcast behind which no block comes."""
+    reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
+    olds = incumbents(change)
+    return [
+        n
+        for n in change.writers
+        if n in grads and n not in reached and (o := olds.get(n)) in grads and o not in reached
+    ]
 
 
 def _ratios(change: Change, grads: dict[str, Any]) -> tuple[float | None, dict[str, float]]:

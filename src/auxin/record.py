@@ -121,7 +121,7 @@ class _Loose:
     """
 
     def __init__(self, attributes: dict[str, dict[str, Any]], known: set[int]):
-        self._tensors: list[tuple[Tensor, int, Tensor]] = []
+        self._tensors: list[tuple[Tensor, int | None, Tensor]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._contents: list[tuple[Any, list[Any]]] = []
         seen = set(known)
@@ -134,7 +134,7 @@ class _Loose:
                     continue
                 seen.add(id(value))
                 if isinstance(value, Tensor):
-                    self._tensors.append((value, value._version, value.detach().clone()))
+                    self._tensors.append((value, version_of(value), value.detach().clone()))
                 elif drawn:
                     self._generators.append((value, generator_state(value)))
                 elif len(value) <= LONG:
@@ -147,7 +147,7 @@ class _Loose:
             refill(container, content)
         with torch.no_grad():
             for tensor, version, value in self._tensors:
-                if tensor._version != version and tensor.shape == value.shape:
+                if version_of(tensor) != version and tensor.shape == value.shape:
                     write(tensor, value)
         for generator, state in self._generators:
             set_generator_state(generator, state)
@@ -230,6 +230,11 @@ def _same_items(now: list[Any], content: list[Any]) -> bool:
         if not same_key or value is not old:
             return False
     return True
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often it was written to; None for one made in inference mode, to which nothing is written outside."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def storage_of(tensor: Tensor) -> Any:

@@ -214,6 +214,41 @@ def test_what_is_handed_on_fades_in_as_ever():
     assert change.gates == ("blocks.3",) and torch.equal(model(X), before)
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a block returns."""
+
+    y: torch.Tensor
+    note: str = ""
+
+
+class Noted(Branch):
+    def forward(self, x):
+        return Given(super().forward(x), note="x")
+
+
+class InADict(Branch):
+    def forward(self, x):
+        return {"y": super().forward(x)}
+
+
+class AddedFromInside(Added):
+    def forward(self, x):
+        for block in self.blocks:
+            given = block(x)
+            x = x + (given["y"] if isinstance(given, dict) else given.y)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("block", [Noted, InADict], ids=lambda b: b.__name__)
+@pytest.mark.parametrize("at", [0, 2])
+def test_blocks_that_return_structures(block, at):
+    model, optimizer = ready(AddedFromInside, block)
+    before = model(X)
+    change = ax.grow(model, ax.Duplicate("blocks", order=sorted([0, 1, 2, at])), optimizer, probe=X)
+    assert torch.equal(model(X), before) and not change.gates
+
+
 def test_a_head_that_is_zero_hides_what_holds_so_nothing_is_grown():
     """Zeros come out whatever the blocks do: that a block of zeros changes nothing would say nothing."""
     model, optimizer = ready(HandedOn, PostNorm)

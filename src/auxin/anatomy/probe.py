@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
-from auxin.record import Record, coming_back
+from auxin.record import Record, coming_back, version_of
 
 Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a callable that returns one of these
 
@@ -44,13 +44,13 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
     are back.
     """
     tree = Record(model)
-    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers()]
+    buffers = [(b, b.detach().clone(), version_of(b)) for b in model.buffers()]
 
     def restore() -> None:
         tree.restore()
         with torch.no_grad():
             for buffer, value, version in buffers:
-                if buffer._version != version:
+                if version_of(buffer) != version:
                     buffer.copy_(value)
 
     with coming_back(restore):

@@ -8,8 +8,10 @@ is tried on the network, with a block that does nothing else in the place of the
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,7 +124,7 @@ def constants_of(block: nn.Module, call: Call, form: str) -> dict[str, float] | 
     if form == PASSED:
         return last_writers(block, call)
     with random_state(seed=0):
-        zeroed = fewest_zeros(block, call, functools.partial(rests, form=form))
+        zeroed = fewest_zeros(block, call, functools.partial(rests, form=form), functools.partial(learns, form=form))
     return None if zeroed is None else dict.fromkeys(zeroed, 0.0)
 
 
@@ -173,11 +175,17 @@ def _at_rest(value: Any, first: list[Tensor | None]) -> Any:
     if isinstance(value, Tensor):
         given = first.pop() if first and value.is_floating_point() else None
         return given if given is not None else torch.zeros_like(value) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _at_rest(item, first) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         items = [_at_rest(item, first) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Mapping):  # also the outputs of Hugging Face models, which are dataclasses and mappings
+        value = copy.copy(value)
+        for key, item in value.items():
+            value[key] = _at_rest(item, first)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(value, field.name, _at_rest(getattr(value, field.name), first))
     return value
 
 

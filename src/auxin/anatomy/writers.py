@@ -223,42 +223,51 @@ def set_constants(module: nn.Module, constants: Mapping[str, float]) -> None:
 
 
 def fewest_zeros(
-    block: nn.Module, call: Call, holds: Callable[[nn.Module, Call], bool] = is_identity
+    block: nn.Module,
+    call: Call,
+    holds: Callable[[nn.Module, Call], bool] = is_identity,
+    learns: Callable[[nn.Module, Call, tuple[str, ...]], bool] | None = None,
 ) -> tuple[str, ...] | None:
     """Names of the tensors that must be zero for ``holds`` to be true, in order of use; None where no zeros do.
 
-    Tensors that do not train are left alone, if that is enough without them: with one of them zero nothing would learn.
+    Args:
+        block: a module.
+        call: what arrives at it.
+        holds: what must be true of it.
+        learns: whether it learns with these at zero. Asked where some tensors do not train: with one of them zero
+            instead of one in front of it, or the other way round, it may not.
     """
     twin = scratch(block)
     if holds(twin, call):
         return ()
     frozen = {name for name, p in block.named_parameters() if not p.requires_grad}
     order = order_of_use(twin, call)
-    values = {name: p.detach().clone() for name, p in twin.named_parameters()}
-    with torch.no_grad():
-        for names in ([name for name in order if name not in frozen], order) if frozen else (order,):
-            found = _fewest(twin, call, names, values, holds) if names else None
-            if found is not None:
-                return found
-    return None
-
-
-def _fewest(
-    twin: nn.Module,
-    call: Call,
-    order: list[str],
-    values: dict[str, Tensor],
-    holds: Callable[[nn.Module, Call], bool],
-) -> tuple[str, ...] | None:
-    """``fewest_zeros`` among the tensors in ``order``."""
     parameters = dict(twin.named_parameters())
-    for name, p in parameters.items():
-        p.zero_() if name in order else p.copy_(values[name])
-    if not is_finite(twin, call):
-        order = [name for name in order if not _blows_up(twin, call, name, values)]
-        for name, p in parameters.items():
-            p.zero_() if name in order else p.copy_(values[name])
-    return _given_back(twin, call, order, values, 0.0, holds) if holds(twin, call) else None
+    values = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for p in parameters.values():
+            p.zero_()
+        if not is_finite(twin, call):
+            order = [name for name in order if not _blows_up(twin, call, name, values)]
+            for name, p in parameters.items():
+                p.zero_() if name in order else p.copy_(values[name])
+        if not holds(twin, call):
+            return None
+        if 0 < len(frozen) < len(parameters):
+            found = _given_back(twin, call, sorted(order, key=lambda name: name not in frozen), values, 0.0, holds)
+            still = copy_of(block)
+            set_constants(still, dict.fromkeys(found, 0.0))
+            if (learns or _all_learn)(_still(still), call, found):
+                return found
+            for name in order:
+                parameters[name].zero_()
+        return _given_back(twin, call, order, values, 0.0, holds)
+
+
+def _all_learn(block: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
+    """Whether each of them that trains gets a gradient from the first output, and one does."""
+    wanted = tuple(name for name, p in block.named_parameters() if name in names and p.requires_grad)
+    return bool(wanted) and all(bool(grad.any()) for grad in gradients(block, call, wanted).values())
 
 
 def _with_gains(block: nn.Module, call: Call, zeroed: tuple[str, ...], hot: tuple[str, ...]) -> dict[str, float]:
