@@ -94,7 +94,7 @@ def _check(accelerator: Any, model: Any) -> None:
             f"Grower: this Accelerator uses {kind}, under which networks do not grow. Train without it; or grow "
             "between two runs: load the plain model, auxin.grow(model, edit, probe=batch), save it, prepare it again."
         )
-    if not any(model is known for known in accelerator._models):
+    if not any(unwrap(model) is unwrap(known) for known in accelerator._models):
         raise GrowthError("Grower: pass the model that accelerator.prepare(...) returned; this one is not prepared.")
     hooks = [getattr(hook, "__self__", None) for hook in accelerator._load_model_state_pre_hook.values()]
     if any(isinstance(one, Grower) and one.model is unwrap(model) for one in hooks):

@@ -78,7 +78,7 @@ class GrowthCallback(Loading):
         elif restored is None:
             self._way = Way()
             load_states(self._parts, self._unused)
-        self.grower = Grower(model, *companions, *self.companions, **self.options)
+        self.grower = Grower(self._trainer.model_wrapped, *companions, *self.companions, **self.options)
         if restored is not None:
             self.grower.progress.entries[:] = self._journal(model, restored).entries
             self.grower.load_state_dict(restored, self.allow)
@@ -118,6 +118,7 @@ class GrowthCallback(Loading):
             write_state(self.grower, directory)
             if hasattr(self.grower.model, "peft_config"):
                 write_blocks(self.grower, directory)
+        self._trainer.accelerator.wait_for_everyone()  # the others may read it next
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluations from here on decide nothing."""
