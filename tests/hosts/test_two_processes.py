@@ -8,9 +8,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "ddp"))
-from accelerated import Run  # noqa: E402
-from processes import on_ranks  # noqa: E402
-from trainers import checkpoint, growth, llama, losses, trainer_of  # noqa: E402
+from accelerated import Run
+from processes import on_ranks
+from trainers import checkpoint, growth, llama, losses, trainer_of
 
 
 def as_rank(rank):
