@@ -626,6 +626,17 @@ def test_sharded_networks_are_refused_with_the_way_round(tmp_path: Path, name: s
         made.fit(built(), batches())
 
 
+def test_processes_that_bring_back_weights_only_are_refused(tmp_path: Path) -> None:
+    class _MultiProcessingLauncher:
+        def launch(self, function: Any, *args: Any, trainer: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+    made = trainer(tmp_path, growing())
+    made.strategy._launcher = _MultiProcessingLauncher()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(GrowthError, match="ddp_spawn.*only weights come back.*strategy='ddp'"):
+        made.fit(built(), batches())
+
+
 def test_a_monitor_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(GrowthError, match=r"monitor='val_los'\): no such metric .* Logged: 'val_loss'"):
         fit(built(), tmp_path, growing(monitor="val_los"))

@@ -54,6 +54,11 @@ def check(trainer: Any, pl_module: Any, callback: Any) -> None:
             f"strategy={kinds[0]} splits the network over processes, under which it cannot grow. Use strategy='ddp'; "
             "or grow between two runs: auxin.hosts.lightning.load_from_checkpoint, auxin.grow, and a new fit."
         )
+    if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+        raise GrowthError(
+            "this strategy (ddp_spawn, ddp_fork, ddp_notebook) trains in processes from which only weights come back, "
+            "into a module that has not grown. Use strategy='ddp' in a script; in a notebook, one device."
+        )
     inside = [name for name, module in pl_module.named_modules() if isinstance(module, AveragedModel)]
     if inside:
         raise GrowthError(
