@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from auxin import typed
 from auxin.anatomy.tree import unwrap
-from auxin.checkpoint import gradients
+from auxin.anatomy.wrappers import with_wrappers
+from auxin.checkpoint import each_rank, gradients
 from auxin.checkpoint.companions import kind_of, prepared, state_of
 from auxin.checkpoint.directory import Files, Gone, read, write
 from auxin.checkpoint.moment import check_moment
@@ -21,6 +23,7 @@ from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
 from auxin.ramp import resumed
 from auxin.randomness import random_data, restore_random
+from auxin.ranks import Ranks
 from auxin.refs import Allowed
 from auxin.trial import Snapshot
 from auxin.version import __version__
@@ -32,7 +35,8 @@ KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random",
 def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last: int = 2) -> None:
     """Write a run: network, companions, journal, counts, global random generators, gradients that no step has used yet.
 
-    Whole or not at all.
+    Whole or not at all. Under DistributedDataParallel every rank calls it: rank 0 writes, the others tell it their
+    random generators and ``extra``, and get them back from ``load``.
 
     Args:
         grower: the Grower of the run.
@@ -48,38 +52,23 @@ def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last
     if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
         kinds = f"{type(grower).__name__}, {type(path).__name__}"
         raise GrowthError(f"save(grower, path): got ({kinds}); pass the Grower first, then the directory.")
-    check_moment(grower)
-    model = grower.model
-    state, rest = network_tensors(model)
-    waiting = gradients.waiting_gradients(model, grower.companions, grower._watch)
-    parts = {"model.safetensors": state, "buffers.safetensors": rest, gradients.FILE: waiting}
-    files: dict[str, Any] = {name: tensors for name, tensors in parts.items() if tensors or tensors is state}
-    companions = []
-    for number, companion in enumerate(grower.companions):
-        tensors, data = state_of(companion, model)
-        name = f"{number}-{type(companion).__name__}.safetensors"
-        if tensors:
-            files[name] = tensors
-        companions.append({"kind": kind_of(companion), "file": name if tensors else None, "data": data})
-    kinds = {"model": f"{type(model).__module__}:{type(model).__qualname__}", "auxin": __version__, "format": FORMAT}
-    own = grower.state_dict()
-    whole = {
-        **kinds,
-        "network": network_data(model),
-        "grower": {key: value for key, value in own.items() if key != "journal"},
-        "companions": companions,
-        "random": random_data(),
-        "extra": extra,
-    }
-    files["run.json"] = typed.dumps(whole, "run").encode()
-    files["journal.json"] = json.dumps(
-        {"format": FORMAT, "entries": own["journal"]}, allow_nan=False, indent=1
-    ).encode()
-    write(path, files, keep_last)
+    ranks = Ranks.of(grower.companions)
+
+    def own() -> dict[str, Any]:
+        check_moment(grower)
+        return {"random": random_data(), "extra": extra}
+
+    parts = each_rank.told(ranks, own)
+    with ranks.agree("ax.save"):
+        files = {**_files(grower, extra), **each_rank.dumped(parts)}
+        if ranks.rank == 0:
+            write(path, files, keep_last)
 
 
 def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -> Any:
     """Continue a run, or read a grown network for inference.
+
+    Under DistributedDataParallel every rank calls it; they load the same checkpoint, or none.
 
     Args:
         path: the directory that was given to ``save``: its newest checkpoint, and where that was cut off, for a Grower,
@@ -96,52 +85,95 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     """
     if not isinstance(path, (str, os.PathLike)):
         raise GrowthError(f"load(path, target): path is a {type(path).__name__}; pass the directory first.")
-    allowed = list(allow)
-    go_back = not isinstance(target, nn.Module)  # a run makes the lost steps again; a bare network would be another one
+    if not isinstance(target, nn.Module) and not hasattr(target, "companions"):
+        raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")
+    into = _Target.of(target, list(allow))
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(Gone):
-            return _loaded(read(path, go_back), target, allowed)
-    return _loaded(read(path, go_back), target, allowed)
+            return _loaded(path, into)
+    return _loaded(path, into)
 
 
-def _loaded(files: Files, target: Any, allow: Iterable[Any]) -> Any:
-    grower = None if isinstance(target, nn.Module) else target
-    if grower is not None and not hasattr(grower, "companions"):
-        raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")
-    model = unwrap(target) if grower is None else grower.model
-    allowed = [*allow] if grower is None else [*grower.references(), *allow]
-    rule = Allowed.of(model, allowed)
-    resolve = rule.resolve
-    run = _mapping(typed.loads(files.bytes("run.json"), resolve, "run.json"), "run.json", KEYS)
-    entries = _mapping(_raw(files.bytes("journal.json")), "journal.json", {"format", "entries"})["entries"]
-    tensors = files.tensors("model.safetensors")
-    if "buffers.safetensors" in files.manifest:
-        tensors = {**tensors, **files.tensors("buffers.safetensors")}
-    waiting = files.tensors(gradients.FILE) if gradients.FILE in files.manifest else {}
-    companions, grown = ((), None) if grower is None else (grower.companions, grower.journal)
-    if grower is not None:
-        _same_kinds(companions, run["companions"])
+def _files(grower: Any, extra: Any) -> dict[str, Any]:
+    """The files of a checkpoint: tensors by name, and bytes."""
+    model, companions = grower.model, _saved(grower.companions, grower.model)
+    state, rest = network_tensors(model)
+    waiting = gradients.waiting_gradients(model, companions, grower._watch)
+    parts = {"model.safetensors": state, "buffers.safetensors": rest, gradients.FILE: waiting}
+    files: dict[str, Any] = {name: tensors for name, tensors in parts.items() if tensors or tensors is state}
+    listed = []
+    for number, companion in enumerate(companions):
+        tensors, data = state_of(companion, model)
+        name = f"{number}-{type(companion).__name__}.safetensors"
+        if tensors:
+            files[name] = tensors
+        listed.append({"kind": kind_of(companion), "file": name if tensors else None, "data": data})
+    kinds = {"model": f"{type(model).__module__}:{type(model).__qualname__}", "auxin": __version__, "format": FORMAT}
+    own = grower.state_dict()
+    whole = {
+        **kinds,
+        "network": network_data(model),
+        "grower": {key: value for key, value in own.items() if key != "journal"},
+        "companions": listed,
+        "random": random_data(),
+        "extra": extra,
+    }
+    files["run.json"] = typed.dumps(whole, "run").encode()
+    entries = {"format": FORMAT, "entries": own["journal"]}
+    files["journal.json"] = json.dumps(entries, allow_nan=False, indent=1).encode()
+    return files
+
+
+def _saved(companions: Iterable[Any], model: nn.Module) -> tuple[Any, ...]:
+    """Those with a state of their own: not a wrapper around the network."""
+    return tuple(c for c in companions if not (isinstance(c, nn.Module) and unwrap(c) is model))
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Into what a checkpoint is loaded: a Grower's network with its companions, or a bare network with its wrappers."""
+
+    grower: Any
+    model: nn.Module
+    companions: tuple[Any, ...]
+    allowed: list[Any]
+    ranks: Ranks
+
+    @classmethod
+    def of(cls, target: Any, allow: list[Any]) -> _Target:
+        if isinstance(target, nn.Module):
+            wrappers = with_wrappers(target, ())
+            return cls(None, unwrap(target), wrappers, allow, Ranks.of(wrappers))
+        allowed = [*target.references(), *allow]
+        return cls(target, target.model, target.companions, allowed, Ranks.of(target.companions))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a checkpoint says, read and resolved."""
+
+    run: Mapping[str, Any]
+    own: Mapping[str, Any]
+    entries: Any
+    tensors: Mapping[str, Any]
+    waiting: Mapping[str, Any]
+
+
+def _loaded(path: str | os.PathLike[str], into: _Target) -> Any:
+    """Every rank reads the same, then every rank loads it; what is refused on one is refused on all."""
+    # A run makes the steps again that were lost with a newer checkpoint; a bare network would be another one.
+    with into.ranks.agree("ax.load: reading") as lines:
+        files = read(path, go_back=into.grower is not None)
+        parts = _read_parts(files, into)
+        lines += [files.path.name, *(f"{name} {entry.digest}" for name, entry in sorted(files.manifest.items()))]
+    grower = into.grower
     try:
         with (
             grower.or_as_before() if grower is not None else contextlib.nullcontext(),
-            _as_before([model, *companions]),
-            replayed(model, entries, *companions, allow=allowed, grown=grown) as journal,
+            _as_before([into.model, *into.companions]),
+            into.ranks.agree("ax.load"),
         ):
-            if grower is None:
-                resumed(run["grower"]["ramps"], model, (), (model,))
-            else:
-                grower.restore({**run["grower"], "journal": entries}, journal, rule)
-            check_network(model, tensors)
-            saved = zip(companions, _cut(run, companions), strict=True)
-            writes = [_prepared(files, companion, model, one) for companion, one in saved]
-            gradients.check_gradients(model, waiting)
-            write_network(model, tensors, run["network"], run=grower is not None)
-            for write_one in writes:
-                write_one()
-            if grower is not None:
-                gradients.write_gradients(model, waiting, grower._watch)
-                restore_random(run["random"])
-            return run["extra"]
+            return _carried_out(files, parts, into)
     except GrowthError:
         raise
     except Exception as error:  # whatever a companion, or a checkpoint of somebody else's making, brings about
@@ -149,6 +181,45 @@ def _loaded(files: Files, target: Any, allow: Iterable[Any]) -> Any:
             f"the checkpoint '{files.path}' cannot be loaded into this run ({type(error).__name__}: {error}). "
             "Nothing was changed."
         ) from error
+
+
+def _read_parts(files: Files, into: _Target) -> _Parts:
+    resolve = Allowed.of(into.model, into.allowed).resolve
+    run = _mapping(typed.loads(files.bytes("run.json"), resolve, "run.json"), "run.json", KEYS)
+    entries = _mapping(_raw(files.bytes("journal.json")), "journal.json", {"format", "entries"})["entries"]
+    held = [
+        files.tensors(name) if name in files.manifest else {}
+        for name in ("model.safetensors", "buffers.safetensors", gradients.FILE)
+    ]
+    if into.grower is not None:
+        _same_kinds(_saved(into.companions, into.model), run["companions"])
+    own = each_rank.of_this_rank(files, run, into.ranks.rank, resolve)
+    return _Parts(run, own, entries, {**held[0], **held[1]}, held[2])
+
+
+def _carried_out(files: Files, parts: _Parts, into: _Target) -> Any:
+    grower, model, run = into.grower, into.model, parts.run
+    rule = Allowed.of(model, into.allowed)
+    grown = None if grower is None else grower.journal
+    with replayed(model, parts.entries, *into.companions, allow=into.allowed, grown=grown) as journal:
+        if grower is None:
+            resumed(run["grower"]["ramps"], model, (), (model,))
+        else:
+            grower.restore({**run["grower"], "journal": parts.entries}, journal, rule)
+        check_network(model, parts.tensors)
+        writes = []
+        if grower is not None:
+            saved = zip(_saved(into.companions, model), run["companions"], strict=True)
+            writes = [_prepared(files, companion, model, one) for companion, one in saved]
+        gradients.check_gradients(model, parts.waiting)
+        write_network(model, parts.tensors, run["network"], run=grower is not None)
+        for write_one in writes:
+            write_one()
+        if grower is not None:
+            gradients.write_gradients(model, parts.waiting, grower._watch)
+            if parts.own["random"] is not None:
+                restore_random(parts.own["random"])
+        return parts.own["extra"]
 
 
 @contextlib.contextmanager
@@ -161,10 +232,6 @@ def _as_before(roots: list[Any]) -> Iterator[None]:
     except BaseException:
         snapshot.restore()
         raise
-
-
-def _cut(run: Mapping[str, Any], companions: tuple[Any, ...]) -> list[Any]:
-    return run["companions"] if companions else []
 
 
 def _prepared(files: Files, companion: Any, model: nn.Module, saved: Mapping[str, Any]) -> Any:
