@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from auxin.dynamo import outside_graphs
+
 FORWARD = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
 
 
@@ -27,6 +29,7 @@ class StepWatch:
         self.on_step: Callable[[Any], None] | None = None  # called with the optimizer
         watch = weakref.ref(self)
 
+        @outside_graphs
         def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
             alive = watch()
             if alive is not None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Size, Tensor, nn
 
+from auxin.dynamo import CompileTime
 from auxin.grown import NAME as GROWN
 from auxin.modules import Dormant
 
@@ -247,6 +248,8 @@ class Change:
             writers where there are any, against the same tensors of the copied block, else of the nearest siblings.
         gradient_ratios: the same for each new block, by path.
         seconds: of the whole growth.
+        compiling: counts the seconds that ``torch.compile`` takes afterwards, where it has to compile again; None where
+            no compiled code runs through the place.
     """
 
     edit: Edit | None
@@ -276,6 +279,7 @@ class Change:
     gradient_ratio: float | None = None
     gradient_ratios: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    compiling: CompileTime | None = None
 
     def will_train(self, move: Move) -> bool:
         """Whether a parameter is trainable after the change."""
@@ -343,6 +347,8 @@ class Change:
             yield "no optimizer given"
         yield from map(str, self.groups)
         yield from self.notes
+        if self.compiling is not None:
+            yield str(self.compiling)
         yield f"{1e3 * self.seconds:.0f} ms"
 
     def _what(self) -> Iterator[str]:

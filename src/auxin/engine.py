@@ -20,8 +20,10 @@ from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
 from auxin.boundary import StepWatch, why_not_now
 from auxin.change import Change, Edit, Grouping
+from auxin.dynamo import eagerly, guards_are_off
 from auxin.errors import BadMoment, GrowthError
 from auxin.follow import follower_of
+from auxin.follow.compiled import counted, follow_compiled
 from auxin.follow.own_groups import placed
 from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
@@ -122,7 +124,7 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
         seed = _asked(model, edit, companions, terms)
         if not ranks.alone:
             said += [*agreed.question(edit, seed, terms), *agreed.structure(model, _optimizers(companions))]
-    with random_state():
+    with random_state(), eagerly():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         with ranks.agree("grow: the plan") as said:
             before = seen(look) if look.has_probe else None
@@ -218,8 +220,9 @@ def transaction(
         group: as in ``grow``.
         applied: the network has been changed already (surgery), and who did it takes it back.
     """
-    change = placed(model, change, companions, group)
-    running = [(c, follower_of(c)(c, change)) for c in companions]
+    change = counted(model, placed(model, change, companions, group))
+    running: list[tuple[Any, Iterator[None]]] = [(model, follow_compiled(model, change))]
+    running += [(c, follower_of(c)(c, change)) for c in companions]
     undos: list[Undo] = []
     try:
         for _, follower in running:
@@ -263,6 +266,11 @@ def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch |
     """Raise BadMoment where the network must not be changed now."""
     scalers = [c for c in companions if hasattr(c, "_per_optimizer_states")]
     reason = why_not_now(model, scalers, watch)
+    if reason is None and guards_are_off():
+        reason = (
+            "torch.compiler.set_stance(skip_guard_eval_unsafe=True) keeps compiled code from seeing a growth; grow "
+            "outside of it, and run the grown network once before it is set again"
+        )
     if reason is not None:
         raise BadMoment(f"not now: {reason}.")
 

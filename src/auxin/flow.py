@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.change import Change
+from auxin.dynamo import outside_graphs
 
 STEPS = 20  # optimizer steps after a growth
 SETTLED = 10  # of these the first ones, in which what stands before a zeroed writer has hardly begun
@@ -71,6 +72,7 @@ class FlowWatch:
         self._with_closure = False
         watch = weakref.ref(self)
 
+        @outside_graphs
         def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
             alive = watch()
             if alive is not None and alive._births:

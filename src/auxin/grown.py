@@ -7,12 +7,13 @@ file and no closure, for that reason.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
+
+from auxin import dynamo
 
 NAME = "_grown"  # of the child
 
@@ -33,19 +34,33 @@ def set_hook(module: nn.Module, wanted: bool) -> Callable[[], None]:
     before = dict(hooks)
 
     def undo() -> None:
-        hooks.clear()
-        hooks.update(before)
-        forget_compiled()
+        with rehooking([module]):
+            hooks.clear()
+            hooks.update(before)
 
-    for key in [key for key, hook in before.items() if hook is grown_hook]:
-        del hooks[key]
-    if wanted:
-        module.register_forward_hook(grown_hook)
-    forget_compiled()
+    with rehooking([module]):
+        for key in [key for key, hook in before.items() if hook is grown_hook]:
+            del hooks[key]
+        if wanted:
+            module.register_forward_hook(grown_hook)
     return undo
 
 
-def forget_compiled() -> None:
-    """Let everything be compiled again: compiled code does not look whether a module that it knows has new hooks."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
+@contextlib.contextmanager
+def rehooking(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let compiled code see the forward hooks that modules are given inside.
+
+    It does not look whether a module that it knows has hooks that it had not; that one is gone it sees by what the hook
+    has used.
+    """
+    known = [(module, _hooks_of(module)) for module in modules] if dynamo.loaded() else []
+    try:
+        yield
+    finally:
+        given = {type(module) for module, before in known if _hooks_of(module) - before}
+        if given:
+            dynamo.forget(given)
+
+
+def _hooks_of(module: nn.Module) -> set[int]:
+    return {id(hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())}

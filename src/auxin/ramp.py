@@ -6,7 +6,6 @@ et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (arXi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from auxin.anatomy.tree import module_at, unwrap
 from auxin.change import Change
+from auxin.dynamo import outside_graphs
 from auxin.errors import GrowthError
 from auxin.gate import close_gate, gated, open_gate, set_gate
+from auxin.grown import rehooking
 
 
 class Fade:
@@ -106,6 +107,7 @@ class _Before:
     def __init__(self, ramps: Ramps):
         self.ramps = ramps
 
+    @outside_graphs
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.ramps.stepping = list(self.ramps.ramps)
         for ramp in self.ramps.stepping:
@@ -118,6 +120,7 @@ class _After:
     def __init__(self, ramps: Ramps):
         self.ramps = ramps
 
+    @outside_graphs
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         running, stepping = self.ramps.ramps, self.ramps.stepping
         self.ramps.stepping = []
@@ -222,13 +225,13 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
     for root in roots:
         for _, block in list(gated(root)) if isinstance(root, nn.Module) else ():
             close_gate(block)
-    for home, ramp in ramps:
-        for block in ramp.blocks if isinstance(ramp, Fade) else ():
+    fading = [(block, ramp) for _, ramp in ramps if isinstance(ramp, Fade) for block in ramp.blocks]
+    with rehooking(block for block, _ in fading):
+        for block, ramp in fading:
             open_gate(block, ramp.taken / ramp.total)
+    for home, ramp in ramps:
         if home is not None:
             _ride(home, ramp, [])
-    if any(isinstance(ramp, Fade) for _, ramp in ramps) and "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # compiled code does not look whether a block that it knows has a gate again
 
 
 def _read(

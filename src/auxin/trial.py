@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from auxin.engine import take_back
 from auxin.errors import GrowthError
+from auxin.grown import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
 from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of, write
 
@@ -140,8 +141,9 @@ class Sight:
         for module, cls in self._classes:
             if type(module) is not cls:  # a parametrization makes a class of its own
                 module.__class__ = cls
-        for container, content in self._containers:
-            refill(container, content)
+        with rehooking(module for module, _ in self._classes):
+            for container, content in self._containers:
+                refill(container, content)
         for array, content in self._arrays:
             array[...] = content
         with torch.no_grad():

@@ -14,6 +14,7 @@ from auxin.anatomy.holders import aliases
 from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.writers import copy_of
 from auxin.change import Alias, New, Rewire
+from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
 from auxin.gate import faded
 from auxin.modules import awake
@@ -110,9 +111,10 @@ def replica(model: nn.Module, block: nn.Module) -> nn.Module:
     """A deep copy of a block that keeps sharing what the original shares with the rest of the network.
 
     Tied parameters stay tied, a configuration object held by every block stays one object, hooks of other objects stay
-    theirs. Gradients are not copied.
+    theirs. Gradients are not copied; what is compiled is compiled in the copy too.
     """
     twin = copy_of(block, _shared(model, block))
+    compile_copy(twin, block)
     inner = {id(p) for p in block.parameters()}
     for p in twin.parameters():
         if id(p) not in inner:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.dynamo import eagerly
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
 from auxin.record import Record, coming_back, version_of
@@ -57,7 +58,7 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
         if not train:
             for module in model.modules():
                 module.training = False
-        with random_state(seed=0):
+        with random_state(seed=0), eagerly():
             yield
 
 

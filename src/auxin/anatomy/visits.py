@@ -5,7 +5,6 @@ as one more entry of a container.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -142,12 +141,8 @@ class _Witness(nn.Identity):
 
 @contextlib.contextmanager
 def probing(look: Look) -> Iterator[None]:
-    """Run the network on the probe inside, as written: compiled code would not see the hooks."""
-    with contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(untouched(look.model))
-        stack.enter_context(torch.no_grad())
+    """Run the network on the probe inside."""
+    with untouched(look.model), torch.no_grad():
         yield
 
 
