@@ -1,20 +1,21 @@
 """What looking costs before anything grows: forwards of the network, and forwards of blocks for each block list.
 
-    python benchmarks/analysis_cost.py [--zoo FILE [names ...]]
+    python benchmarks/analysis_cost.py [--zoo [names ...]]
 
 Counted for ``sites(model, probe)``, for the plan of ``After`` at each kind of site, and for the plan of ``Duplicate``
-by one on each block list; a pair of block forwards is one question "does the block return its input?", asked on two
-inputs. Seconds are ratios to one forward of the network measured beside them. The proof of a growth, two more forwards
-and a backward, is not part of it. ``--zoo`` is a file with ``names()`` and ``build(name) -> (model, args, kwargs)``.
+by one on each block list, which has a line of its own; a pair of block forwards is one question "does the block return
+its input?", asked on two inputs. Seconds are ratios to one forward of the network measured beside them. The proof of a
+growth, two more forwards and a backward, is not part of it. ``--zoo``: the models of ``tests/zoo``, all or those named,
+timm's where it is installed.
 """
 
 import argparse
 import contextlib
-import importlib.util
 import re
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -111,39 +112,37 @@ def measured(name, model, args, kwargs):
         blocks = model.get_submodule(site.at)
         with Counted(model, type(blocks[-1])) as counted, contextlib.suppress(ax.GrowthError):
             ax.Duplicate(site.at, by=1).plan(model, Look(model, probe))
-        copied.append((counted.whole, counted.blocks / 2, counted.seconds))
-    forwards = [looking.whole, max((w for w, _ in behind), default=0), max((w for w, _, _ in copied), default=0)]
-    pairs = [p for _, p, _ in copied]
-    row = f"{name:28}{len(found):6}{forwards[0]:7}{looking.seconds / once:8.1f}x"
+        copied.append((site.at, counted.whole, counted.blocks / 2, counted.seconds))
+    forwards = [looking.whole, max((w for w, _ in behind), default=0), max((w for _, w, _, _ in copied), default=0)]
+    row = f"{name:36}{len(found):6}{forwards[0]:7}{looking.seconds / once:8.1f}x"
     row += f"{forwards[1]:8}{statistics.median([s / once for _, s in behind] or [0]):8.1f}x"
-    row += f"{len(copied):8}{forwards[2]:9}{max(pairs, default=0):9.1f}"
-    row += f"{max((s / once for _, _, s in copied), default=0):8.0f}x"
     print(row, flush=True)
-    return forwards, pairs
+    for at, whole, pairs, seconds in copied:
+        print(f"    {at:72}{whole:6}{pairs:9.1f}{seconds / once:8.0f}x", flush=True)
+    return forwards, [pairs for _, _, pairs, _ in copied]
+
+
+def zoo(names):
+    """(name, model, args, kwargs) of the models of ``tests/zoo``."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
+    import architectures
+    import models
+
+    every = [name for kind, some in architectures.NAMES.items() for name in some if kind != "timm" or models.has_timm()]
+    for name in names or every:
+        yield name, *models.build(name)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--zoo")
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("--zoo", nargs="*", metavar="NAME")
     options = parser.parse_args()
-    print(f"{'':28}{'':6}  --- sites ---   --- After ---   --------- Duplicate ---------")
-    print(f"{'model':28}{'places':>6}{'runs':>7}{'time':>9}{'runs':>8}{'time':>9}{'lists':>8}{'runs':>9}", end="")
-    print(f"{'pairs':>9}{'time':>9}")
+    print(f"{'':42}  --- sites ---   --- After ---   ------ Duplicate ------")
+    print(f"{'model, and its block lists':36}{'places':>6}{'runs':>7}{'time':>9}{'runs':>8}{'time':>9}", end="")
+    print(f"{'runs':>7}{'pairs':>9}{'time':>9}")
     torch.manual_seed(0)
-    results = []
-    if not options.zoo:
-        results.append(measured("pre-norm encoder, 6 blocks", Net(), (torch.randn(8, 64, 32),), {}))
-    else:
-        spec = importlib.util.spec_from_file_location("zoo", options.zoo)
-        zoo = importlib.util.module_from_spec(spec)
-        sys.modules["zoo"] = zoo
-        spec.loader.exec_module(zoo)
-        for name in options.names or zoo.names():
-            try:
-                results.append(measured(name, *zoo.build(name)))
-            except Exception as error:  # a model of others that does not build here
-                print(f"{name}: {type(error).__name__}: {str(error)[:100]}", flush=True)
+    own = [("pre-norm encoder, 6 blocks", Net(), (torch.randn(8, 64, 32),), {})]
+    results = [measured(*one) for one in (own if options.zoo is None else zoo(options.zoo))]
     most = [max(forwards[i] for forwards, _ in results) for i in range(3)]
     pairs = [p for _, each in results for p in each]
     print(f"\n{len(results)} models; most forwards of a network: sites {most[0]}, After {most[1]}, Duplicate {most[2]}")

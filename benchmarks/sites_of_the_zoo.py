@@ -1,18 +1,17 @@
 """How many places of real models take a layer behind them? ``After`` at one site per name pattern, one by one.
 
-    python benchmarks/sites_of_the_zoo.py --zoo FILE [--out FILE] [--part K/N] [--coarse] [names ...]
+    python benchmarks/sites_of_the_zoo.py [--out FILE] [--part K/N] [--coarse] [names ...]
 
-``--zoo`` is a Python file with ``names() -> list`` and ``build(name) -> (model, args, kwargs)``. A site is a submodule
-whose output is one floating tensor of at least two dimensions; ``blocks.0.fc`` and ``blocks.1.fc`` are one pattern,
-with ``--coarse`` also ``layer1.conv2`` and ``layer2.conv1``. At each the default layer, ``x + P x`` with ``P`` zero, is
-grown, the network's outputs are compared bit for bit with those before, and the growth is taken back. Where it is
-refused, everything must be as it was.
+The models are those of ``tests/zoo``, timm's where it is installed. A site is a submodule whose output is one floating
+tensor of at least two dimensions; ``blocks.0.fc`` and ``blocks.1.fc`` are one pattern, with ``--coarse`` also
+``layer1.conv2`` and ``layer2.conv1``. At each the default layer, ``x + P x`` with ``P`` zero, is grown, the network's
+outputs are compared bit for bit with those before, and the growth is taken back. Where it is refused, everything must
+be as it was.
 """
 
 import argparse
 import collections
 import contextlib
-import importlib.util
 import json
 import re
 import sys
@@ -116,22 +115,22 @@ def reason(text):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--zoo", required=True)
     parser.add_argument("--out")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--coarse", action="store_true")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("zoo", Path(options.zoo))
-    zoo = importlib.util.module_from_spec(spec)
-    sys.modules["zoo"] = zoo
-    spec.loader.exec_module(zoo)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
+    import architectures
+    import models
+
+    every = [name for kind, some in architectures.NAMES.items() for name in some if kind != "timm" or models.has_timm()]
     part, parts = map(int, options.part.split("/"))
     total, reasons, rows = collections.Counter(), collections.Counter(), []
-    for name in (options.names or zoo.names())[part::parts]:
+    for name in (options.names or every)[part::parts]:
         started = time.perf_counter()
         try:
-            model, args, kwargs = zoo.build(name)
+            model, args, kwargs = models.build(name)
             paths = sites_of(model, args, kwargs, r"\d+" if options.coarse else r"(?<![^.])\d+(?![^.])")
         except Exception as error:  # a model of others that does not build here
             print(f"{name}: not built: {type(error).__name__}: {str(error)[:120]}", flush=True)

@@ -137,9 +137,9 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         where = ", ".join(path for path, _ in change.added) or "the network"
         shapes = "; ".join(" ".join(repr(new.module).split())[:80] for _, new in change.added)
         raise GrowthError(
-            f"{where}: the grown network does not run on the probe: {error}. The new layer is {shapes or 'none'}; "
+            f"{where}: the grown network does not run on the probe: {error}."
+            f"{_counted(model, where.split(', ')[0].rpartition('.')[0], change)} The new layer is {shapes or 'none'}; "
             "its input and output widths must fit what stands before and behind it."
-            f"{_counted(model, where.split(', ')[0].rpartition('.')[0], change)}"
         ) from error
 
 

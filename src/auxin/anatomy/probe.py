@@ -131,6 +131,7 @@ class Look:
         memory: last writers of every kind of block that was solved before, with their constants; a Grower keeps it from
             growth to growth.
         evidence: batches and a loss for data-driven weights; unused by the edits of this version.
+        outputs: tensors that the network gave when ``calls`` was last asked; None before.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Look:
     ):
         self.memory = {} if memory is None else memory
         self.model, self.seed, self.structural, self.evidence = model, seed, structural, evidence
+        self.outputs: list[Tensor] | None = None
         self._probe = probe
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
@@ -178,6 +180,7 @@ class Look:
                 module.register_forward_pre_hook(before, with_kwargs=True)
                 module.register_forward_hook(after)
             output = self.run()
+            self.outputs = [t.detach().clone() for t in tensors_in(output)]
         return {name: call for name, call in seen.items() if call.count}, output
 
 

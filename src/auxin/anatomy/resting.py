@@ -59,7 +59,7 @@ class Resting:
         self.look, self.rewire, self.aliases, self.assigns = look, rewire, aliases, assigns
         self.added = False
         self._held: dict[str, bool] = {}
-        self._outputs: list[Tensor] | None = None
+        self._outputs = look.outputs
 
     def forms(self) -> Iterator[str]:
         """What the network may do with a block's outputs, the most likely first; tried only as far as asked."""
