@@ -421,7 +421,7 @@ class Rule(L.Callback):
 def test_an_exponential_average_keeps_its_layers(tmp_path: Path) -> None:
     average: Any = lit_callbacks.EMAWeightAveraging(decay=0.9)
     module, rule = built(), Rule(average, 0.9)
-    grow = growing([2], edits=ax.Duplicate("blocks", by=1, order=[0, 0, 1]))
+    edit = ax.Duplicate("blocks", by=1, order=[0, 0, 1])
     seen: dict[str, torch.Tensor] = {}
 
     class Before(L.Callback):
@@ -431,10 +431,10 @@ def test_an_exponential_average_keeps_its_layers(tmp_path: Path) -> None:
                 torch.testing.assert_close(copies[name].detach(), rule.by_id[id(p)])
                 seen[name] = p.detach().clone()
 
-    fit(module, tmp_path, average, grow, rule, Before(), saving(tmp_path / "run"))
+    fit(module, tmp_path, average, growing([2], edits=edit), rule, Before(), saving(tmp_path / "run"))
     assert len(module.blocks) == 3 and "blocks.2.up.weight" in seen
     again, twin = built(), lit_callbacks.EMAWeightAveraging(decay=0.9)
-    fit(again, tmp_path, twin, growing([2], edits=grow.options["edits"]), ckpt_path=tmp_path / "run" / "epoch=2.ckpt")
+    fit(again, tmp_path, twin, growing([2], edits=edit), ckpt_path=tmp_path / "run" / "epoch=2.ckpt")
     assert same(values(again), values(module))
 
 
@@ -593,6 +593,24 @@ def test_importing_it_imports_no_lightning() -> None:
     program = "import sys, auxin.hosts.lightning; print([m for m in sys.modules if 'lightning' in m.split('.')[0]])"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_hyperparameter_may_count_the_blocks(tmp_path: Path) -> None:
+    module = built()
+    made = fit(module, tmp_path, growing(counted_by="depth"), saving(tmp_path / "run"))
+    assert module.hparams["depth"] == 4
+    for epoch, depth in ((1, 2), (2, 3), (5, 4)):
+        checkpoint = tmp_path / "run" / f"epoch={epoch}.ckpt"
+        stock = Lit.load_from_checkpoint(checkpoint)  # nothing of auxin
+        assert stock.hparams["depth"] == len(stock.blocks) == depth
+        assert same(values(load_from_checkpoint(Lit, checkpoint)), values(stock))
+        made.test(module, batches(), ckpt_path=checkpoint, verbose=False)
+        assert module.hparams["depth"] == depth and same(values(module), values(stock))
+    again = built()
+    fit(again, tmp_path, growing(counted_by="depth"), ckpt_path=tmp_path / "run" / "epoch=2.ckpt")
+    assert again.hparams["depth"] == len(again.blocks) == 4
+    with pytest.raises(GrowthError, match=r"counted_by='lr': this hyperparameter is 0.01, and blocks had 2 blocks"):
+        fit(built(), tmp_path, growing(counted_by="lr"))
 
 
 def test_the_log_of_a_run(tmp_path: Path) -> None:

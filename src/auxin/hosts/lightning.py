@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from auxin.arguments import checked_trigger, is_edit
+from auxin.arguments import checked_trigger
 from auxin.errors import GrowthError
 from auxin.grower import Grower
 from auxin.hosts import lightning_trainer as parts
@@ -15,12 +13,8 @@ from auxin.hosts.common import check_options
 from auxin.hosts.lightning_callback import AnyCallback, check
 from auxin.hosts.lightning_checkpoint import KEY, renew_averages, stand_by, state_of
 from auxin.hosts.lightning_checkpoint import load_from_checkpoint as load_from_checkpoint
+from auxin.hosts.lightning_grower import Arguments
 from auxin.hosts.structure import Structure, has_grown
-from auxin.journal import references
-from auxin.logbook import Logbook
-from auxin.progress import load_states, states_of
-
-PATIENCE = 20  # batches without a clean moment, accumulated ones aside, before a warning
 
 
 class GrowthCallback(AnyCallback):
@@ -36,6 +30,8 @@ class GrowthCallback(AnyCallback):
         monitor: the logged metric that the trigger looks at.
         probe: as for ``auxin.Grower``; None: the first training batch.
         reset_patience: let ``EarlyStopping`` begin to count anew at a growth.
+        counted_by: the hyperparameter that counts the blocks: it grows with them, so that the module's class builds the
+            network as it is, also for a library that saves and loads by itself.
         allow: further classes, functions or modules that the journal of a checkpoint may name.
         options: the other arguments of ``auxin.Grower``: ``limit``, ``choose``, ``on_growth=print``, ...
 
@@ -59,27 +55,24 @@ class GrowthCallback(AnyCallback):
         *,
         probe: Any = None,
         reset_patience: bool = False,
+        counted_by: str | None = None,
         allow: Iterable[Any] = (),
         **options: Any,
     ):
-        self.options = {"edits": edits, "when": checked_trigger(when), "probe": probe, **options}
-        check_options(self.options, "GrowthCallback")
-        fixed = [edits] if is_edit(edits) else [] if callable(edits) else edits
-        self.allow = [*allow, *(ref for edit in fixed for ref in references(edit))]
+        options |= {"edits": edits, "when": checked_trigger(when), "probe": probe}
+        check_options(options, "GrowthCallback")
+        self._arguments = Arguments(options, counted_by, allow)
         self.monitor, self.reset_patience = monitor, reset_patience
-        self._parts = {name: self.options[name] for name in ("when", "choose") if name in self.options}
-        self._unused = copy.deepcopy(states_of(self._parts))
         self.grower: Grower | None = None
         self._structure: Structure | None = None
         self.saved: Mapping[str, Any] | None = None
         self._unread: list[dict[str, float]] = []
         self._batch: Any = None
-        self._log: Logbook | None = None
-        self._waited = 0
+        self._waiting = parts.Waiting()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy, or another process, needs: no network and no optimizer."""
-        gone = dict.fromkeys(("grower", "_structure", "_batch", "_log"))
+        gone = dict.fromkeys(("grower", "_structure", "_batch"))
         return {**self.__dict__, **gone, "saved": self.state()}
 
     def state(self) -> Mapping[str, Any] | None:
@@ -103,13 +96,16 @@ class GrowthCallback(AnyCallback):
     def after_reading(self, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
         """Take the network to the structure of a checkpoint; its weights are loaded next."""
         self.saved, self.grower, module = checkpoint.get(KEY), None, trainer.lightning_module
+        assert self._structure is not None
         with parts.without_trainer(module):
-            if self._structure is not None and self._structure.take_to(self.saved, self.allow):
+            if self._structure.take_to(self.saved, self._arguments.allow):
                 renew_averages(trainer, module)
+            with self._structure.noting():
+                self._arguments.recount(module, checkpoint)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Build the Grower around what the Trainer has made and restored."""
-        self._unread, self._waited = list((self.saved or {}).get("unread", ())), 0
+        self._unread = list((self.saved or {}).get("unread", ()))
         self.grower = self._built(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -132,26 +128,13 @@ class GrowthCallback(AnyCallback):
             self.grower = grower = self._built(trainer)
         if batch_idx == 0 and grower.journal:
             grower.verify()
-        while self._unread and not self._waits(trainer, grower):
+        while self._unread and not self._waiting(trainer, grower):
             self._step(trainer, grower, self._unread.pop(0))
 
     # ---- how
 
     def _built(self, trainer: Any) -> Grower:
-        probe, log = self.options["probe"], self.options.get("log")
-        if self._log is None:
-            self._log = log if isinstance(log, Logbook) else Logbook(log)
-        if self.saved is None:
-            load_states(self._parts, self._unused)
-        options = {**self.options, "log": self._log, "probe": (lambda: self._batch) if probe is None else probe}
-        return parts.grower_for(trainer, options, self.saved, self.allow)
-
-    def _waits(self, trainer: Any, grower: Grower) -> bool:
-        reason = parts.why_not_now(grower)
-        self._waited = 0 if reason is None else self._waited + 1
-        if self._waited == PATIENCE + trainer.accumulate_grad_batches:
-            warnings.warn(f"a growth has been waiting for {self._waited} batches: {reason}", stacklevel=2)
-        return reason is not None
+        return self._arguments.grower(trainer, self.saved, lambda: self._batch)
 
     def _step(self, trainer: Any, grower: Grower, logged: dict[str, float]) -> None:
         assert self._structure is not None

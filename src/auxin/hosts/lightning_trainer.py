@@ -1,10 +1,11 @@
-"""What hangs on a network in Lightning's Trainer: found, read, and given to a Grower."""
+"""What hangs on a network in Lightning's Trainer: found, and read."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +20,8 @@ from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.average import follow_average
 from auxin.grower import Grower
-from auxin.ramp import resumed
+
+PATIENCE = 20  # batches without a clean moment, accumulated ones aside, before a warning
 
 
 def companions_in(trainer: Any) -> list[Any]:
@@ -79,24 +81,20 @@ def without_trainer(pl_module: Any) -> Iterator[None]:
         pl_module.trainer = trainer
 
 
-def why_not_now(grower: Grower) -> str | None:
-    """Why a growth would have to wait."""
-    try:
-        check_moment(grower.model, grower.companions, grower._watch)
-    except BadMoment as error:
-        return str(error)
-    return None
+class Waiting:
+    """Counts how long a growth waits for a batch that finds no half-used gradients; warns once."""
 
+    def __init__(self) -> None:
+        self.batches = 0
 
-def grower_for(
-    trainer: Any, options: Mapping[str, Any], saved: Mapping[str, Any] | None, allow: Iterable[Any]
-) -> Grower:
-    """The Grower of a module and all that hangs on it in a Trainer, as it was saved; process 0 writes its log."""
-    module, companions = trainer.lightning_module, companions_in(trainer)
-    log = options.get("log") if trainer.is_global_zero else None
-    with without_trainer(module):
-        resumed((), module, (), (module, *companions))  # gates open again with the Grower's state
-        grower = Grower(module, *companions, **{**options, "log": log})
-        if saved is not None:
-            grower.load_state_dict(saved["grower"], allow)
-    return grower
+    def __call__(self, trainer: Any, grower: Grower) -> bool:
+        """Whether it has to wait now."""
+        try:
+            check_moment(grower.model, grower.companions, grower._watch)
+        except BadMoment as error:
+            self.batches += 1
+            if self.batches == PATIENCE + trainer.accumulate_grad_batches:
+                warnings.warn(f"a growth has been waiting for {self.batches} batches: {error}", stacklevel=2)
+            return True
+        self.batches = 0
+        return False
