@@ -106,13 +106,29 @@ def _rebuilt(model: nn.Module, change: Change) -> nn.Module:
         if not misfits:
             return _filled(twin, model)
         why = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
+        instead = _other_sources(change, misfits)
     except Exception as error:  # whatever a configuration that cannot say the new depth brings about
         raise _not_expressed(model, " ".join(str(error).split())[:300]) from error
-    raise _not_expressed(model, why)
+    raise _not_expressed(model, why, instead)
 
 
-def _not_expressed(model: nn.Module, why: str) -> GrowthError:
-    return GrowthError(f"{type(model).__name__}: its configuration cannot express the grown model ({why}). {ACCEPT}")
+def _not_expressed(model: nn.Module, why: str, instead: str = "") -> GrowthError:
+    name = type(model).__name__
+    return GrowthError(f"{name}: its configuration cannot express the grown model ({why}). {instead}{ACCEPT}")
+
+
+def _other_sources(change: Change, misfits: list[str]) -> str:
+    """What to copy instead, if only copies of some blocks do not fit, as those of a T5's first one."""
+    order, paths = getattr(change.edit, "order", ()), [path for path, _ in change.added]
+    at = [next((path for path in paths if text.startswith(f"{path}.")), None) for text in misfits]
+    if not isinstance(order, tuple) or None in at:
+        return ""
+    special = {order[int(path.rpartition(".")[2])] for path in at if path is not None}
+    kept = [source for i, source in enumerate(order) if source not in special or source not in order[:i]]
+    others = [source for source in kept if source not in special]
+    if len(kept) == len(set(kept)):  # no copy is left
+        kept = sorted([*kept, *others[-1:]])
+    return f"No copy of block {min(special)} fits there; order={kept} would do. " if others else ""
 
 
 def _empty(model: nn.Module, config: Any = None) -> nn.Module:

@@ -61,10 +61,14 @@ def test_tensors_that_would_be_others_are_named():
         d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=41, decoder_start_token_id=0
     )
     model = transformers.T5Model(config).eval()
-    edit = ax.Duplicate("encoder.block", order=[0, 0, 1])  # the first one alone has the table of positions
-    said = refused(model, edit, {"input_ids": IDS, "decoder_input_ids": IDS})
+    batch = {"input_ids": IDS, "decoder_input_ids": IDS}
     name = r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias\.weight"
-    assert re.search(rf"\({name} is not there rebuilt\)\. Pass stock=False", said)
+    for edit in (ax.Duplicate("encoder.block", order=[0, 0, 1]), ax.Duplicate("encoder.block")):
+        said = refused(model, edit, batch)  # the first one alone has the table of positions
+        assert re.search(
+            rf"\({name} is not there rebuilt\)\. No copy of block 0 fits .*; order=\[0, 1, 1\] would do", said
+        )
+    assert ax.grow(model, ax.Duplicate("encoder.block", order=[0, 1, 1]), probe=batch)
 
 
 def test_what_differs_alike_in_all_blocks_is_said_once():
