@@ -24,14 +24,15 @@ from auxin.dynamo import eagerly, guards_are_off
 from auxin.errors import BadMoment, GrowthError
 from auxin.follow import follower_of
 from auxin.follow.compiled import counted, follow_compiled
-from auxin.follow.own_groups import placed
+from auxin.follow.ddp import refresh
+from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.stock import check_stock, is_stock
-from auxin.verify import verify
+from auxin.verify import verify_here
 
 
 def grow(
@@ -123,7 +124,7 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
     with ranks.agree("grow") as said:
         seed = _asked(model, edit, companions, terms)
         if not ranks.alone:
-            said += [*agreed.question(edit, seed, terms), *agreed.structure(model, _optimizers(companions))]
+            said += [*agreed.question(edit, seed, terms), *agreed.structure(model, optimizers_in(companions))]
     with random_state(), eagerly():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         with ranks.agree("grow: the plan") as said:
@@ -151,7 +152,7 @@ def _asked(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms
         )
     written_down(edit)
     check_moment(model, companions, terms.watch)
-    verify(model, *companions)
+    verify_here(model, *companions)
     if type(terms.rewarm) is not int or terms.rewarm < 0:
         raise GrowthError(f"rewarm={terms.rewarm!r}: pass a number of optimizer steps, 0 for none.")
     return seed_of(model, edit) if terms.seed is None else terms.seed
@@ -162,10 +163,6 @@ def share_values(ranks: Ranks, change: Change, companions: Sequence[Any]) -> Non
     if not ranks.alone:
         buffers = all(getattr(c, "forward_sync_buffers", True) for c in companions)
         ranks.broadcast(agreed.new_tensors(change, buffers))
-
-
-def _optimizers(companions: Sequence[Any]) -> list[Any]:
-    return [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
 
 
 def _planned(model: nn.Module, edit: Edit, look: Look) -> Change:
@@ -247,6 +244,8 @@ def transaction(
     except BaseException as error:
         _throw([f for _, f in running], error)
         undo(undos)
+        if any(swap.resized for swap in change.swaps):
+            refresh(companions)  # autograd has let go of what a reducer had hooked to a tensor of another shape
         if not isinstance(error, TakeBack):
             raise
 
@@ -283,7 +282,7 @@ def seed_of(model: nn.Module, edit: Edit | None) -> int:
 
 def _proved(model: nn.Module, change: Change, look: Look, before: Seen | None, companions: Sequence[Any]) -> Change:
     """Check the grown network on the probe, and that nothing around it was lost."""
-    verify(model, *companions)
+    verify_here(model, *companions)
     if before is None:
         return change
     return prove(model, change, look, before)

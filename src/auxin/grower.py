@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
-from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit, number
+from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit
 from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
-from auxin.engine import BadMoment, Terms, begin, check_moment, seed_of, transact
+from auxin.engine import BadMoment, Terms, begin, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.follow.own_groups import checked
@@ -29,8 +29,9 @@ from auxin.progress import Progress, Standing, warn_of_waiting
 from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.surgery import surgery
+from auxin.together import Together
 from auxin.trial import Past, Store
-from auxin.verify import verify
+from auxin.verify import verify, verify_here
 from auxin.when import Reading
 
 
@@ -96,26 +97,25 @@ class Grower:
         on_undo: Callable[[], None] | None = None,
         log: str | os.PathLike[str] | Logbook | None = None,
     ):
-        companions = with_wrappers(model, companions)
-        self.model, self.companions = unwrap(model), checked_companions(companions)
+        self.model, self.companions = unwrap(model), checked_companions(with_wrappers(model, companions))
         self.limit, self.probation = Limit.of(limit), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
         self.probe, self.evidence, self.rewarm, self.stock = probe, evidence, rewarm, stock
         self.group = checked(group, self.optimizers)
-        self.on_growth, self.on_undo = on_growth, on_undo
-        self._edits = edits
+        self.on_growth, self.on_undo, self._edits = on_growth, on_undo, edits
         self._memory: dict[str, Mapping[str, float] | None] = {}
         self.waiting_for: str | None = None
         self._waited = 0
-        self._standing = Standing(self.model, companions, checked_trigger(when), checked_chooser(choose))
+        self._standing = Standing(self.model, self.companions, checked_trigger(when), checked_chooser(choose))
         self._watch, self.flow = self._standing.watch, self._standing.flow
+        self._all = Together(self.model, self.companions)
         self.edits()
-        verify(self.model, *companions)
+        verify_here(self.model, *self.companions)
         self._origin = fingerprint(self.model)
-        self._past = Past([self.model, *companions], keep or probation is not None)
+        self._past = Past([self.model, *self.companions], keep or probation is not None)
         self._watch.on_step = functools.partial(self._past.stepped, self.flow.stepped)
-        self.log = log if isinstance(log, Logbook) else Logbook(log)  # last: it holds the directory
+        self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it holds the directory
         self.flow.on_reading, self.log.past = self.log.flow, self._past
 
     def __repr__(self) -> str:
@@ -210,8 +210,7 @@ class Grower:
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
         """The decision as data, (edit, seed) or None, without carrying it out; counts as one call of ``step``."""
-        value = None if metric is None else number(metric, "the metric")
-        named = {name: number(item, name) for name, item in metrics.items()}
+        value, named = self._all.read(metric, metrics)
         state = self.progress
         state.read(value, named)
         self.log.reading(self, value, named)
@@ -224,11 +223,11 @@ class Grower:
         if self.done:
             return None
         reading = Reading(value, named, state.calls, self.optimizer_steps, len(state.entries), state.since_growth)
-        state.fired = self.when(reading) or state.fired
+        state.fired = self._all.fired(self.when, reading) or state.fired
         if state.pending is not None or not state.fired or state.on_probation is not None:
             return state.pending
         try:
-            edit = self.choose(self.edits(), self)
+            edit = self._all.chosen(self)
         except BadMoment as error:  # a chooser that tries: it is asked again at the next call
             self._wait(str(error))
             return None
@@ -248,11 +247,13 @@ class Grower:
         try:
             with self._past.growing(mark) as held, self._standing.thawed():
                 change = begin(self.model, edit, self.companions, self._terms(seed, self._within), held)
-                change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
-            if self.probation is not None:
-                self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
-            self._write_down(change)
-            self.log.growth(self, change)
+                with self._all.agree("grow: the snapshot"):
+                    change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
+            with self._all.agree("grow: the journal"):
+                if self.probation is not None:
+                    self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
+                self._write_down(change)
+                self.log.growth(self, change)
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:
@@ -284,7 +285,7 @@ class Grower:
             edit: what to try; None: a branch that does not grow, to compare with.
             seed: of the new weights.
         """
-        check_moment(self.model, self.companions, self._watch)
+        self._all.check_moment("trial", self._watch)
         mark = self._standing.mark()
         with coming_back(lambda: self._standing.return_to(mark)), self._past.branch():
             with self._standing.thawed():
@@ -302,7 +303,7 @@ class Grower:
         Without it a checkpoint could not be loaded into the original network. The last growth cannot be undone any
         more.
         """
-        with self.or_as_before():
+        with self.or_as_before(), self._all.agree("record"):
             self._write_down(change)
             self.progress.on_probation = None
             self._past.forget()
@@ -316,11 +317,11 @@ class Grower:
         Raises:
             GrowthError: nothing has grown, or there are gradients that no step has used.
         """
-        check_moment(self.model, self.companions, self._watch)
+        self._all.check_moment("freeze_old", self._watch)
         return self._standing.freeze_old(on)
 
     def verify(self) -> None:
-        """Check that optimizers, averages and schedules fit the network as it is now; see ``auxin.verify``."""
+        """Check that optimizers, averages, schedules and other ranks fit the network as it is; see ``auxin.verify``."""
         verify(self.model, *self.companions)
 
     def state_dict(self) -> dict[str, Any]:
@@ -382,7 +383,7 @@ class Grower:
         self.flow.begin(change, len(self.progress.entries) - 1, self.optimizer_steps)
 
     def _take_back(self, why: str) -> None:
-        check_moment(self.model, self.companions, self._watch)
+        self._all.check_moment("undo", self._watch, self._past.check)
         call, step = self.calls, self.optimizer_steps
         self._past.take_back(self._standing.return_to)
         self.log.undone(self, why, call, step)

@@ -18,6 +18,7 @@ from auxin.boundary import StepWatch
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.flow import FlowWatch
+from auxin.follow.ddp import refresh
 from auxin.follow.own_groups import optimizers_in
 from auxin.freezing import freeze, freeze_all_but, grown_paths
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
@@ -197,6 +198,8 @@ class Standing:
         for p in self.frozen:
             p.requires_grad_(True)
         freeze(parameters)
+        if self.frozen or parameters:
+            refresh(self.companions)
         self.frozen[:] = parameters
 
     def judge(self, probation: Probation, undo: Callable[[], None]) -> str | None:

@@ -12,19 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin import agreed
 from auxin.anatomy.blocks import CONTAINERS, PLAIN, hooks_on
 from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import join, moves_between, unwrap
+from auxin.anatomy.wrappers import with_wrappers
 from auxin.boundary import StepWatch
 from auxin.change import MISSING, Alias, Assign, Before, Change, Grouping, Move, New, Rewire, Swap
 from auxin.edits.surgery import describe
-from auxin.engine import check_moment, seed_of, transaction
+from auxin.engine import check_moment, seed_of, share_values, transaction
 from auxin.errors import GrowthError
+from auxin.follow.ddp import refresh
+from auxin.follow.own_groups import optimizers_in
 from auxin.follow.structure import forget_shape
 from auxin.proof import prove, seen
 from auxin.randomness import random_state
+from auxin.ranks import Ranks
 from auxin.record import Record, contents_of, refill
-from auxin.verify import verify
+from auxin.verify import verify_here
 
 OWN = {"_parameters", "_buffers", "_modules", "training"}
 
@@ -68,17 +73,20 @@ class surgery:
         then: Callable[[Change], None] | None = None,
         around: contextlib.AbstractContextManager[Any] | None = None,
     ):
-        self.model = unwrap(model)
-        self.companions, self.group, self.probe, self.watch = companions, group, probe, watch
+        self.model, self.companions = unwrap(model), with_wrappers(model, companions)
+        self.group, self.probe, self.watch = group, probe, watch
+        self._ranks = Ranks.of(self.companions)
         self._then, self._around = then, around or contextlib.nullcontext()
         self.change: Change | None = None
 
     def __enter__(self) -> surgery:
-        check_moment(self.model, self.companions, self.watch)
-        verify(self.model, *self.companions)
-        self._seed = seed_of(self.model, None)
-        self._look = Look(self.model, self.probe, self._seed)
-        self._seen = seen(self._look) if self._look.has_probe else None
+        with self._ranks.agree("surgery") as said:
+            check_moment(self.model, self.companions, self.watch)
+            verify_here(self.model, *self.companions)
+            self._seed = seed_of(self.model, None)
+            self._look = Look(self.model, self.probe, self._seed)
+            self._seen = seen(self._look) if self._look.has_probe else None
+            said += [] if self._ranks.alone else agreed.structure(self.model, optimizers_in(self.companions))
         self._before = Before.of(self.model)
         self._started = time.perf_counter()
         self._operation = self._operate()
@@ -97,11 +105,18 @@ class surgery:
     def _operate(self) -> Iterator[surgery]:
         """What is raised inside, or while it is followed, takes all of it back."""
         tree, around = Record(self.model, values=True), contents_of(self.companions)
+        change: Change | None = None
         try:
             with self._around, contextlib.ExitStack() as held:
                 with random_state(self._seed):
-                    yield self
-                    self.change = self._follow(tree, held)
+                    with self._ranks.agree("surgery: what was changed") as said:
+                        yield self
+                        change = found(self.model, tree, self._before, self._seed)
+                        said += [] if self._ranks.alone else agreed.plan(change)
+                    _settle_modes(change, tree)
+                    share_values(self._ranks, change, self.companions)
+                    with self._ranks.agree("surgery: the proof"):
+                        self.change = self._follow(change, held)
                 if self._then is not None:
                     self._then(self.change)
         except BaseException:
@@ -109,13 +124,13 @@ class surgery:
             tree.restore()
             for container, content in around:  # what the code has added to or taken from companions itself
                 refill(container, content)
+            if change is not None and any(swap.resized for swap in change.swaps):
+                refresh(self.companions)
             raise
 
-    def _follow(self, tree: Record, held: contextlib.ExitStack) -> Change:
-        change = found(self.model, tree, self._before, self._seed)
-        _settle_modes(change, tree)
+    def _follow(self, change: Change, held: contextlib.ExitStack) -> Change:
         change = held.enter_context(transaction(self.model, change, self.companions, self.group, applied=True))
-        verify(self.model, *self.companions)
+        verify_here(self.model, *self.companions)
         for swap in change.swaps:
             if swap.resized and swap.value is not None:
                 forget_shape(swap.value)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from auxin.engine import take_back
 from auxin.errors import GrowthError
+from auxin.follow.ddp import refresh
 from auxin.grown import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
 from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of, write
@@ -105,6 +106,8 @@ class Snapshot:
             raise GrowthError("Snapshot.restore(): nothing has been taken yet; call take() first.")
         with coming_back(sight.restore):
             pass
+        if sight.reshaped:
+            refresh(self.roots)  # of tensors that had another shape meanwhile, DDP must take hold again
 
     def _buffer(self, tensor: Tensor) -> Tensor:
         """A place for the values: one of an earlier taking, or a new one."""
@@ -132,6 +135,7 @@ class Sight:
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._seen: dict[int, Any] = {}
+        self.reshaped = False
         for root in sorted(roots, key=lambda root: isinstance(root, nn.Module)):  # a network may refer to the others
             self._visit(root)
         self._random = random_data()
@@ -148,6 +152,7 @@ class Sight:
             array[...] = content
         with torch.no_grad():
             for held in self.tensors:
+                self.reshaped |= held.tensor.shape != held.storage.shape
                 held.give_back()
         for generator, state in self._generators:
             set_generator_state(generator, state)
@@ -260,6 +265,26 @@ class Past:
         Raises:
             GrowthError: there is none, or the run has gone on and no snapshot was kept.
         """
+        held, snapshot = self.check()
+        mark = self.mark
+
+        def back() -> None:
+            if snapshot is not None and held is None:
+                snapshot.restore()
+            then(mark)
+            self.held, self.mark = None, None
+
+        if held is not None:
+            take_back(held)
+        with coming_back(back):
+            pass
+
+    def check(self) -> tuple[contextlib.ExitStack | None, Snapshot | None]:
+        """What leads back: the open growth, or a snapshot.
+
+        Raises:
+            GrowthError: as for ``take_back``.
+        """
         if self.mark is None:
             raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
         changed = self.held is not None and structure_of(self._roots) != self._structure
@@ -274,18 +299,7 @@ class Past:
                 f"undo(): {why}. Build the Grower with keep=True to be able to go back, or take the new layer out "
                 "with Remove and keep what was learned."
             )
-        mark = self.mark
-
-        def back() -> None:
-            if snapshot is not None and held is None:
-                snapshot.restore()
-            then(mark)
-            self.held, self.mark = None, None
-
-        if held is not None:
-            take_back(held)
-        with coming_back(back):
-            pass
+        return held, snapshot
 
     def forget(self) -> None:
         """Keep what is, for good: nothing before this leads back to an earlier growth."""

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.blocks import steps_itself
 from auxin.anatomy.tree import join, unwrap
+from auxin.anatomy.wrappers import uncovered, with_wrappers
 from auxin.errors import GrowthError
 from auxin.gate import NAME, gated
 from auxin.modules import Dormant, awake
 from auxin.ramp import opening
+from auxin.ranks import Ranks, digest
 
 
 def verify(model: nn.Module, *companions: Any) -> None:
-    """Check that optimizers, averages and schedules fit the network as it is now.
+    """Check that optimizers, averages and schedules fit the network as it is now, and under DDP that all ranks do.
 
     Args:
-        model: the network (a DDP or compiled one is unwrapped).
+        model: the network. Pass the DistributedDataParallel where there is one, and call this on every rank: then
+            parameters and optimizer state are compared over the ranks too, bit for bit (they are all read for that).
         companions: its optimizers, schedulers, averages.
 
     Raises:
         GrowthError: one error that lists everything found: trainable parameters that no optimizer steps (those of
             Dormant layers need none) or that are stepped twice, tensors of replaced layers that are still held, state
-            of another shape, averages of another structure, gates of blocks that fade in and that no step opens.
+            of another shape, averages of another structure, gates of blocks that fade in and that no step opens;
+            parameters that DDP does not synchronise, ranks that differ.
     """
+    companions = with_wrappers(model, companions)
+    with Ranks.of(companions).agree("verify") as said:
+        verify_here(model, *companions)
+        if Ranks.of(companions).size > 1:
+            optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
+            said += bits(unwrap(model), optimizers)
+
+
+def verify_here(model: nn.Module, *companions: Any) -> None:
+    """``verify`` without a word to other ranks."""
     problems = list(_problems(unwrap(model), companions))
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
@@ -52,6 +67,13 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     if optimizers:
         yield from _membership(parameters, optimizers, names, running)
         yield from _gates(modules, companions, opening(optimizers))
+    for wrapper in companions:
+        if isinstance(wrapper, DistributedDataParallel):
+            for name in uncovered(wrapper):
+                yield (
+                    f"{name} is not synchronised by the DistributedDataParallel: it was put in without auxin, and each "
+                    "rank would train its own. Put such layers in inside `with auxin.surgery(ddp, optimizer, ...):`"
+                )
     for name, p in parameters.items():
         if p.grad is not None and p.grad.shape != p.shape:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
@@ -173,3 +195,15 @@ def _average(model: nn.Module, parameters: dict[str, nn.Parameter], average: Ave
     if held != averaged:
         differ = sorted(set(held) ^ set(averaged))[:6] or ["in another order"]
         yield f"AveragedModel has other buffers than the model, and copies them in order: {', '.join(differ)}"
+
+
+def bits(model: nn.Module, optimizers: Sequence[Any]) -> list[str]:
+    """Each parameter with a digest of its values, and of its state in each optimizer."""
+    lines = [f"{name} {digest(p)}" for name, p in model.named_parameters()]
+    names = {id(p): name for name, p in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers):
+        for p, state in optimizer.state.items():
+            for key, value in state.items() if isinstance(p, Tensor) and isinstance(state, dict) else ():
+                if isinstance(value, Tensor):
+                    lines.append(f"{key} of {names.get(id(p), '?')} in optimizer {number} {digest(value)}")
+    return lines

@@ -7,13 +7,15 @@ hooks, ``static_graph``, ``find_unused_parameters`` and ``no_sync`` stay as they
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin.anatomy.tree import unwrap
+from auxin.anatomy.wrappers import uncovered
 from auxin.change import Before, Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
@@ -129,6 +131,35 @@ def refresh(companions: Iterable[Any]) -> None:
     for companion in companions:
         if isinstance(companion, DistributedDataParallel):
             rebuild(companion)
+
+
+def guard_steps(wrappers: Sequence[DistributedDataParallel], optimizers: Iterable[Any]) -> None:
+    """Let an optimizer step raise that would move parameters which the wrapper does not synchronise.
+
+    Looks closer only where the number of an optimizer's parameters has changed since its last step.
+    """
+    if not wrappers:
+        return
+    counts: dict[int, int] = {}
+    held = [weakref.ref(wrapper) for wrapper in wrappers]
+
+    def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        if counts.get(id(optimizer)) == count:
+            return
+        for wrapper in (ref() for ref in held):
+            lost = uncovered(wrapper) if wrapper is not None else []
+            if lost:
+                raise GrowthError(
+                    f"optimizer.step(): {', '.join(lost[:4])} came in without auxin, so DistributedDataParallel does "
+                    "not synchronise it and every rank would train its own. Nothing was stepped. Put layers in by "
+                    "grower.grow(edit), or inside `with grower.surgery():`."
+                )
+        counts[id(optimizer)] = count
+
+    for optimizer in optimizers:
+        if hasattr(optimizer, "register_step_pre_hook"):
+            optimizer.register_step_pre_hook(before_step)
 
 
 def _builtin_hook(wrapper: DistributedDataParallel) -> Any:
