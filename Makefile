@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long test-distributed zoo setup clean
+.PHONY: demo test check conformance test-long test-distributed zoo forecasting setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -40,6 +40,17 @@ zoo: $(ZOO)/.stamp
 	OMP_NUM_THREADS=1 PYTHONPATH=$(ZOO) $(BIN)/python tests/zoo/write_coverage.py docs/coverage.md --jobs $(JOBS)
 	PYTHONPATH=$(ZOO) $(PYTEST) tests/zoo
 
+# An environment of its own for each library: they want other versions of the same packages.
+forecasting: $(VENV)-neuralforecast/.stamp $(VENV)-darts/.stamp
+	for name in neuralforecast darts; do OMP_NUM_THREADS=1 $(VENV)-$$name/bin/python -m pytest -q -n $(JOBS) \
+	  --timeout 600 tests/forecasting/test_$$name.py tests/forecasting/test_page.py || exit 1; done
+
+$(VENV)-%/.stamp: pyproject.toml constraints/dev.txt constraints/forecasting.txt
+	$(PY) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install -q -c constraints/dev.txt -c constraints/forecasting.txt \
+	  -e . pytest pytest-timeout pytest-xdist $(if $(filter darts,$*),'u8darts[torch]',$*)
+	touch $@
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints/dev.txt
@@ -48,4 +59,4 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-zoo runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-zoo $(VENV)-neuralforecast $(VENV)-darts runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,127 @@
+"""Models of Darts as they are: grown while they train and between two fits, saved and loaded again.
+
+Run by `make forecasting`, which installs the library into an environment of its own.
+"""
+
+import numpy as np
+import pytest
+import torch
+from libraries import AHEAD, PAST, QUIET, given, grow_while_fitting, hush, values
+
+import auxin as ax
+
+darts = pytest.importorskip("darts")
+models = pytest.importorskip("darts.models")
+hush()
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore")
+BEATS = dict(num_stacks=2, num_blocks=2, layer_widths=16, num_layers=2)
+HEADS = dict(d_model=8, nhead=2, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=16, dropout=0.0)
+DENSE = dict(num_encoder_layers=2, num_decoder_layers=2, hidden_size=8, decoder_output_dim=4, temporal_decoder_hidden=8)
+
+ZERO, FADES = "last writers zero", "fade-in"
+MODELS = {
+    "NBEATSModel, a stack": (BEATS, ax.Duplicate("stacks", order=[0, 0, 1]), ZERO),
+    "NBEATSModel, a stack at the end": (BEATS, ax.Duplicate("stacks", by=1), ZERO),
+    "NBEATSModel, in a stack": (BEATS, ax.Duplicate("stacks.0.blocks", by=1), ZERO),
+    "NBEATSModel, in a stack of one": (BEATS | {"num_blocks": 1}, ax.Duplicate("stacks.1.blocks", by=1), ZERO),
+    "NBEATSModel, interpretable": (
+        BEATS | {"generic_architecture": False, "num_stacks": 2}, ax.Duplicate("stacks", order=[0, 0, 1]), ZERO,
+    ),
+    "NBEATSModel, interpretable, in a stack": (
+        BEATS | {"generic_architecture": False}, ax.Duplicate("stacks.0.blocks", by=1),
+        r"the same module stands in it more than once \(shared weights\)",
+    ),
+    "NHiTSModel, a stack": (BEATS | {"dropout": 0.0}, ax.Duplicate("stacks", order=[0, 0, 1]), ZERO),
+    "NHiTSModel, in a stack": (BEATS | {"dropout": 0.0}, ax.Duplicate("stacks.0.blocks", by=1), ZERO),
+    "TCNModel": (
+        dict(num_filters=4, num_layers=4, kernel_size=3, dropout=0.0),
+        ax.Duplicate("res_blocks", order=[0, 1, 1, 2, 3], fade=3),
+        r"res_blocks\.2: the grown network does not run on the probe",
+    ),
+    "TransformerModel, encoder": (HEADS, ax.Duplicate("transformer.encoder.layers", by=1, fade=3), FADES),
+    "TransformerModel, decoder": (HEADS, ax.Duplicate("transformer.decoder.layers", by=1, fade=3), FADES),
+    "TiDEModel, encoder": (DENSE, ax.Duplicate("encoders", by=1, fade=3), FADES),
+    "TSMixerModel": (
+        dict(hidden_size=8, ff_size=8, num_blocks=2), ax.Duplicate("conditional_mixer", by=1, fade=3), FADES,
+    ),
+    "NLinearModel": ({}, ax.Duplicate("layer"), "is a Linear, not a container"),
+}  # fmt: skip
+
+
+def series():
+    return darts.TimeSeries.from_values(values(80))
+
+
+def made(name, **options):
+    options = {k: v for k, v in options.items()}
+    cls = getattr(models, name.split(",")[0])
+    trainer = QUIET | options.pop("trainer", {})
+    shape = dict(input_chunk_length=PAST, output_chunk_length=AHEAD, batch_size=16, n_epochs=2, random_state=0)
+    return cls(**shape, pl_trainer_kwargs=trainer, **options)
+
+
+def forecast(model):
+    return model.predict(AHEAD, series=series(), verbose=False).values()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_grown_while_it_is_fitted_or_refused_by_name(name):
+    options, edit, outcome = MODELS[name]
+    growing = grow_while_fitting(edit)
+    model = made(name, trainer={"callbacks": [growing]}, **options)
+    if outcome not in (ZERO, FADES):
+        with pytest.raises(ax.GrowthError, match=outcome):
+            model.fit(series(), verbose=False)
+        return
+    model.fit(series(), verbose=False)
+    assert growing.change.how == outcome and growing.change.max_difference == 0
+    idle = [n for n in growing.unmoved if not any(n in note for note in growing.change.notes)]
+    assert not idle, idle
+    assert not [n for n in model.model.state_dict() if "auxin" in n]
+    assert np.isfinite(forecast(model)).all()
+
+
+# what the library builds it from, where one stack is doubled
+SAID = {
+    "NBEATSModel": lambda p: {"num_stacks": 3, "layer_widths": [16] * 3},
+    "NHiTSModel": lambda p: {
+        "num_stacks": 3,
+        "layer_widths": [16] * 3,
+        "pooling_kernel_sizes": (p["pooling_kernel_sizes"][0], *p["pooling_kernel_sizes"]),
+        "n_freq_downsample": (p["n_freq_downsample"][0], *p["n_freq_downsample"]),
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_grown_between_two_fits_and_loaded_again(name, tmp_path):
+    model = made(name, **BEATS)
+    model.fit(series(), verbose=False)
+    net = model.model
+    before, probe = given(net, lambda: forecast(model))
+    ax.grow(net, ax.Duplicate("stacks", order=[0, 0, 1]), probe=(probe[0],))
+    assert np.array_equal(forecast(model), before)
+    start = {n: p.detach().clone() for n, p in net.stacks[1].named_parameters()}
+    model.fit(series(), epochs=2, verbose=False)
+    assert model.model is net and len(net.stacks) == 3
+    assert not [n for n, p in net.stacks[1].named_parameters() if torch.equal(p, start[n])]
+    after = forecast(model)
+
+    model.save(str(tmp_path / "as it is.pt"))
+    with pytest.raises(RuntimeError, match="Unexpected key"):  # said, not silently another network
+        type(model).load(str(tmp_path / "as it is.pt"))
+    net.hparams.update(SAID[name](net.hparams))
+    model.save(str(tmp_path / "said.pt"))
+    loaded = type(model).load(str(tmp_path / "said.pt"))
+    assert len(loaded.model.stacks) == 3 and np.array_equal(forecast(loaded), after)
+
+
+def test_by_hand_a_block_in_the_module_list_alone_never_runs():
+    import copy
+
+    model = made("NBEATSModel", **BEATS)
+    model.fit(series(), verbose=False)
+    before = forecast(model)
+    model.model.stacks[0].blocks.append(copy.deepcopy(model.model.stacks[0].blocks[0]))
+    assert np.array_equal(forecast(model), before)
