@@ -6,6 +6,7 @@ import sys
 import pytest
 
 NEVER = [
+    "auxin.hosts",
     "transformers",
     "peft",
     "accelerate",

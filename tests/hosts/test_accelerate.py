@@ -1,7 +1,10 @@
 """Growth in a loop under Accelerate: the prepared objects stay, and its own states are saved and loaded."""
 
+import importlib
 import os
+import sys
 
+import accelerate
 import pytest
 import torch
 from accelerated import Net, Run, X, Y
@@ -202,3 +205,10 @@ def test_a_state_without_a_journal(tmp_path):
     run.epoch()
     with pytest.raises(ax.GrowthError, match=r"holds no auxin.json: it was saved without this Grower"):
         run.accelerator.load_state(place)
+
+
+def test_a_version_that_was_not_tested(monkeypatch):
+    monkeypatch.setattr(accelerate, "__version__", "2.0.0")
+    monkeypatch.delitem(sys.modules, "auxin.hosts.accelerate")
+    with pytest.warns(UserWarning, match="tested with accelerate 1.15, and 2.0.0 is installed"):
+        importlib.import_module("auxin.hosts.accelerate")

@@ -1,5 +1,6 @@
 """Growth in the Hugging Face Trainer: the same as in the plain loop, resumed, and taken back to the best."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def batches(trainer):
 # ---- the same as in the plain loop
 
 
-def plain_run(trainer):
+def plain_run(trainer, **options):
     """What the Trainer does, written out, with a Grower in it."""
     model = llama().train()
     decayed = trainer.get_decay_parameter_names(model)
@@ -51,8 +52,8 @@ def plain_run(trainer):
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
     scheduler = transformers.get_linear_schedule_with_warmup(optimizer, 0, STEPS)
-    edits, when = ax.Duplicate("model.layers", by=1), ax.when.at(GROWN_AT)
-    grower = ax.Grower(model, optimizer, scheduler, edits=edits, when=when, probe=PROBE)
+    own = {"edits": ax.Duplicate("model.layers", by=1), "when": ax.when.at(GROWN_AT), "probe": PROBE}
+    grower = ax.Grower(model, optimizer, scheduler, **{**own, **options})
     found = []
     for step, batch in zip(range(1, STEPS + 1), batches(trainer), strict=False):
         loss = model(**batch).loss
@@ -62,7 +63,7 @@ def plain_run(trainer):
         scheduler.step()
         optimizer.zero_grad()
         found.append(loss.item())
-        if step % EVERY == 0:
+        if step % trainer.args.eval_steps == 0:
             model.eval()
             with torch.no_grad():
                 value = model(input_ids=TEST.ids, labels=TEST.ids).loss
@@ -90,6 +91,28 @@ def test_the_same_growths_and_losses_as_in_the_plain_loop():
     for (name, p), (other, q) in zip(trainer.model.named_parameters(), grower.model.named_parameters(), strict=True):
         assert name == other
         torch.testing.assert_close(p, q, atol=1e-6, rtol=0)
+
+
+def test_a_growth_that_does_not_pay_is_rolled_back_as_in_the_plain_loop():
+    def options():  # nothing is good enough: it is judged one evaluation after it
+        return {"when": ax.when.at([3]), "probation": ax.Probation(calls=1, margin=-9.0)}
+
+    callback = growth(**options())
+    trainer = trainer_of(llama(), callback, eval_steps=2)
+    trainer.train()
+    plain, grower = plain_run(trainer_of(llama(), eval_steps=2), **options())
+    assert losses(trainer) == plain
+    assert [entry["undone_at"] for entry in callback.grower.undone] == [{"calls": 4}]
+    assert len(grower.undone) == 1 and len(trainer.model.model.layers) == 2
+
+
+def test_an_edit_is_tried_and_leaves_no_trace():
+    data = ax.Evidence(lambda model, ids: model(input_ids=ids, labels=ids).loss, [TEST.ids])
+    trying = growth(choose=ax.choose.by_trial(steps=2, margin=-9.0), evidence=data)
+    trainer, plain = trainer_of(llama(), trying, bf16=True), trainer_of(llama(), growth(), bf16=True)
+    trainer.train()
+    plain.train()
+    assert losses(trainer) == losses(plain)
 
 
 # ---- resumed
@@ -313,6 +336,26 @@ def test_a_second_training_goes_on_from_the_first():
     assert [entry.at["calls"] for entry in callback.grower.journal] == [1, 5]
 
 
+def test_each_training_of_a_model_init_begins_anew():
+    callback = growth()
+    trainer = trainer_of(llama(), callback)
+    trainer.model_init = lambda: llama()
+    trainer.train()
+    first = losses(trainer)
+    trainer.train()
+    assert losses(trainer) == first and callback.grower.calls == 4 and len(trainer.model.model.layers) == 4
+
+
+def test_a_callback_that_was_taken_out_does_nothing():
+    callback = growth()
+    trainer, plain = trainer_of(llama(), callback), trainer_of(llama())
+    trainer.remove_callback(callback)
+    trainer.train()
+    plain.train()
+    trainer.train(resume_from_checkpoint=checkpoint(trainer, 2))
+    assert callback.grower is None and losses(trainer) == losses(plain)
+
+
 def test_one_of_several_evaluation_sets_is_looked_at():
     callback = growth(monitor="b_loss")
     trainer = trainer_of(llama(), callback, test={"a": TEST, "b": TRAIN})
@@ -358,6 +401,27 @@ def test_a_monitor_that_no_evaluation_gives():
     with pytest.raises(ax.GrowthError, match=r"no evaluation gave eval_accuracy, only eval_loss, .*compute_metrics"):
         trainer.train()
     assert trainer.state.global_step == EVERY
+
+
+def test_no_evaluations():
+    with pytest.warns(UserWarning, match="with eval_strategy='no' nothing grows"):
+        trainer_of(llama(), growth(), eval_strategy="no", max_steps=1).train()
+
+
+def test_a_hyperparameter_search():
+    class Trial(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            state.is_hyper_param_search = True
+
+    with pytest.raises(ax.GrowthError, match="give each trial a Trainer of its own"):
+        trainer_of(llama(), Trial(), growth()).train()
+
+
+def test_a_version_that_was_not_tested(monkeypatch):
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "6.1.0")
+    monkeypatch.delitem(sys.modules, "auxin.hosts.transformers")
+    with pytest.warns(UserWarning, match="tested with transformers 5.23, and 6.1.0 is installed"):
+        importlib.import_module("auxin.hosts.transformers")
 
 
 def test_the_directory_of_another_run():

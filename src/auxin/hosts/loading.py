@@ -58,23 +58,24 @@ class Loading(transformers.TrainerCallback):
             raise GrowthError(f"GrowthCallback: this Trainer uses {kind}, under which networks do not grow. {ELSE}")
         if trainer is not self._trainer:
             self._trainer = trainer
-            trainer._load_from_checkpoint = functools.partial(self._resume, trainer._load_from_checkpoint)
-            trainer._load_best_model = functools.partial(self._load_best, trainer._load_best_model)
+            trainer._load_from_checkpoint = functools.partial(self._resume, trainer, trainer._load_from_checkpoint)
+            trainer._load_best_model = functools.partial(self._load_best, trainer, trainer._load_best_model)
 
-    def _resume(self, load: Callable[..., None], checkpoint: str, *args: Any, **kwargs: Any) -> None:
+    def _resume(self, trainer: Any, load: Callable[..., None], checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """Grow the network to what it was at a checkpoint, before its weights are loaded."""
-        trainer = self._trainer
-        if self in trainer.callback_handler.callbacks:
-            model = trainer.model
+        model = trainer.model
+        mine = self in trainer.callback_handler.callbacks
+        if mine:
             self._restored = read_state(checkpoint, model, self.allow)
             with as_built(model):
-                self._rebuild(model)
+                self._rebuild(trainer, model)
             check_weights(model, checkpoint)
         load(checkpoint, *args, **kwargs)
-        read_blocks(trainer.model, checkpoint)
+        if mine:
+            read_blocks(model, checkpoint)
 
-    def _rebuild(self, model: Any) -> None:
-        state, trainer = self._restored, self._trainer
+    def _rebuild(self, trainer: Any, model: Any) -> None:
+        state = self._restored
         if state is None:
             return
         if self.grower is not None and self.grower.model is model:
@@ -86,17 +87,18 @@ class Loading(transformers.TrainerCallback):
         theirs = [unwrapped(one) for one in (trainer.optimizer, trainer.lr_scheduler) if one is not None]
         self._way.forward(model, self._journal(model, state), [*theirs, *self.companions])
 
-    def _load_best(self, load: Callable[[], None]) -> None:
+    def _load_best(self, trainer: Any, load: Callable[[], None]) -> None:
         """Take the network to what it was at the best checkpoint, before its weights are loaded."""
-        best, grower = self._trainer.state.best_model_checkpoint, self.grower
-        if grower is not None and self in self._trainer.callback_handler.callbacks:
-            state = read_state(best, grower.model, self.allow)
-            if state is not None:
-                with as_built(grower.model):
-                    self._way.to(grower, state, self.allow)
-            check_weights(grower.model, best)
+        best, grower = trainer.state.best_model_checkpoint, self.grower
+        if grower is None or self not in trainer.callback_handler.callbacks:
+            return load()
+        state = read_state(best, grower.model, self.allow)
+        if state is not None:
+            with as_built(grower.model):
+                self._way.to(grower, state, self.allow)
+        check_weights(grower.model, best)
         load()
-        read_blocks(self._trainer.model, best)
+        read_blocks(grower.model, best)
 
     def _journal(self, model: Any, state: dict[str, Any]) -> Journal:
         return Journal.from_json(state["journal"], Allowed.of(model, self.allow))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class GrowthCallback(Loading):
         self._attach()
         if state.is_hyper_param_search:
             raise GrowthError("GrowthCallback: not in a hyperparameter_search; give each trial a Trainer of its own.")
+        if args.eval_strategy == "no":
+            warnings.warn("GrowthCallback decides at evaluations; with eval_strategy='no' nothing grows.", stacklevel=2)
         model, before, restored = kwargs["model"], self.grower, self._restored
         theirs = (kwargs["optimizer"], kwargs["lr_scheduler"], getattr(self._trainer.accelerator, "scaler", None))
         companions = [unwrapped(one) for one in theirs if one is not None]
