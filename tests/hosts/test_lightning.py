@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import callbacks as lit_callbacks
 from lightning.pytorch.plugins import MixedPrecision
-from lit import BATCHES, SCHEDULERS, Lit, batches, built, fit, growing, saving, trainer
+from lit import BATCHES, SCHEDULERS, Block, Lit, batches, built, fit, growing, saving, trainer
 from torch import nn
 
 import auxin as ax
@@ -236,6 +237,43 @@ def test_a_second_fit_goes_on_and_a_new_module_begins_anew(tmp_path: Path) -> No
     other = built()
     fit(other, tmp_path, callback, epochs=4)
     assert len(other.blocks) == 3  # the trigger has begun anew as well
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_blocks_may_be_built_when_training_begins(tmp_path: Path, hook: str) -> None:
+    class Later(Lit):
+        def __init__(self) -> None:
+            super().__init__(depth=0)
+
+        def build(self) -> None:
+            if not self.blocks:
+                torch.manual_seed(0)
+                self.blocks.extend(Block(8) for _ in range(2))
+
+        def setup(self, stage: str) -> None:
+            if hook == "setup":
+                self.build()
+
+        def configure_model(self) -> None:
+            if hook == "configure_model":
+                self.build()
+
+    def make() -> Later:
+        torch.manual_seed(0)
+        return Later()
+
+    module = make()
+    made = fit(module, tmp_path, growing(), saving(tmp_path / "run"))
+    again = make()
+    if hook == "setup":  # Lightning: too late for any checkpoint's weights, but not for what has grown
+        made.test(module, batches(), ckpt_path=tmp_path / "run" / "epoch=1.ckpt", verbose=False)
+        assert len(module.blocks) == 2
+        return
+    fit(again, tmp_path, growing(), ckpt_path=tmp_path / "run" / "epoch=2.ckpt")
+    assert same(values(again), values(module))
+    assert len(load_from_checkpoint(Later, tmp_path / "run" / "epoch=5.ckpt").blocks) == 4
+    made.test(module, batches(), ckpt_path=tmp_path / "run" / "epoch=1.ckpt", verbose=False)
+    assert len(module.blocks) == 2
 
 
 # ---- what silently goes wrong without it
@@ -720,3 +758,39 @@ class _Late(L.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         pl_module.out.bias.grad = torch.ones_like(pl_module.out.bias)
+
+
+# ---- the pages
+
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = Path(__file__).parent.parent.parent / "docs" / "hosts"
+
+
+def carry_out(text: str, name: str) -> dict[str, Any]:
+    """Run the code of a page as it stands there, but for what needs another library."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for found in BLOCK.finditer(text):
+        if "neuralforecast" not in found[1]:
+            line = text.count("\n", 0, found.start(1))
+            exec(compile("\n" * line + found[1], name, "exec"), namespace)
+    return namespace
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = carry_out((PAGES / "lightning.md").read_text(), "lightning.md")
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if line.endswith(" blocks")] == [
+        "3 blocks",
+        "epoch 2 1 blocks",
+        "epoch 5 2 blocks",
+        "epoch 8 3 blocks",
+    ]
+    assert len(found["again"].blocks) == 3
+
+
+def test_what_goes_wrong_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (PAGES / "without.md").read_text()
+    carry_out(page.split("\n## In Lightning\n")[1].split("\n## ")[0], "without.md")

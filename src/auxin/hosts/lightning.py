@@ -88,15 +88,14 @@ class GrowthCallback(AnyCallback):
         check(trainer, pl_module, self)
         if stage == "fit":
             self.saved, self.grower = self.state(), None
-        if self._structure is None or self._structure.model is not pl_module:
-            self._structure = Structure(pl_module)
-            self.saved = self.saved if has_grown(pl_module, self.saved) else None
+        if self._structure is not None and self._structure.model is not pl_module:
+            self._structure = None
         stand_by(self, trainer)
 
     def after_reading(self, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
         """Take the network to the structure of a checkpoint; its weights are loaded next."""
         self.saved, self.grower, module = checkpoint.get(KEY), None, trainer.lightning_module
-        assert self._structure is not None
+        self._structure = self._structure or Structure(module)
         with parts.without_trainer(module):
             if self._structure.take_to(self.saved, self._arguments.allow):
                 renew_averages(trainer, module)
@@ -105,6 +104,8 @@ class GrowthCallback(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Build the Grower around what the Trainer has made and restored."""
+        if self._structure is None:  # a new module, or a copy of this callback with its own
+            self._structure, self.saved = Structure(pl_module), self.saved if has_grown(pl_module, self.saved) else None
         self._unread = list((self.saved or {}).get("unread", ()))
         self.grower = self._built(trainer)
 
