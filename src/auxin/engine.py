@@ -31,7 +31,7 @@ from auxin.proof import Seen, prove, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
-from auxin.stock import check_stock, is_stock
+from auxin.stock import ACCEPT, check_stock, is_stock
 from auxin.verify import verify_here
 
 
@@ -135,7 +135,7 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
         share_values(ranks, change, companions)
         with ranks.agree("grow: the proof"):
             change = held.enter_context(transaction(model, change, companions, terms.group))
-            change = _proved(model, change, look, before, companions)
+            change = _proved(model, change, look, before, companions, stock)
             if stock:
                 check_stock(model, change, look)
             change = dataclasses.replace(change, seconds=time.perf_counter() - started)
@@ -280,9 +280,19 @@ def seed_of(model: nn.Module, edit: Edit | None) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(text).encode()).digest()[:6], "big")
 
 
-def _proved(model: nn.Module, change: Change, look: Look, before: Seen | None, companions: Sequence[Any]) -> Change:
+def _proved(
+    model: nn.Module, change: Change, look: Look, before: Seen | None, companions: Sequence[Any], stock: bool
+) -> Change:
     """Check the grown network on the probe, and that nothing around it was lost."""
     verify_here(model, *companions)
     if before is None:
         return change
-    return prove(model, change, look, before)
+    try:
+        return prove(model, change, look, before)
+    except GrowthError as error:
+        if stock and not change.gates:  # the reason may be that its configuration says otherwise
+            try:
+                check_stock(model, change, Look(model))
+            except GrowthError as why:
+                raise GrowthError(f"{error} {str(why).removesuffix(ACCEPT).rstrip()}") from error
+        raise

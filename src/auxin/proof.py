@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ EPSILONS = 64.0  # of the output's dtype: above what another order of summation 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """The network's output tensors on the probe, in eval mode, and which children of containers ran (by ``id``)."""
+    """The network's output tensors on the probe, in eval mode, and how often children of containers ran (by ``id``)."""
 
     outputs: Outputs
-    called: frozenset[int]
+    called: Mapping[int, int]
 
 
 def outputs_of(look: Look) -> Outputs:
@@ -44,12 +45,12 @@ def seen(look: Look) -> Seen:
     Raises:
         GrowthError: the network does not run on the probe.
     """
-    called: set[int] = set()
+    called: Counter[int] = Counter()
     children = [c for m in look.model.modules() if isinstance(m, CONTAINERS) for c in m.children()]
     try:
         with untouched(look.model), torch.no_grad():
             for child in children:
-                child.register_forward_hook(lambda module, *_: called.add(id(module)))
+                child.register_forward_hook(lambda module, *_: called.update([id(module)]))
             found = [t.detach().clone() for t in tensors_in(look.run())]
     except GrowthError:
         raise
@@ -66,7 +67,7 @@ def seen(look: Look) -> Seen:
             f"probe: {type(look.model).__name__} returns no finite number on it, so nothing can be proved; the run has "
             "diverged before this growth."
         )
-    return Seen(found, frozenset(called))
+    return Seen(found, called)
 
 
 def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
@@ -90,7 +91,8 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     if displaced and change.how != "surgery":
         raise GrowthError(_displaced(model, displaced[0], change))
     notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
-    difference = _compare(before.outputs, after, change)
+    often = [f"{path} runs {before.called[id(m)]} times" for path, m in near.items() if before.called[id(m)] > 1]
+    difference = _compare(before.outputs, after, change, often)
     _check_gradients(change, grads, late)
     whole, each = _ratios(change, grads)
     if difference is None:
@@ -239,7 +241,8 @@ def _nonzero(grad: Tensor) -> bool:
     return bool(values.count_nonzero())
 
 
-def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
+def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) -> float | None:
+    """How far the outputs are apart; ``often`` says of layers beside the new ones that they run several times."""
     old, new = [tuple(t.shape) for t in before], [tuple(t.shape) for t in after]
     if old != new:
         if change.outputs:
@@ -266,9 +269,17 @@ def _compare(before: Outputs, after: Outputs, change: Change) -> float | None:
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
             f"expected), though {change.how} was to keep them. Something outside the block depends on the number of "
             "layers, or uses more of what each of them gives than the next one is given (parallel branches, a sum over "
-            "all); init='default' or output='keep' would accept that."
+            f"all){_shared_over_depth(often)}; init='default' or output='keep' would accept that."
         )
     return difference
+
+
+def _shared_over_depth(often: list[str]) -> str:
+    if not often:
+        return ""
+    return (
+        f". In one forward {', '.join(often[:3])}: of weights shared over the depth a copy takes over some of the runs"
+    )
 
 
 def _check_gradients(change: Change, grads: dict[str, Any], late: set[str]) -> None:

@@ -205,17 +205,6 @@ def test_blocks_in_parallel_lists_are_refused():
     assert len(model.ffns) == 3 and model.n_layers == model.config.n_layers == 3
 
 
-def test_blocks_that_share_their_weights_are_refused():
-    config = transformers.AlbertConfig(
-        vocab_size=41, embedding_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
-        num_attention_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    model = built(lambda: transformers.AlbertModel(config))
-    with pytest.raises(ax.GrowthError):
-        ax.grow(model, ax.Duplicate("encoder.albert_layer_groups", by=1), adamw(model), probe={"input_ids": IDS})
-    assert len(model.encoder.albert_layer_groups) == 1 and model.config.num_hidden_layers == 3
-
-
 def grower_of(model, optimizer, average=None, **fields):
     companions = [optimizer, *([average] if average is not None else [])]
     return ax.Grower(model, *companions, edits=ax.Duplicate("model.layers", by=1), when=ax.when.every(1),
