@@ -24,7 +24,7 @@ from auxin.dynamo import eagerly, guards_are_off
 from auxin.errors import BadMoment, GrowthError
 from auxin.follow import follower_of
 from auxin.follow.compiled import counted, follow_compiled
-from auxin.follow.ddp import refresh
+from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.structure import Undo, apply, undo
 from auxin.proof import Seen, prove, seen
@@ -245,7 +245,7 @@ def transaction(
         _throw([f for _, f in running], error)
         undo(undos)
         if any(swap.resized for swap in change.swaps):
-            refresh(companions)  # autograd has let go of what a reducer had hooked to a tensor of another shape
+            take_hold_again(companions)  # autograd has let go of what a reducer had hooked to a tensor of another shape
         if not isinstance(error, TakeBack):
             raise
 

@@ -181,6 +181,7 @@ class Standing:
             return thawed
         frozen = set(freeze_all_but(self.model, grown_paths(self.progress.entries, self.model)))
         self.frozen += [p for name, p in self.model.named_parameters() if name in frozen]
+        refresh(self.companions)
         return [name for name in names.values() if name in frozen]
 
     @contextlib.contextmanager

@@ -22,7 +22,7 @@ from auxin.change import MISSING, Alias, Assign, Before, Change, Grouping, Move,
 from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, share_values, transaction
 from auxin.errors import GrowthError
-from auxin.follow.ddp import refresh
+from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in
 from auxin.follow.structure import forget_shape
 from auxin.proof import prove, seen
@@ -125,15 +125,15 @@ class surgery:
             for container, content in around:  # what the code has added to or taken from companions itself
                 refill(container, content)
             if change is not None and any(swap.resized for swap in change.swaps):
-                refresh(self.companions)
+                take_hold_again(self.companions)
             raise
 
     def _follow(self, change: Change, held: contextlib.ExitStack) -> Change:
-        change = held.enter_context(transaction(self.model, change, self.companions, self.group, applied=True))
-        verify_here(self.model, *self.companions)
         for swap in change.swaps:
             if swap.resized and swap.value is not None:
                 forget_shape(swap.value)
+        change = held.enter_context(transaction(self.model, change, self.companions, self.group, applied=True))
+        verify_here(self.model, *self.companions)
         if self._seen is not None:
             change = prove(self.model, change, self._look, self._seen)
         return dataclasses.replace(change, edit=describe(change), seconds=time.perf_counter() - self._started)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from auxin.engine import take_back
 from auxin.errors import GrowthError
-from auxin.follow.ddp import refresh
+from auxin.follow.ddp import take_hold_again
 from auxin.grown import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
 from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of, write
@@ -107,7 +107,7 @@ class Snapshot:
         with coming_back(sight.restore):
             pass
         if sight.reshaped:
-            refresh(self.roots)  # of tensors that had another shape meanwhile, DDP must take hold again
+            take_hold_again(self.roots)  # of tensors that had another shape meanwhile, DDP must take hold again
 
     def _buffer(self, tensor: Tensor) -> Tensor:
         """A place for the values: one of an earlier taking, or a new one."""

@@ -19,6 +19,7 @@ from auxin.anatomy.wrappers import uncovered
 from auxin.change import Before, Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
+from auxin.follow.structure import forget_shape
 
 c10d: Any = dist  # with the names that its stubs do not list
 
@@ -130,6 +131,18 @@ def refresh(companions: Iterable[Any]) -> None:
     """Build the reducer of each DistributedDataParallel among ``companions`` anew: something was frozen or thawed."""
     for companion in companions:
         if isinstance(companion, DistributedDataParallel):
+            rebuild(companion)
+
+
+def take_hold_again(companions: Iterable[Any]) -> None:
+    """Build reducers anew after tensors have got another shape and lost it again.
+
+    A reducer hooks autograd's node for a tensor, and that node remembers a shape; each tensor gets a fresh one.
+    """
+    for companion in companions:
+        if isinstance(companion, DistributedDataParallel):
+            for p in companion.module.parameters():
+                forget_shape(p)
             rebuild(companion)
 
 
