@@ -13,9 +13,9 @@ X = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, inner=12):
         super().__init__()
-        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.up, self.down = nn.Linear(8, inner), nn.Linear(inner, 8)
 
     def forward(self, x):
         return x + self.down(torch.relu(self.up(x)))
@@ -24,10 +24,10 @@ class Block(nn.Module):
 class Configured(transformers.PretrainedConfig):
     model_type = "counted"
 
-    def __init__(self, num_hidden_layers=3, num_head_layers=3, rungs=(2, 3), width=8, **others):
+    def __init__(self, num_hidden_layers=3, num_head_layers=3, rungs=(2, 3), width=8, wide_until=-1, **others):
         super().__init__(**others)
         self.num_hidden_layers, self.num_head_layers, self.width = num_hidden_layers, num_head_layers, width
-        self.rungs = list(rungs)
+        self.rungs, self.wide_until = list(rungs), wide_until
 
 
 class Counted(transformers.PreTrainedModel):
@@ -38,7 +38,8 @@ class Counted(transformers.PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.num_layers, self.depth_of_head = config.num_hidden_layers, config.num_head_layers
-        self.blocks = nn.ModuleList(Block() for _ in range(config.num_hidden_layers))
+        wide = config.wide_until
+        self.blocks = nn.ModuleList(Block(16 if i <= wide else 12) for i in range(config.num_hidden_layers))
         self.ladders = nn.ModuleList(nn.ModuleList(Block() for _ in range(n)) for n in config.rungs)
         self.head = nn.ModuleList(Block() for _ in range(config.num_head_layers))
         self.fixed = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
@@ -80,6 +81,14 @@ def test_a_list_has_the_counter_that_builds_it(at, expected, tmp_path):
     model.save_pretrained(tmp_path)
     other = Counted.from_pretrained(tmp_path).eval()
     assert numbers(other) == expected and torch.equal(other(X), before)
+
+
+@pytest.mark.parametrize(("until", "expected"), [(2, 3), (1, 1)])
+def test_the_index_of_a_last_block_follows_where_its_kind_is_copied(until, expected):
+    torch.manual_seed(0)
+    model = Counted(Configured(wide_until=until, another=2)).eval()
+    ax.grow(model, ax.Duplicate("blocks", by=1), probe=X)
+    assert (model.config.num_hidden_layers, model.config.wide_until) == (4, expected)
 
 
 @pytest.mark.parametrize(

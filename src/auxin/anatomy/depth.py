@@ -102,7 +102,7 @@ def _around(model: nn.Module, container: Container, sources: Sequence[int]) -> I
     above = _above(container.path)
     if blueprint is not None:
         names = _in_configuration(model, blueprint, container, sources, seen)
-        fields, twin = blueprint.with_blocks(len(sources), names)
+        fields, twin = blueprint.with_blocks(sources, names)
         for name, value in fields.items():
             yield Assign(blueprint.path, f"config.{name}", _value(blueprint.owner.config, name), value)
         if fields and twin is not None:

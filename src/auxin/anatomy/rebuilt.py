@@ -8,8 +8,9 @@ A field counts a list if, and only if, the model built from the changed field ha
 from __future__ import annotations
 
 import copy
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from auxin.anatomy.tree import module_at
 from auxin.randomness import random_state
 
 ABOUT_DEPTH = re.compile(r"layer|block|depth")
-LIMIT = 32  # builds per search
+LIMIT, LIMIT_OF_LAST = 32, 8  # builds per search
 
 
 def configured(module: nn.Module) -> bool:
@@ -77,30 +78,62 @@ class Blueprint:
                 return cls(above, owner, inside, twin)
         return None
 
-    def with_blocks(self, new: int, proposed: Mapping[str, Any]) -> tuple[dict[str, Any], nn.Module | None]:
-        """The fields that make the list ``new`` blocks long, and what is built with them.
+    def with_blocks(
+        self, sources: Sequence[int], proposed: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], nn.Module | None]:
+        """The fields that make the list as long as ``sources``, and what is built with them.
 
         Args:
-            new: number of blocks.
+            sources: the old block that stands at each position of the new depth, or that it is a copy of.
             proposed: new values of fields that seem to count or list the blocks, by dotted name.
 
         Returns:
-            Fields that change no other list, if there are any. None of them where no field makes the list so long.
-            All that is proposed, and None, where nothing at all could be built.
+            Fields that change no other list, if there are any, and build blocks of the tensors of their sources, with
+            one number more if need be. None of them where no field makes the list so long. All that is proposed, and
+            None, where nothing at all could be built.
         """
-        most, failed = None, True
-        for number, fields in enumerate(self._candidates(new, proposed)):
-            twin = self._built(fields) if number < LIMIT else None
+        found = self._first(self._candidates(len(sources), proposed), len(sources))
+        if isinstance(found, bool):
+            return ({}, self.twin) if found or not proposed else (dict(proposed), None)
+        if self._fits(found[1], sources):
+            return found
+        for name, value in itertools.islice(self._last_ones(sources, found[0]), LIMIT_OF_LAST):
+            fields = {**found[0], name: value}
+            twin = self._built(fields)
+            if twin is not None and self._fits(twin, sources):
+                return fields, twin
+        return found
+
+    def _first(self, candidates: Iterable[dict[str, Any]], length: int) -> tuple[dict[str, Any], nn.Module] | bool:
+        """The first fields that change this list alone, or else too; if none do, whether anything could be built."""
+        most, built = None, False
+        before = _lengths(self.twin)
+        for fields in itertools.islice(candidates, LIMIT):
+            twin = self._built(fields)
             if twin is None:
                 continue
-            failed = False
-            lengths, before = _lengths(twin), _lengths(self.twin)
-            if lengths.get(self.inside) != new:
+            built, lengths = True, _lengths(twin)
+            if lengths.get(self.inside) != length:
                 continue
             if all(lengths.get(p) == n for p, n in before.items() if not f"{p}.".startswith(f"{self.inside}.")):
                 return fields, twin
             most = most or (fields, twin)
-        return (dict(proposed), None) if failed and proposed else most or ({}, self.twin)
+        return most or built
+
+    def _fits(self, twin: nn.Module, sources: Sequence[int]) -> bool:
+        """Whether each block has the tensors of its source."""
+        ours, theirs = self.twin.get_submodule(self.inside), twin.get_submodule(self.inside)
+        old, new = (list(blocks._modules.values()) for blocks in (ours, theirs))
+        return len(new) == len(sources) and all(
+            _shapes(old[source]) == _shapes(block) for source, block in zip(sources, new, strict=True)
+        )
+
+    def _last_ones(self, sources: Sequence[int], fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Other numbers that may be the index of a last block, moved too."""
+        length = _lengths(self.owner)[self.inside]
+        for name, value, number in _numbers(self.owner.config, len(sources) - length):
+            if name not in fields and number == len(sources) - 1:
+                yield name, value
 
     def _candidates(self, new: int, proposed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """What is proposed, all of it and each counter alone; then each number as large as the list is long; then each
@@ -131,6 +164,10 @@ class Blueprint:
             return on_meta(self.owner, _from_file(config))
         except Exception:  # whatever a configuration that cannot be brings about
             return None
+
+
+def _shapes(module: nn.Module | None) -> dict[str, torch.Size]:
+    return {} if module is None else {name: t.shape for name, t in module.state_dict().items()}
 
 
 def _lengths(module: nn.Module) -> dict[str, int]:
