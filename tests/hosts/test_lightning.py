@@ -589,6 +589,58 @@ def test_a_growth_that_does_not_pay_is_taken_back(tmp_path: Path) -> None:
     assert len(load_from_checkpoint(Lit, tmp_path / "run" / "epoch=5.ckpt").blocks) == 2
 
 
+def test_undo_by_hand(tmp_path: Path) -> None:
+    told: list[str] = []
+    module, callback = built(), growing([2], keep=True, on_undo=lambda: told.append("undone"))
+    fit(module, tmp_path, callback, epochs=4)
+    assert callback.grower is not None and len(module.blocks) == 3
+    callback.grower.undo()
+    assert len(module.blocks) == 2 and module.trainer is not None and told == ["undone"]
+    fit(module, tmp_path, callback, epochs=2)
+    assert len(module.blocks) == 2
+
+
+def test_branches_decide_between_edits(tmp_path: Path) -> None:
+    module, data = built(), list(batches())
+    evidence = ax.Evidence(lambda model, batch: model.loss(batch), data[:2])
+    edits = [ax.Duplicate("blocks", by=1), ax.Duplicate("blocks", by=2)]
+    logged = growing([2, 4], edits=edits, choose=ax.choose.by_trial(), evidence=evidence)
+    made = fit(module, tmp_path, logged)
+    assert logged.grower is not None and len(module.blocks) > 2 and made.global_step == 24
+
+
+def test_what_is_clipped_holds_the_new_layer(tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Norm(L.Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            grads = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+            if grads:
+                norms.append(float(torch.stack(grads).norm()))
+
+    module = built()
+    fit(module, tmp_path, growing(), Norm(), gradient_clip_val=1e-3)
+    assert len(module.blocks) == 4 and len(norms) > 10 and max(norms) <= 1e-3 * (1 + 1e-5)
+
+
+@pytest.mark.long
+def test_a_compiled_module(tmp_path: Path) -> None:
+    class Silent(Lit):
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return self.loss(batch)
+
+    modules = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module = Silent()
+        made = trainer(tmp_path, growing(), saving(tmp_path / f"{compiled}"))
+        whole: Any = torch.compile(module, backend="eager") if compiled else module
+        made.fit(whole, batches(), batches())
+        made.test(module, batches(), ckpt_path=tmp_path / f"{compiled}" / "epoch=2.ckpt", verbose=False)
+        modules.append(values(module))
+    assert same(*modules) and "blocks.2.up.weight" in modules[0]
+
+
 def test_it_is_copied_and_pickled_without_the_network(tmp_path: Path) -> None:
     module, callback = built(), growing()
     fit(module, tmp_path, callback, epochs=3)
@@ -751,6 +803,11 @@ def test_other_hands_on_the_network_are_noticed(tmp_path: Path) -> None:
 def test_growths_that_never_find_a_moment_are_spoken_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="has been waiting for 21 batches: not now: out.bias has a gradient"):
         fit(built(), tmp_path, _Late(), growing([1]), epochs=8)
+
+
+def test_a_run_without_an_evaluation_is_spoken_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="nothing was evaluated in this training"):
+        fit(built(), tmp_path, growing(), check_val_every_n_epoch=10)
 
 
 class _Late(L.Callback):

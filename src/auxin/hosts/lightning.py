@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from auxin.arguments import checked_trigger
-from auxin.errors import GrowthError
 from auxin.grower import Grower
 from auxin.hosts import lightning_trainer as parts
-from auxin.hosts.common import check_options
+from auxin.hosts.common import carry_out, check_options
 from auxin.hosts.lightning_callback import AnyCallback, check
 from auxin.hosts.lightning_checkpoint import KEY, renew_averages, stand_by, state_of
 from auxin.hosts.lightning_checkpoint import load_from_checkpoint as load_from_checkpoint
@@ -72,8 +71,7 @@ class GrowthCallback(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy, or another process, needs: no network and no optimizer."""
-        gone = dict.fromkeys(("grower", "_structure", "_batch"))
-        return {**self.__dict__, **gone, "saved": self.state()}
+        return {**self.__dict__, **dict.fromkeys(("grower", "_structure", "_batch")), "saved": self.state()}
 
     def state(self) -> Mapping[str, Any] | None:
         """What a checkpoint holds of it, under the key "auxin"."""
@@ -132,6 +130,10 @@ class GrowthCallback(AnyCallback):
         while self._unread and not self._waiting(trainer, grower):
             self._step(trainer, grower, self._unread.pop(0))
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say so where nothing could grow."""
+        parts.warn_unless_evaluated(self.grower, self._unread)
+
     # ---- how
 
     def _built(self, trainer: Any) -> Grower:
@@ -139,12 +141,11 @@ class GrowthCallback(AnyCallback):
 
     def _step(self, trainer: Any, grower: Grower, logged: dict[str, float]) -> None:
         assert self._structure is not None
-        try:
-            with parts.without_trainer(trainer.lightning_module), self._structure.noting():
-                change = grower.step(None if self.monitor is None else logged[self.monitor], **logged)
-        except GrowthError as error:
-            if self.monitor is None:
-                error.add_note("In Lightning the metric is named: GrowthCallback(..., monitor='val_loss').")
-            raise
+        metric, change = None if self.monitor is None else logged[self.monitor], None
+        with parts.without_trainer(trainer.lightning_module):
+            grower.progress.pending = parts.decided(grower, metric, logged)
+            if grower.progress.pending is not None:
+                with self._structure.noting():
+                    change = carry_out(grower)
         for stopping in trainer.early_stopping_callbacks if change is not None and self.reset_patience else ():
             stopping.wait_count = 0

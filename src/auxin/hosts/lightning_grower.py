@@ -55,6 +55,7 @@ class Arguments:
         if saved is None:
             load_states(self._parts, self._unused)
         own = {"log": self._log, "on_growth": functools.partial(self._grown, module)}
+        own["on_undo"] = functools.partial(self._undone, module, trainer)
         probe = self.options.get("probe")
         with without_trainer(module):
             resumed((), module, (), (module, *companions))  # gates open again with the Grower's state
@@ -68,6 +69,12 @@ class Arguments:
         hparams = checkpoint.get("hyper_parameters", {})
         if self.counted_by in hparams:
             module.hparams[self.counted_by] = hparams[self.counted_by]
+
+    def _undone(self, module: Any, trainer: Any) -> None:
+        module.trainer = trainer  # a snapshot was taken without it
+        tell = self.options.get("on_undo")
+        if tell is not None:
+            tell()
 
     def _grown(self, module: Any, change: Change) -> None:
         tell = self.options.get("on_growth")

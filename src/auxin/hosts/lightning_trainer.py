@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -79,6 +79,26 @@ def without_trainer(pl_module: Any) -> Iterator[None]:
         yield
     finally:
         pl_module.trainer = trainer
+
+
+def decided(grower: Grower, metric: float | None, logged: Mapping[str, float]) -> Any:
+    """What the Grower decides; where its trigger wants a metric, say how that is named here."""
+    try:
+        return grower.decide(metric, **logged)
+    except GrowthError as error:
+        if metric is None:
+            error.add_note("In Lightning the metric is named: GrowthCallback(..., monitor='val_loss').")
+        raise
+
+
+def warn_unless_evaluated(grower: Grower | None, unread: Sequence[Any]) -> None:
+    """Warn at the end of a training in which there was no evaluation."""
+    if grower is not None and not grower.calls and not unread:
+        warnings.warn(
+            "nothing was evaluated in this training, so GrowthCallback has decided nothing: validate more often "
+            "(check_val_every_n_epoch, val_check_interval) or train longer.",
+            stacklevel=2,
+        )
 
 
 class Waiting:
