@@ -104,14 +104,21 @@ def runs_through(kinds: Iterable[type]) -> bool:
     return any(all(mark in guards for mark in marks) for guards in latest)
 
 
-def forget(kinds: Iterable[type]) -> None:
-    """Drop all graphs of the functions whose compiled code runs through a module of one of these classes.
+def see_hooks(kinds: Iterable[type]) -> None:
+    """Let compiled code look at hooks from now on, since a module of one of these classes is given one.
 
-    For what compiled code does not look at: whether a module that it knows has a hook now. Other functions keep
-    theirs.
+    As torch is set, compiled code does not look whether a module has hooks. It runs on without a new one; and where
+    only one of several blocks has one, all of them run what was compiled last. What was compiled without looking, and
+    runs through such a module, is dropped; other functions keep their graphs.
     """
+    if not loaded():
+        return
+    sys.modules["torch._dynamo"].config.skip_nnmodule_hook_guards = False
     marks = _marks(kinds)
-    _drop([code for code, entries in _compiled() if any(_mentions(entry, marks) for entry in entries)])
+    for code, entries in list(_compiled()):
+        guards = (str(entry.guard_manager) for entry in entries)
+        if any("._forward_hooks" not in text for text in guards if any(mark in text for mark in marks)):
+            _drop([code])
 
 
 def forget_blind(forwards: Iterable[tuple[type, types.CodeType]]) -> None:
@@ -208,11 +215,6 @@ def _drop(codes: Iterable[types.CodeType]) -> None:
 def _marks(kinds: Iterable[type]) -> list[str]:
     """How guards write that a module must be of a class: ``___check_type_id(L['self'], 94279755171920)``."""
     return [f", {id(kind)})" for kind in set(kinds)]
-
-
-def _mentions(entry: Any, marks: list[str]) -> bool:
-    guards = str(entry.guard_manager)
-    return any(mark in guards for mark in marks)
 
 
 def _looks(entry: Any, kinds: Iterable[type]) -> bool:

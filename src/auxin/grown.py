@@ -50,8 +50,7 @@ def set_hook(module: nn.Module, wanted: bool) -> Callable[[], None]:
 def rehooking(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let compiled code see the forward hooks that modules are given inside.
 
-    It does not look whether a module that it knows has hooks that it had not; that one is gone it sees by what the hook
-    has used.
+    It does not look whether a module has hooks that another one, or this one before, had not.
     """
     known = [(module, _hooks_of(module)) for module in modules] if dynamo.loaded() else []
     try:
@@ -59,7 +58,7 @@ def rehooking(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         given = {type(module) for module, before in known if _hooks_of(module) - before}
         if given:
-            dynamo.forget(given)
+            dynamo.see_hooks(given)
 
 
 def _hooks_of(module: nn.Module) -> set[int]:

@@ -6,14 +6,15 @@ import torch
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """Nothing is compiled before, and the limits are torch's own again afterwards."""
+    """Nothing is compiled before, and the settings are torch's own again afterwards."""
     torch.set_num_threads(1)
     torch.compiler.reset()
-    config = torch._dynamo.config
-    limits = config.recompile_limit, config.accumulated_recompile_limit
     torch.manual_seed(0)
+    settings = ("recompile_limit", "accumulated_recompile_limit", "skip_nnmodule_hook_guards")
+    before = {name: getattr(torch._dynamo.config, name) for name in settings}
     yield
-    config.recompile_limit, config.accumulated_recompile_limit = limits
+    for name, value in before.items():
+        setattr(torch._dynamo.config, name, value)
     torch.compiler.reset()
 
 

@@ -2,7 +2,7 @@
 
 Compiled code looks at the modules that it depends on, and is compiled again where they have changed. What does not
 come by itself: a copy of a compiled block is not compiled; after eight times torch gives up; hooks that come later
-never fire (``auxin.dynamo.forget``); and with its guards filtered out it sees nothing at all.
+never fire (``auxin.dynamo.see_hooks``); and with its guards filtered out it sees nothing at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from auxin import dynamo
+from auxin.anatomy.tree import module_at
 from auxin.change import Change, New
 from auxin.errors import GrowthError
 from auxin.follow import follow
@@ -43,6 +44,7 @@ def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
         if dynamo.loaded():
             _compile_new(change, undos)
             _look_again(change, undos)
+            dynamo.see_hooks(type(module_at(model, path)) for path in change.gates)
             compilers = (dynamo.compiler_of(module) for module in model.modules())
             dynamo.make_room(compiler for compiler in compilers if compiler is not None)
         yield
