@@ -106,6 +106,7 @@ def test_a_growth_that_does_not_pay_is_rolled_back_as_in_the_plain_loop():
     assert len(grower.undone) == 1 and len(trainer.model.model.layers) == 2
 
 
+@pytest.mark.long
 def test_an_edit_is_tried_and_leaves_no_trace():
     data = ax.Evidence(lambda model, ids: model(input_ids=ids, labels=ids).loss, [TEST.ids])
     trying = growth(choose=ax.choose.by_trial(steps=2, margin=-9.0), evidence=data)
@@ -204,7 +205,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+LONG = ("accumulated gradients", "plateau", "a fade")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.long] if k in LONG else []) for k in KINDS])
 def test_resumed_with_the_callback_it_goes_on_exactly(kind):
     build, growing, options = KINDS[kind]
     whole = trainer_of(build(), growth(**growing), **options)

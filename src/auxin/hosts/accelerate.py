@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import accelerate
@@ -53,9 +54,8 @@ class Grower(grower.Grower):
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
         """Carry out one edit now; see ``auxin.Grower``."""
-        with as_built(self.model):
-            if not self._past.in_branch:
-                self._way.note(self.model, len(self.journal))
+        lasting = not self._past.in_branch
+        with as_built(self.model), self._way.noting(self.model, len(self.journal)) if lasting else nullcontext():
             return super().grow(edit, seed)
 
     def _save(self, models: Sequence[nn.Module], weights: Any, directory: str) -> None:

@@ -105,8 +105,7 @@ class GrowthCallback(Loading):
         self._check_monitor(args)
         grower = self.grower
         if grower is not None and grower.progress.pending is not None:
-            with as_built(grower.model):
-                self._way.note(grower.model, len(grower.journal))
+            with as_built(grower.model), self._way.noting(grower.model, len(grower.journal)):
                 carry_out(grower)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
