@@ -9,10 +9,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +30,7 @@ c10d: Any = dist  # with the names that its stubs do not list
 BUCKET = 250 * 1024 * 1024  # bytes of tensors that are sent at once
 EVERYBODY = "everybody came"
 SHOWN = 3  # lines of a disagreement
+_STARTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # process group -> the prefix of its keys
 
 
 class Ranks:
@@ -146,8 +150,9 @@ class Ranks:
         """The words of all ranks. Whether everybody came is decided once, for all of them, in the store."""
         store, timeout = self._group.get_group_store(), _timeout(self._group)
         try:
-            number = store.add(f"auxin/{self.rank}", 1)
-            here, before = f"auxin/meeting/{number}", f"auxin/meeting/{number - 1}"
+            start = self._start(what, store, timeout)
+            number = store.add(f"{start}/{self.rank}", 1)
+            here, before = f"{start}/meeting/{number}", f"{start}/meeting/{number - 1}"
             keys = [f"{here}/{rank}" for rank in range(self.size)]
             store.set(keys[self.rank], word)
             try:
@@ -171,12 +176,35 @@ class Ranks:
                 "that holds it, mostly rank 0, has ended. Nothing was changed here."
             ) from error
         if not words:
-            raise GrowthError(
-                f"{what}: rank {verdict} of {self.size} did not come within {timeout.total_seconds():g} s. Every rank "
-                "makes the same calls of auxin in the same order; one that has died, or hangs, never comes. Nothing "
-                "was changed."
-            )
+            raise self._missed(what, verdict, timeout)
         return words
+
+    def _start(self, what: str, store: Any, timeout: timedelta) -> str:
+        """A name that only this start of the processes has: under torchrun the store, with all its words, outlives them.
+
+        Every rank draws a token and waits until all have seen the same tokens, its own new one among them.
+        """
+        if self._group in _STARTS:
+            return _STARTS[self._group]
+        keys = [f"auxin/hello/{rank}" for rank in range(self.size)]
+        token, deadline, pause = secrets.token_hex(8), time.monotonic() + timeout.total_seconds(), 0.001
+        store.set(keys[self.rank], token)
+        while True:
+            said = [store.get(key).decode() if store.check([key]) else "" for key in keys]
+            seen = hashlib.sha256(" ".join(word.partition(" ")[0] for word in said).encode()).hexdigest()
+            late = [str(rank) for rank, word in enumerate(said) if not word.endswith(seen)]
+            if not late:
+                return _STARTS.setdefault(self._group, f"auxin/{seen[:16]}")
+            if time.monotonic() > deadline:
+                raise self._missed(what, ", ".join(late), timeout)
+            store.set(keys[self.rank], f"{token} {seen}")
+            time.sleep(pause := min(0.05, 2 * pause))
+
+    def _missed(self, what: str, ranks: str, timeout: timedelta) -> GrowthError:
+        return GrowthError(
+            f"{what}: rank {ranks} of {self.size} did not come within {timeout.total_seconds():g} s. Every rank makes "
+            "the same calls of auxin in the same order; one that has died, or hangs, never comes. Nothing was changed."
+        )
 
 
 def _timeout(group: Any) -> timedelta:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,24 @@ def broken(_):
 def test_what_one_rank_cannot_load_none_does(tmp_path):
     for text in on_ranks(2, broken_on_rank_1, tmp_path):
         assert "broken here" in text, text
+
+
+def with_old_words(rank, folder):
+    """The store of a process group still holds what was said before all were killed."""
+    store = dist.group.WORLD.get_group_store()
+    for number in range(1, 30):
+        for other in range(2):
+            store.set(f"auxin/meeting/{number}/{other}", '["ax.save", "old", null]')
+    store.set("auxin/hello/1", "0badbeef 0badbeef")
+    for other in range(2):
+        store.add(f"auxin/{other}", 3 * other)
+    dist.barrier()
+    time.sleep(0.2 * rank)  # who comes first hears the old word of the other
+    return saved_and_loaded(rank, folder)[:2]
+
+
+def test_what_was_said_before_a_restart_is_not_heard(tmp_path):
+    assert on_ranks(2, with_old_words, tmp_path) == [(True, 7), (True, 7)]
 
 
 def one_saves_alone(rank, folder):
