@@ -180,7 +180,7 @@ class Ranks:
         return words
 
     def _start(self, what: str, store: Any, timeout: timedelta) -> str:
-        """A name that only this start of the processes has: under torchrun the store, with all its words, outlives them.
+        """A name that only this start of the processes has: under torchrun the store, with its words, outlives them.
 
         Every rank draws a token and waits until all have seen the same tokens, its own new one among them.
         """
