@@ -249,6 +249,36 @@ def test_blocks_that_return_structures(block, at):
     assert torch.equal(model(X), before) and not change.gates
 
 
+class Recurrent(Branch):
+    """Returns a state besides, as for a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.mix = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        state = self.gate(x) * x.mean()
+        return x + super().forward(self.mix(state)), state
+
+
+class Stateful(Added):
+    def __init__(self):
+        super().__init__(Recurrent)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.head(x)
+
+
+def test_what_nothing_uses_is_not_zeroed():
+    model, _ = ready(Stateful)
+    count = []
+    model.register_forward_hook(lambda *_: count.append(1))
+    change = ax.Duplicate("blocks", by=1).plan(model, Look(model, X))
+    assert [set(new.zeroed) for _, new in change.added] == [{"down.weight", "down.bias"}] and len(count) == 3
+
+
 def test_a_head_that_is_zero_hides_what_holds_so_nothing_is_grown():
     """Zeros come out whatever the blocks do: that a block of zeros changes nothing would say nothing."""
     model, optimizer = ready(HandedOn, PostNorm)

@@ -27,7 +27,9 @@ PASSED, ADDED, BOTH = "passed on", "added", "first one passed on, others added"
 
 
 class StandIn(nn.Module):
-    """Returns what an existing block returned, with every floating tensor in it zero, or the first one as it came."""
+    """Returns what an existing block returned, with every floating tensor in it zero; or the first one as it came, and
+    the others zero or as they were.
+    """
 
     form = ADDED
 
@@ -38,8 +40,8 @@ class StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Zeros in the shapes that are known."""
         found = arriving(Call(args, kwargs, None))
-        first = found[0] if found is not None and self.form == BOTH else None
-        return _at_rest(self.call.output, [first])
+        first = found[0] if found is not None and self.form != ADDED else None
+        return _at_rest(self.call.output, [first], zeros=self.form != PASSED)
 
 
 class Resting:
@@ -66,7 +68,10 @@ class Resting:
         outputs = [new.module.call.output for _, new in self.rewire.added if isinstance(new.module, StandIn)]
         several = max(len(list(_floating(output))) for output in outputs) > 1
         if several and self._holds(BOTH):
-            yield BOTH
+            if not self._holds(PASSED):  # else nothing uses the others, which are not to be zeroed then
+                yield BOTH
+            yield PASSED
+            return
         if several and self._adds():
             yield ADDED
         yield PASSED
@@ -170,22 +175,23 @@ def _floating(value: Any) -> Iterator[Tensor]:
     return (t for t in tensors_in(value) if t.is_floating_point())
 
 
-def _at_rest(value: Any, first: list[Tensor | None]) -> Any:
+def _at_rest(value: Any, first: list[Tensor | None], zeros: bool = True) -> Any:
     """The same nest with zeros; ``first`` holds what stands for the first floating tensor, and is emptied."""
     if isinstance(value, Tensor):
         given = first.pop() if first and value.is_floating_point() else None
-        return given if given is not None else torch.zeros_like(value) if value.is_floating_point() else value
+        rest = torch.zeros_like(value) if zeros and value.is_floating_point() else value
+        return rest if given is None else given
     if isinstance(value, (tuple, list)):
-        items = [_at_rest(item, first) for item in value]
+        items = [_at_rest(item, first, zeros) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, Mapping):  # also the outputs of Hugging Face models, which are dataclasses and mappings
         value = copy.copy(value)
         for key, item in value.items():
-            value[key] = _at_rest(item, first)
+            value[key] = _at_rest(item, first, zeros)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(value, field.name, _at_rest(getattr(value, field.name), first))
+            object.__setattr__(value, field.name, _at_rest(getattr(value, field.name), first, zeros))
     return value
 
 
