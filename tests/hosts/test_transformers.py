@@ -233,6 +233,26 @@ def test_resumed_from_the_model_that_it_has_become():
     assert_equal_tensors(resumed.model.state_dict(), whole.model.state_dict())
 
 
+def mixtral():
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(config)
+
+
+def test_weights_that_the_file_names_otherwise():
+    whole = trainer_of(mixtral(), growth(monitor="eval_loss"), best=2)
+    whole.train()
+    assert_same_model(whole.model, mixtral().from_pretrained(checkpoint(whole, 2)))
+    resumed = trainer_of(mixtral(), growth(monitor="eval_loss"), best=99)
+    resumed.train(
+        resume_from_checkpoint=checkpoint(whole, 2)
+    )  # the Trainer alone leaves the experts as they were built
+    assert losses(resumed) == losses(whole)
+
+
 def test_resumed_with_an_optimizer_of_ones_own():
     def run(resume=None):
         model = llama()

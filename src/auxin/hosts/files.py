@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from auxin import typed
 from auxin.errors import GrowthError
@@ -18,6 +18,7 @@ from auxin.freezing import grown_paths
 from auxin.gate import NAME as GATE
 from auxin.grower import Grower
 from auxin.journal import FORMAT
+from auxin.randomness import random_state
 from auxin.refs import Allowed
 from auxin.version import __version__
 
@@ -69,11 +70,14 @@ def read_blocks(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         model.load_state_dict(load_file(file), strict=False)
 
 
-def check_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Check that the weights of a checkpoint have the names of this network's: the Trainer loads what fits.
+def check_weights(model: nn.Module, directory: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Check that the weights of a checkpoint are this network's: the Trainer loads what has the same name, and no more.
+
+    Returns:
+        What the Trainer will not load, though it is there: a file may name it otherwise, as the experts of a mixture.
 
     Raises:
-        GrowthError: they have not; names the first ones.
+        GrowthError: they are of another network; names the first differences.
     """
     whole, index = Path(directory, WEIGHTS), Path(directory, INDEX)
     if whole.exists():
@@ -82,15 +86,28 @@ def check_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     elif index.exists():
         saved = set(json.loads(index.read_text())["weight_map"])
     else:
-        return  # adapters only, or a format of old
+        return {}  # adapters only, or a format of old
     own = model.state_dict(keep_vars=True)
     there = {id(own[name]) for name in saved if name in own}
     ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
     lost = [name for name, t in own.items() if id(t) not in there and name not in ignored]
     odd = sorted(name for name in {*lost, *(saved - set(own))} if not name.endswith(GATE))
-    if odd:
+    found = _by_stock(model, directory) if odd else {}
+    if found is None:
         shown = ", ".join(odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
         raise GrowthError(
             f"the weights in '{directory}' are of another network; only one of the two has {shown}. Build the model "
             f"with which that run began, or load the one that it has become: from_pretrained('{directory}')."
         )
+    return found
+
+
+def _by_stock(model: Any, directory: str | os.PathLike[str]) -> dict[str, Tensor] | None:
+    """What plain transformers loads from there, if it is this network."""
+    try:
+        with random_state():
+            found = type(model).from_pretrained(directory).state_dict()
+    except Exception:  # whatever a model that transformers does not know brings about
+        return None
+    shapes = [{name: t.shape for name, t in state.items()} for state in (found, model.state_dict())]
+    return found if shapes[0] == shapes[1] else None

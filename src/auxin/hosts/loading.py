@@ -64,15 +64,15 @@ class Loading(transformers.TrainerCallback):
     def _resume(self, trainer: Any, load: Callable[..., None], checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """Grow the network to what it was at a checkpoint, before its weights are loaded."""
         model = trainer.model
-        mine = self in trainer.callback_handler.callbacks
-        if mine:
-            self._restored = read_state(checkpoint, model, self.allow)
-            with as_built(model):
-                self._rebuild(trainer, model)
-            check_weights(model, checkpoint)
+        if self not in trainer.callback_handler.callbacks:
+            return load(checkpoint, *args, **kwargs)
+        self._restored = read_state(checkpoint, model, self.allow)
+        with as_built(model):
+            self._rebuild(trainer, model)
+        left = check_weights(model, checkpoint)
         load(checkpoint, *args, **kwargs)
-        if mine:
-            read_blocks(model, checkpoint)
+        model.load_state_dict(left, strict=False)
+        read_blocks(model, checkpoint)
 
     def _rebuild(self, trainer: Any, model: Any) -> None:
         state = self._restored
@@ -96,8 +96,9 @@ class Loading(transformers.TrainerCallback):
         if state is not None:
             with as_built(grower.model):
                 self._way.to(grower, state, self.allow)
-        check_weights(grower.model, best)
+        left = check_weights(grower.model, best)
         load()
+        grower.model.load_state_dict(left, strict=False)
         read_blocks(grower.model, best)
 
     def _journal(self, model: Any, state: dict[str, Any]) -> Journal:
