@@ -169,10 +169,13 @@ def _stale(optimizer: Any, names: dict[int, str], current: dict[str, nn.Paramete
 def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
     if isinstance(optimizer, torch.optim.LBFGS):
         return
+    ours = type(optimizer).__module__.startswith("torch.optim")
     for p, state in optimizer.state.items():
         for key, value in state.items() if isinstance(p, Tensor) else ():
             if not isinstance(value, Tensor) or value.shape == p.shape or value.numel() == 1:
                 continue
+            if not ours and value.shape in (p.shape[:-1], p.shape[:-2] + p.shape[-1:]):
+                continue  # the rows or columns of a moment that is kept in factors, as others write Adafactor
             fits = value.dim() == p.dim() and all(s in (1, n) for s, n in zip(value.shape, p.shape, strict=True))
             if not fits:
                 name = names.get(id(p), "a foreign parameter")

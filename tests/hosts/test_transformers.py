@@ -200,12 +200,13 @@ KINDS = {
             "metric_for_best_model": "eval_loss",
         },
     ),
+    "adafactor": (llama, {}, {"optim": "adafactor"}),
     "a fade": (bert, {"edits": ax.Duplicate("bert.encoder.layer", by=1, fade=3), "stock": False}, {}),
     "adapters": (with_adapters, {"edits": ax.Duplicate("base_model.model.model.layers", by=1)}, {}),
 }
 
 
-LONG = ("accumulated gradients", "plateau", "a fade")
+LONG = ("accumulated gradients", "plateau", "adafactor", "a fade")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.long] if k in LONG else []) for k in KINDS])

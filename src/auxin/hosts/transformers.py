@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from auxin.arguments import checked_trigger, is_edit
 from auxin.errors import GrowthError
+from auxin.follow import follow
 from auxin.grower import Grower
 from auxin.hosts.common import as_built, carry_out, check_options, unwrapped, warn_untested
 from auxin.hosts.files import write_blocks, write_state
@@ -22,6 +24,7 @@ from auxin.logbook import Logbook
 from auxin.progress import load_states, states_of
 
 warn_untested("transformers", transformers.__version__, "5.23")
+follow("transformers.optimization:Adafactor", like=torch.optim.AdamW)  # state per parameter, from its first step on
 
 
 class GrowthCallback(Loading):
