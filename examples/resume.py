@@ -1,99 +1,81 @@
-"""A run grows, is killed in the middle, and goes on in a new process as if nothing had happened, to the last bit.
+"""A run that may be killed at any moment; the same command starts it again, and it goes on as if nothing had happened.
 
-    python examples/resume.py
-
-The run is a process of its own and saves every few steps. A growth comes after the last checkpoint, so the resumed run
-has to repeat it. `whole` is the same run without the kill: the losses of both are compared bit by bit.
+python examples/resume.py run/resume
+torchrun --standalone --nproc-per-node 2 --max-restarts 100 examples/resume.py run/resume
 """
 
 import os
 import signal
-import subprocess
 import sys
-import tempfile
+from datetime import timedelta
+from pathlib import Path
 
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import auxin as ax
 
-STEPS, SAVE_EVERY, KILL_AT = 60, 8, 45
+EPOCHS, BATCH, SAVE_EVERY = 6, 16, 5
 
 
 class Block(nn.Module):
     def __init__(self, dim):
         super().__init__()
-        self.up, self.down = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.up, self.drop, self.down = nn.Linear(dim, 2 * dim), nn.Dropout(0.1), nn.Linear(2 * dim, dim)
 
     def forward(self, x):
-        return x + self.down(torch.relu(self.up(x)))
+        return x + self.down(self.drop(torch.relu(self.up(x))))
 
 
-class Net(nn.Module):
-    def __init__(self, dim=16):
-        super().__init__()
-        self.inp, self.out = nn.Linear(4, dim), nn.Linear(dim, 1)
-        self.blocks = nn.ModuleList([Block(dim)])
-
-    def forward(self, x):
-        x = self.inp(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.out(x)
-
-
-def build():
-    """Everything as it was at the start; both the first run and the resumed one begin here."""
-    torch.manual_seed(0)
-    model = Net()
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, STEPS)
-    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
-    growing = {"edits": ax.Duplicate("blocks", by=1), "when": ax.when.at([15, 30, 42]), "probe": torch.ones(8, 4)}
-    return model, opt, sched, ema, ax.Grower(model, opt, sched, ema, **growing)
+rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+torch.manual_seed(0)
+x = torch.randn(256, 4)
+data = TensorDataset(x, x.sin().sum(1, keepdim=True))
+net = model = nn.Sequential(nn.Linear(4, 16), nn.Sequential(Block(16)), nn.Linear(16, 1))
+if ranks > 1:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    model = nn.parallel.DistributedDataParallel(net)
+opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, EPOCHS * len(data) // BATCH)
+ema = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+grower = ax.Grower(model, opt, sched, ema, edits=ax.Duplicate("1", by=1), when=ax.when.at([20, 45, 70]), probe=x[:8])
+torch.manual_seed(rank)  # of dropout, for each process its own
 
 
-def train(folder, first=0, kill=False, resume=False):
-    """Print step, loss and number of blocks of every step; the loss in hexadecimal, which hides no bit."""
-    model, opt, sched, ema, grower = build()
-    if resume:
-        first = ax.load(folder, grower)["step"]
-    for step in range(first + 1, STEPS + 1):
-        x = torch.randn(64, 4)  # `load` has put the random generators back, so the data go on too
-        loss = nn.functional.mse_loss(model(x), x.sin().sum(1, keepdim=True))
+def batches(epoch, first):
+    """The batches of an epoch, in an order that only its number decides, from the one with number ``first`` on."""
+    order = torch.Generator().manual_seed(epoch)
+    shuffled = torch.randperm(len(data), generator=order)[rank::ranks].split(BATCH // ranks)
+    return DataLoader(data, batch_sampler=shuffled[first:], generator=order)
+
+
+folder, at = Path(sys.argv[1]), {"epoch": 0, "batch": 0}
+if any(folder.glob("checkpoint-*")):
+    at = ax.load(folder, grower)  # network, optimizer, schedule, average, journal, random numbers
+    print("resumed at", at, flush=True)
+
+stop = []
+if ranks == 1:
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))  # a flag and no more: a step is half-done here
+
+for epoch in range(at["epoch"], EPOCHS):
+    for batch, (inputs, wanted) in enumerate(batches(epoch, at["batch"]), start=at["batch"] + 1):
+        loss = nn.functional.mse_loss(model(inputs), wanted)
         opt.zero_grad()
         loss.backward()
         opt.step()
         sched.step()
-        ema.update_parameters(model)
+        ema.update_parameters(net)
         grower.step(loss.item())
-        print(step, loss.item().hex(), len(model.blocks), flush=True)
-        if step % SAVE_EVERY == 0:
-            ax.save(grower, folder, extra={"step": step})
-        if kill and step == KILL_AT:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_new_process(what, folder):
-    run = subprocess.run([sys.executable, __file__, what, folder], stdout=subprocess.PIPE, text=True)
-    lines = (line.split() for line in run.stdout.splitlines())
-    return run.returncode, {int(step): (loss, int(blocks)) for step, loss, blocks in lines}
-
-
-def main():
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        code, killed = in_new_process("killed", one)
-        print(f"killed:  exit code {code} after step {max(killed)}, with {killed[max(killed)][1]} blocks")
-        _, resumed = in_new_process("resumed", one)
-        print(f"resumed: steps {min(resumed)} to {max(resumed)}, from {resumed[min(resumed)][1]} blocks")
-        _, whole = in_new_process("whole", other)
-    assert code == -signal.SIGKILL and min(resumed) <= KILL_AT < max(resumed) == STEPS
-    assert whole == killed | resumed, "the resumed run is another one"
-    print(f"equal to the run that was not killed, to the last bit: {len(resumed)} losses, {whole[STEPS][1]} blocks")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        train(sys.argv[2], kill=sys.argv[1] == "killed", resume=sys.argv[1] == "resumed")
-    else:
-        main()
+        if rank == 0:
+            print(epoch, batch, loss.item().hex(), len(net[1]), flush=True)  # in hexadecimal, which hides no bit
+        if stop or batch % SAVE_EVERY == 0:
+            ax.save(grower, folder, extra={"epoch": epoch, "batch": batch})
+        if stop:
+            sys.exit(128 + signal.SIGTERM)
+    at = {"epoch": epoch + 1, "batch": 0}
+if ranks > 1:
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,4 +1,7 @@
-"""The examples about running training: each is run as a user runs it, in a process of its own."""
+"""The examples about running training: each is run as a user runs it, in a process of its own.
+
+`resume.py` is run, and killed, in tests/killed.
+"""
 
 import functools
 import json
@@ -29,13 +32,6 @@ def test_external_signal_grows_when_thread_file_and_function_say_so():
     assert by_file == [100] and by_function == [62, 124, 187]  # 1000, 2000, 3000 samples at 16 a step
     assert len(by_thread) == 1 and by_thread[0] in (50, 51)
     assert "['grow.taken']" in printed
-
-
-def test_resume_is_equal_to_the_run_that_was_not_killed():
-    printed = output_of("resume.py")
-    assert "exit code -9 after step 45, with 4 blocks" in printed
-    assert "steps 41 to 60, from 3 blocks" in printed
-    assert "to the last bit: 20 losses, 4 blocks" in printed
 
 
 def test_own_surgery_keeps_the_average_in_step_and_puts_a_failure_back():

@@ -89,6 +89,7 @@ def test_a_kill_before_each_thing_that_a_save_asks_of_the_disk(tmp_path, whole, 
                 directory.read(folder / name)
         step = goes_on(folder, whole) if len(seen) % 5 == 0 else steps_in(folder)
         seen.append("ended" if code == 0 else step)
+    print(f"keep_last={keep_last}: killed before each of {len(seen) - 1} things")
     last = next(place for place, step in enumerate(seen) if step == 12)  # from here on the new one has its name
     assert set(seen[:last]) == {9} and set(seen[last:-1]) == {12} and last >= 20 and len(seen) - last >= 10
     run.save(folder, keep_last)  # the next one sweeps up

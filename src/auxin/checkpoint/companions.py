@@ -11,12 +11,14 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
-from auxin.checkpoint.optimizer import check_optimizer, given, optimizer_state, restore_optimizer, taken
+from auxin.checkpoint.optimizer import check_optimizer, given, names_in, optimizer_state, restore_optimizer, taken
 from auxin.checkpoint.scheduler import check_scheduler, restore_scheduler, scheduler_state
 from auxin.errors import GrowthError
+from auxin.record import write
 
 State = tuple[dict[str, Tensor], Any]  # tensors by name, and plain data
 Write = Callable[[], None]
+VALUE = "value of "  # in front of the name of a parameter that is not the network's
 SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
 
@@ -27,7 +29,8 @@ def state_of(companion: Any, model: nn.Module) -> State:
         GrowthError: it has no ``state_dict``.
     """
     if isinstance(companion, torch.optim.Optimizer):
-        return optimizer_state(companion, names_of(model))
+        tensors, data = optimizer_state(companion, names_of(model))
+        return tensors | {VALUE + name: p.detach() for name, p in _foreign(companion, model).items()}, data
     if isinstance(companion, SCHEDULERS):
         return {}, scheduler_state(companion)
     if isinstance(companion, AveragedModel):
@@ -52,7 +55,15 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
     """
     if isinstance(companion, torch.optim.Optimizer):
         check_optimizer(companion, tensors, data, names_of(model))
-        return lambda: restore_optimizer(companion, tensors, data, names_of(model), keep=True)
+        values = {name: (p, tensors[VALUE + name]) for name, p in _foreign(companion, model).items()}
+        _check_values(companion, values)
+
+        def write_all() -> None:
+            restore_optimizer(companion, tensors, data, names_of(model), keep=True)
+            for p, value in values.values():
+                write(p, value)
+
+        return write_all
     if isinstance(companion, SCHEDULERS):
         check_scheduler(companion, data)
         return lambda: restore_scheduler(companion, data)
@@ -62,6 +73,22 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
         return lambda: _write_average(companion, inner, tensors, data)
     state = given(data, lambda _, tensor: tensor, tensors)
     return lambda: companion.load_state_dict(state)
+
+
+def _foreign(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that an optimizer trains beside the network (a learned temperature of the loss), by name."""
+    names, own = names_in(optimizer, names_of(model)), names_of(model)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    return {names[id(p)]: p for p in held if id(p) not in own}
+
+
+def _check_values(optimizer: Any, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    other = [name for name, (p, value) in values.items() if p.shape != value.shape or p.dtype != value.dtype]
+    if other:
+        raise GrowthError(
+            f"{', '.join(other)}: parameters of this {type(optimizer).__name__} beside the network have another shape "
+            "or dtype than in the checkpoint. Build them as at the start of the run that was saved."
+        )
 
 
 def kind_of(companion: Any) -> str:

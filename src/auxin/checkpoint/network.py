@@ -47,10 +47,13 @@ def check_network(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             problems.append(f"{name}: {words.replace('torch.', '')}")
     if problems:
         shown = "\n  ".join(problems[:12]) + (f"\n  ... and {len(problems) - 12} more" if len(problems) > 12 else "")
-        raise GrowthError(
-            f"this checkpoint is of another model; {len(problems)} tensors differ:\n  {shown}\n"
-            "Build the model with the same class and arguments as at the start of the run that saved it."
-        )
+        way = "Build the model with the same class and arguments as at the start of the run that saved it."
+        if set(own) == set(tensors) and all(own[name].shape == value.shape for name, value in tensors.items()):
+            dtype = next(value.dtype for name, value in tensors.items() if own[name].dtype != value.dtype)
+            way = (
+                f"Only dtypes differ. Load into `model.to({dtype})`, made before its optimizer; convert it after that."
+            )
+        raise GrowthError(f"this checkpoint is of another model; {len(problems)} tensors differ:\n  {shown}\n{way}")
 
 
 def write_network(model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping[str, Any], run: bool) -> None:

@@ -86,6 +86,8 @@ def _encode_object(value: Any, at: str, depth: int) -> Any:
             return _encode_tensor(torch.from_numpy(value.copy()), at)
         except (TypeError, ValueError) as error:
             raise GrowthError(f"{at}: {error} Store `.tolist()` of it.") from None
+    if isinstance(value, torch.Generator):
+        raise GrowthError(f"{at}: a generator. Store `generator.get_state()`, and give it `set_state(...)` afterwards.")
     if isinstance(value, enum.Enum):
         raise GrowthError(f"{at}: {value!r} is a member of an Enum. Store its `.value`, or its `.name`.")
     if isinstance(value, type | FunctionType | BuiltinFunctionType | nn.Module) or callable(value):
