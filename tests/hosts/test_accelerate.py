@@ -165,6 +165,15 @@ def test_a_second_grower_for_one_model():
         Grower(run.accelerator, run.model, run.optimizer, edits=ax.Duplicate("blocks"), when=ax.when.every(1))
 
 
+def test_the_grower_of_the_plain_loop_says_which_one_to_take():
+    run = Run(grows=False)
+    with pytest.raises(ax.GrowthError, match=r"auxin.hosts.accelerate.Grower\(accelerator, .* optimizer.optimizer"):
+        ax.Grower(run.model, run.optimizer, edits=ax.Duplicate("blocks"), when=ax.when.every(1))
+    inner = run.optimizer.optimizer, run.scheduler.scheduler
+    ax.grow(run.model, ax.Duplicate("blocks"), *inner, probe=X[:8])
+    assert len(run.model.blocks) == 2
+
+
 def test_what_was_not_prepared():
     run = Run(grows=False)
     options = {"edits": ax.Duplicate("blocks"), "when": ax.when.every(1)}

@@ -63,6 +63,12 @@ def follower_of(companion: Any) -> Follower:
     if found is None:
         kind = type(companion)
         name = f"{kind.__module__}.{kind.__qualname__}"
+        if kind.__module__.startswith("accelerate."):
+            raise GrowthError(
+                f"{kind.__name__} is what accelerator.prepare(...) has returned: pass all of that to "
+                "auxin.hosts.accelerate.Grower(accelerator, model, optimizer, scheduler, edits=..., when=...); or, for "
+                "a growth by hand, the plain ones inside, optimizer.optimizer and scheduler.scheduler."
+            )
         hint = (
             f"auxin.follow({kind.__name__}, like=torch.optim.AdamW) if it keeps its state per parameter and creates "
             "it at the first step"
