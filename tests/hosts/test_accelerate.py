@@ -143,6 +143,42 @@ def test_an_average_is_registered_as_ever(tmp_path):
     assert_equal_tensors(restored.state_dict(), average.state_dict())
 
 
+def test_a_grower_may_be_registered_too(tmp_path):
+    def made():
+        run = Run()
+        run.accelerator.register_for_checkpointing(run.grower)
+        return run
+
+    run, new = made(), None
+    run.epoch()
+    place = run.save(tmp_path / "state")
+    after = run.epoch()
+    new = made()
+    new.accelerator.load_state(place)
+    assert new.grower.calls == 1 and len(new.model.blocks) == 2 and new.epoch() == after
+
+
+def test_two_models_with_a_grower_each(tmp_path):
+    def made():
+        run = Run()
+        torch.manual_seed(1)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model, optimizer = run.accelerator.prepare(model, optimizer)
+        options = {"edits": ax.Duplicate("blocks", by=2), "when": ax.when.at([1]), "probe": X[:8]}
+        return run, model, Grower(run.accelerator, model, optimizer, **options)
+
+    run, second, grower = made()
+    run.grower.step()
+    grower.step()
+    place = run.save(tmp_path / "state")
+    assert {"auxin.json", "1-auxin.json"} <= set(os.listdir(place))
+    new, other, _ = made()
+    new.accelerator.load_state(place)
+    assert (len(new.model.blocks), len(other.blocks)) == (2, 3)
+    assert_equal_tensors(other.state_dict(), second.state_dict())
+
+
 def test_a_decision_waits_for_the_last_of_the_accumulated_gradients():
     run = Run(accelerator={"gradient_accumulation_steps": 4}, when=ax.when.every(1))
     depths = []
