@@ -32,7 +32,7 @@ KINDS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
 def optimizer_of(scheduler: Any) -> Any:
     """The optimizer whose groups a scheduler drives."""
-    found = getattr(scheduler, "optimizer", None)
+    found: Any = getattr(scheduler, "optimizer", None)
     if found is None:
         inner = getattr(scheduler, "_schedulers", None) or [None]
         found = getattr(inner[0], "optimizer", None)
