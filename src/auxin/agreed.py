@@ -14,9 +14,10 @@ from auxin.change import MISSING, Change, New
 
 def structure(model: nn.Module, optimizers: Sequence[Any] = ()) -> list[str]:
     """The network's tensors and what each optimizer holds of them, one line each."""
-    lines = [f"{name} {_kind(p)}" for name, p in model.named_parameters(remove_duplicate=False)]
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    lines = [f"{name} {_kind(p)}" for name, p in parameters]
     lines += [f"buffer {name} {_kind(b)}" for name, b in model.named_buffers(remove_duplicate=False)]
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in reversed(parameters)}
     for number, optimizer in enumerate(optimizers):
         for index, group in enumerate(optimizer.param_groups):
             held = " ".join(names.get(id(p), "?") for p in group["params"])

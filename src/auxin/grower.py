@@ -247,7 +247,7 @@ class Grower:
         try:
             with self._past.growing(mark) as held, self._standing.thawed():
                 change = begin(self.model, edit, self.companions, self._terms(seed, self._within), held)
-                with self._all.agree("grow: the snapshot"):
+                with self._all.agree("grow: the snapshot") if sight is not None else contextlib.nullcontext():
                     change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
             with self._all.agree("grow: the journal"):
                 if self.probation is not None:

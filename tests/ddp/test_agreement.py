@@ -76,6 +76,7 @@ def other_seed(rank: int) -> str:
     return refused(model, optimizer, lambda: ax.grow(model, ONE_MORE, optimizer, probe=PROBE, seed=rank))
 
 
+@pytest.mark.distributed
 def test_another_seed_on_one_rank_is_refused_on_all() -> None:
     assert all("rank 0: seed 0" in text and "rank 1: seed 1" in text for text in on_ranks(2, other_seed))
 
@@ -126,6 +127,7 @@ def kept_decision(rank: int) -> Any:
     return first, second is not None
 
 
+@pytest.mark.distributed
 def test_a_bad_moment_on_one_rank_keeps_the_decision_on_all() -> None:
     for (change, reason), later in on_ranks(2, kept_decision):
         assert change is None and "rank 1: not now" in reason and later
@@ -145,7 +147,7 @@ def one_sided(rank: int, firing: int) -> Any:
     return change is not None, seen, grower.progress.metrics
 
 
-@pytest.mark.parametrize("firing", [0, 1])
+@pytest.mark.parametrize("firing", [pytest.param(0, marks=pytest.mark.distributed), 1])
 def test_rank_0_decides_over_the_mean_of_the_readings(firing: int) -> None:
     for grown, seen, metrics in on_ranks(2, one_sided, firing):
         assert grown == (firing == 0) and seen == [0.5] and metrics == {"metric": 0.5, "other": 3.0}
@@ -171,6 +173,7 @@ def other_readings(rank: int) -> str:
     return refused(model, optimizer, lambda: grower.step(1.0) if rank else grower.step(accuracy=1.0))
 
 
+@pytest.mark.distributed
 def test_different_readings_are_named() -> None:
     for text in on_ranks(2, other_readings):
         assert "rank 0: accuracy" in text and "rank 1: metric" in text
@@ -219,7 +222,7 @@ def grown_alone(rank: int, trained: bool) -> list[str]:
     return [*texts, str(error.value)]
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.distributed), True])
 def test_who_has_grown_alone_is_named_before_the_next_step(trained: bool) -> None:
     (first,), (*own, second) = on_ranks(2, grown_alone, trained)
     assert first == second and first.startswith("rank 1: blocks.1.norm.weight") and "without auxin" in first
@@ -235,6 +238,7 @@ def taken_out_alone(rank: int) -> str:
     return str(error.value)
 
 
+@pytest.mark.distributed
 def test_who_has_shrunk_alone_is_named() -> None:
     for text in on_ranks(2, taken_out_alone):
         assert "the ranks differ" in text and "rank 0: blocks.0.norm.weight (8,)" in text and "rank 1:" in text

@@ -13,8 +13,8 @@ import auxin as ax
 OPTIONS = [
     {},
     {"static_graph": True},
-    {"find_unused_parameters": True},
     {"gradient_as_bucket_view": True},
+    {"find_unused_parameters": True},
     {"broadcast_buffers": False},
     {"bucket_cap_mb": 0.001},
 ]
@@ -50,9 +50,21 @@ def alone(steps: int, every: int) -> Any:
     return len(grower.journal), values(*model.parameters())
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "default"))
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=lambda o: next(iter(o), "default"))
 def test_two_ranks_train_as_one_process_does(options: dict[str, Any]) -> None:
-    growths, expected = alone(100, 20)
-    for found, weights in on_ranks(2, grown_run, 2, options, 100, 20):
-        assert found == growths == 5
+    compare(2, options, 30, 10)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "default"))
+def test_a_hundred_steps_as_one_process_takes_them(options: dict[str, Any], size: int) -> None:
+    compare(size, options, 100, 20)
+
+
+def compare(size: int, options: dict[str, Any], steps: int, every: int) -> None:
+    """Every rank ends as one process on the global batch does."""
+    growths, expected = alone(steps, every)
+    for found, weights in on_ranks(size, grown_run, size, options, steps, every, timeout=300):
+        assert found == growths == steps // every
         assert float((weights - expected).abs().max()) <= 1e-6

@@ -17,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 import auxin as ax
 
 PROBE = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+MANY = pytest.mark.distributed  # in the suite that takes longer
 ONE_MORE = ax.Duplicate("blocks", by=1)
 
 
@@ -108,7 +109,7 @@ def compressed(rank: int, kind: str) -> Tensor:
     return values(*model.parameters())
 
 
-@pytest.mark.parametrize("kind", ["builtin", "fp16", "power"])
+@pytest.mark.parametrize("kind", ["builtin", pytest.param("fp16", marks=MANY), pytest.param("power", marks=MANY)])
 def test_comm_hooks_of_torch_go_on(kind: str) -> None:
     first, second = on_ranks(2, compressed, kind)
     assert torch.equal(first, second)
@@ -126,7 +127,7 @@ def accumulating(rank: int, options: dict[str, Any]) -> Tensor:
     return values(*model.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_as_bucket_view": True}], ids=["copies", "views"])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=MANY), {"gradient_as_bucket_view": True}])
 def test_no_sync_goes_on(options: dict[str, Any]) -> None:
     weights = expected(grow, accumulate=2)
     for found in on_ranks(2, accumulating, options):
@@ -160,7 +161,7 @@ def buffers(rank: int, broadcast: bool) -> list[float]:
     return [float(block[1].running_mean.sum()) for block in model.module.blocks]
 
 
-@pytest.mark.parametrize("broadcast", [True, False])
+@pytest.mark.parametrize("broadcast", [True, pytest.param(False, marks=MANY)])
 def test_buffers_are_sent_as_they_were(broadcast: bool) -> None:
     first, second = on_ranks(2, buffers, broadcast)
     assert len(first) == 3 and [a == b for a, b in zip(first, second, strict=True)] == [broadcast] * 3
@@ -188,6 +189,7 @@ def left_alone(rank: int) -> list[bool]:
     return alike
 
 
+@MANY
 def test_parameters_that_ddp_ignores_are_the_same_ones() -> None:
     assert on_ranks(2, left_alone) == [[True, True, False]] * 2
 
@@ -227,7 +229,9 @@ def there_and_back(rank: int, way: str) -> Tensor:
     return values(*model.parameters())
 
 
-@pytest.mark.parametrize("way", ["undo", "snapshot", "trial", "refused"])
+@pytest.mark.parametrize(
+    "way", ["undo", "refused", pytest.param("snapshot", marks=MANY), pytest.param("trial", marks=MANY)]
+)
 def test_after_a_way_back_all_is_as_if_it_had_not_been(way: str) -> None:
     never = on_ranks(2, there_and_back, "never")
     for found in on_ranks(2, there_and_back, way):
@@ -289,7 +293,7 @@ def widened_alone(model: Any, optimizer: Any) -> None:
         widen(model)
 
 
-@pytest.mark.parametrize("way", ["surgery", "trial", "refused"])
+@pytest.mark.parametrize("way", ["surgery", pytest.param("trial", marks=MANY), pytest.param("refused", marks=MANY)])
 def test_tensors_of_another_shape_are_synchronised(way: str) -> None:
     weights = expected(widened_alone if way == "surgery" else lambda model, optimizer: None)
     for found in on_ranks(2, widened, way):
@@ -373,6 +377,7 @@ def refused_kinds(rank: int) -> list[str]:
     return texts
 
 
+@MANY
 def test_kinds_of_ddp_that_cannot_be_built_anew() -> None:
     for mixed, fused, other in on_ranks(2, refused_kinds):
         assert "mixed_precision=" in mixed and "Grow at a checkpoint" in mixed

@@ -36,24 +36,63 @@ def refuse_sharded(model: Any) -> None:
     if not isinstance(model, nn.Module):
         return
     own = unwrap(model)
+    kinds, parameters = set(map(type, members(own))), list(held(own))
+    if any(issubclass(kind, DistributedDataParallel) or _refused(kind) for kind in kinds):
+        _refuse_module(own)
+    if any(_partial(p) for p in parameters):
+        _refuse_parameter(own)
+
+
+def _refuse_module(own: nn.Module) -> None:
     for path, module in own.named_modules():
         if isinstance(module, DistributedDataParallel):
             raise GrowthError(
                 f"{path} is a DistributedDataParallel inside of the network; wrap the whole network in one, and pass "
                 "that."
             )
-        for base in type(module).__mro__:
-            if base.__name__ in REFUSED and base.__module__.startswith(("torch.", "deepspeed")):
-                raise GrowthError(f"{path or 'the model'} is under {REFUSED[base.__name__]}. {AT_A_CHECKPOINT}")
-    for name, p in own.named_parameters():
-        if any(base.__name__ == "DTensor" for base in type(p).__mro__):
-            raise GrowthError(
-                f"{name} is a DTensor (tensor parallel, or FSDP2), of which each rank holds a part. {AT_A_CHECKPOINT}"
-            )
-        if hasattr(p, "ds_status") or hasattr(p, "ds_id"):
-            raise GrowthError(
-                f"{name} is partitioned by DeepSpeed (ZeRO), so that each rank holds a part of it. {AT_A_CHECKPOINT}"
-            )
+        name = _refused(type(module))
+        if name is not None:
+            raise GrowthError(f"{path or 'the model'} is under {REFUSED[name]}. {AT_A_CHECKPOINT}")
+
+
+def _refuse_parameter(own: nn.Module) -> None:
+    name, p = next((name, p) for name, p in own.named_parameters() if _partial(p))
+    if hasattr(p, "ds_status") or hasattr(p, "ds_id"):
+        raise GrowthError(
+            f"{name} is partitioned by DeepSpeed (ZeRO), so that each rank holds a part of it. {AT_A_CHECKPOINT}"
+        )
+    raise GrowthError(
+        f"{name} is a DTensor (tensor parallel, or FSDP2), of which each rank holds a part. {AT_A_CHECKPOINT}"
+    )
+
+
+def _refused(kind: type) -> str | None:
+    names = (b.__name__ for b in kind.__mro__ if b.__module__.startswith(("torch.", "deepspeed")))
+    return next((name for name in names if name in REFUSED), None)
+
+
+def _partial(p: Any) -> bool:
+    """Whether a parameter is one part of a larger one."""
+    kind = type(p)
+    foreign = kind is not nn.Parameter and any(base.__name__ == "DTensor" for base in kind.__mro__)
+    return foreign or hasattr(p, "ds_status") or hasattr(p, "ds_id")
+
+
+def members(module: nn.Module) -> Iterator[nn.Module]:
+    """``module.modules()``, several times faster and in no order worth mentioning."""
+    seen: set[int] = set()
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        if id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            waiting += [child for child in current._modules.values() if child is not None]
+
+
+def held(module: nn.Module) -> Iterator[nn.Parameter]:
+    """``module.parameters()`` as fast; a shared one as often as it is held."""
+    return (p for m in members(module) for p in m._parameters.values() if p is not None)
 
 
 def _wrappers(model: nn.Module) -> Iterator[DistributedDataParallel]:
@@ -91,6 +130,8 @@ def _wrapped(model: nn.Module) -> bool:
 
 def uncovered(wrapper: DistributedDataParallel) -> list[str]:
     """Names of trainable parameters that the wrapper does not synchronise, since it was built before they came."""
-    names = {name: p for name, p in unwrap(wrapper).named_parameters() if p.requires_grad}
-    ignored, known = wrapper.parameters_to_ignore, {id(p) for p in wrapper._module_parameters}
+    own, ignored, known = unwrap(wrapper), wrapper.parameters_to_ignore, {id(p) for p in wrapper._module_parameters}
+    if not ignored and all(id(p) in known for p in held(own) if p.requires_grad):
+        return []
+    names = {name: p for name, p in own.named_parameters() if p.requires_grad}
     return [name for name, p in names.items() if id(p) not in known and name not in ignored]
