@@ -247,11 +247,16 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
     if old != new:
         if change.outputs:
             return None
-        if len(old) == len(new):
-            old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
+        if len(old) != len(new):
+            raise GrowthError(
+                f"the network would return {len(new)} tensors instead of {len(old)}: one for each layer, it seems. Prove "
+                "the growth on a call that does not ask for these, as probe={..., 'output_hidden_states': False}."
+            )
+        old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
+        wanted = " If that is wanted pass outputs=True; otherwise" if hasattr(change.edit, "outputs") else " Please"
         raise GrowthError(
-            f"the network's output would change from {old} to {new}. If that is wanted pass outputs=True; otherwise "
-            "give the layer equal input and output widths."
+            f"the network's output would change from {old} to {new}.{wanted} give the layer equal input and output "
+            "widths."
         )
     difference, limit = 0.0, 0.0
     for a, b in zip(before, after, strict=True):

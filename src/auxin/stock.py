@@ -149,7 +149,15 @@ def _filled(twin: nn.Module, model: nn.Module) -> nn.Module:
     """With the model's own tensors in it, in eval mode."""
     twin.load_state_dict(model.state_dict(), strict=True, assign=True)
     first = next(model.parameters(), None)
-    return (twin if first is None else twin.to(first.device)).eval()
+    twin = (twin if first is None else twin.to(first.device)).eval()
+    built = dict(twin.named_modules())
+    for path, module in model.named_modules():
+        for name, own in module._buffers.items() if path in built else ():
+            computed = built[path]._buffers.get(name)  # the user's own model.to(bfloat16) has rounded ours
+            if own is not None and computed is not None and own.dtype != computed.dtype:
+                if own.shape == computed.shape and torch.equal(own, computed.to(own)):
+                    built[path].register_buffer(name, own.detach().clone(), persistent=False)
+    return twin
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

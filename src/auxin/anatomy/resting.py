@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from auxin.anatomy.probe import Call, Look, tensors_in
 from auxin.anatomy.visits import probing
-from auxin.anatomy.writers import arriving, fewest_zeros, is_identity, last_writers, with_input
+from auxin.anatomy.writers import (
+    arriving,
+    copy_of,
+    fewest_zeros,
+    is_identity,
+    last_writers,
+    scratch,
+    with_input,
+)
 from auxin.change import MISSING, Alias, Assign, New, Rewire
 from auxin.randomness import random_state
 
@@ -68,10 +76,10 @@ class Resting:
         outputs = [new.module.call.output for _, new in self.rewire.added if isinstance(new.module, StandIn)]
         several = max(len(list(_floating(output))) for output in outputs) > 1
         if several and self._holds(BOTH):
-            if not self._holds(PASSED):  # else nothing uses the others, which are not to be zeroed then
-                yield BOTH
-            yield PASSED
-            return
+            if self._holds(PASSED):  # nothing uses the others, which are not to be zeroed then
+                yield PASSED
+                return
+            yield BOTH
         if several and self._adds():
             yield ADDED
         yield PASSED
@@ -158,17 +166,41 @@ def rests(block: nn.Module, call: Call, form: str) -> bool:
 
 def learns(block: nn.Module, call: Call, names: Iterable[str], form: str) -> bool:
     """Whether each named tensor that trains gets a gradient from what the network uses of the block's outputs."""
+    reached = _reached(block, call, names, form)
+    return bool(reached) and all(reached.values())
+
+
+def cut_off(original: nn.Module, twin: nn.Module, call: Call, constants: Iterable[str], form: str) -> list[str]:
+    """Tensors that train in a block and never would in its copy: behind them stands a zero that does not train.
+
+    So it is with adapters in front of a frozen projection, which the copy has at zero.
+    """
+    parameters = dict(twin.named_parameters())
+    if all(parameters[name].requires_grad for name in constants):
+        return []
+    moved = copy_of(twin)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for p in moved.parameters():
+            if p.requires_grad and p.is_floating_point():  # as after some steps
+                p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+    before, after = (_reached(block, call, parameters, form) for block in (scratch(original), moved))
+    return [name for name, reached in before.items() if reached and not after[name]]
+
+
+def _reached(block: nn.Module, call: Call, names: Iterable[str], form: str) -> dict[str, bool]:
+    """Which of the named tensors that train get a gradient from what the network uses of the outputs."""
     parameters = dict(block.named_parameters())
-    wanted = [parameters[name] for name in names if parameters[name].requires_grad]
-    with torch.enable_grad():
+    wanted = {name: parameters[name] for name in names if parameters[name].requires_grad}
+    with torch.enable_grad(), random_state(seed=0):
         out = [t for t in _floating(call.run(block)) if t.requires_grad]
         out = out[:1] if form == PASSED else out
         if not wanted or not out:
-            return False
+            return dict.fromkeys(wanted, False)
         generator = torch.Generator().manual_seed(2)
         total = torch.stack([(t * torch.randn(t.shape, generator=generator).to(t)).sum().float() for t in out]).sum()
-        grads = torch.autograd.grad(total, wanted, allow_unused=True)
-    return all(grad is not None and bool(grad.any()) for grad in grads)
+        grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return {n: g is not None and bool(g.to_dense().any()) for n, g in zip(wanted, grads, strict=True)}
 
 
 def _floating(value: Any) -> Iterator[Tensor]:

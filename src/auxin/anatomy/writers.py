@@ -203,15 +203,17 @@ def amplified_by_a_norm(block: nn.Module, call: Call, constants: Mapping[str, fl
 def gradients(block: nn.Module, call: Call, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Gradient of the named tensors for a fixed random direction at the output; zeros where none arrives."""
     parameters = dict(block.named_parameters())
-    wanted = [parameters[name].requires_grad_() for name in names]
+    none = {name: torch.zeros(parameters[name].shape, device=parameters[name].device) for name in names}
+    floating = [name for name in names if parameters[name].is_floating_point()]  # not those of a quantized layer
+    wanted = [parameters[name].requires_grad_() for name in floating]
     with torch.enable_grad(), random_state(seed=0):
         out = first_tensor(call.run(block))
-        if out is None or not out.requires_grad:
-            return {name: torch.zeros_like(parameters[name]) for name in names}
+        if out is None or not out.requires_grad or not wanted:
+            return none
         direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
         found = torch.autograd.grad((out * direction).sum(), wanted, allow_unused=True)
-    pairs = zip(names, wanted, found, strict=True)
-    return {name: torch.zeros_like(p) if grad is None else grad.to_dense() for name, p, grad in pairs}
+    pairs = zip(floating, found, strict=True)
+    return none | {name: grad.to_dense() for name, grad in pairs if grad is not None}
 
 
 def set_constants(module: nn.Module, constants: Mapping[str, float]) -> None:

@@ -129,6 +129,11 @@ class After:
                 f"{where}: it returns {visits.odd}, not one floating tensor, so nothing says where a layer belongs. "
                 "Choose a module inside it: auxin.sites(model, probe) lists them."
             )
+        if self.layer is None and not any(bool(sample.any()) for sample in visits.samples.values()):
+            raise GrowthError(
+                f"{where}: only zeros come out of it on this probe (as from a copy that has not trained yet), so an "
+                "x + P x behind it would get no gradient. Train some steps first, or name a layer with a bias: layer=...."
+            )
         return visits
 
     def _begun(self, built: nn.Module, visits: Visits | None, look: Look, where: str) -> Start:

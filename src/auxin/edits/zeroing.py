@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import shared_tensors
 from auxin.anatomy.probe import Call, Look, untouched
-from auxin.anatomy.resting import PASSED, constants_of, learns, rests
+from auxin.anatomy.resting import PASSED, constants_of, cut_off, learns, rests
 from auxin.anatomy.writers import set_constants
 from auxin.edits.start import warn_of_norms
 from auxin.randomness import random_state
@@ -87,7 +87,8 @@ def _holds(
         set_constants(twin, constants)
         frozen = not any(p.requires_grad for p in twin.parameters())
         if rests(twin, call, form) and (frozen or learns(twin, call, constants, form)):
-            return True
+            if frozen or not cut_off(original, twin, call, constants, form):
+                return True
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)
