@@ -362,6 +362,19 @@ def test_finetuning_takes_equal_values_for_one_tensor_and_auxin_says_so(tmp_path
         fit(Zero(), tmp_path, Thawing(), growing([2]))
 
 
+def test_what_other_code_loses_after_a_growth_is_named_at_the_next_epoch(tmp_path: Path) -> None:
+    class Lose(L.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 2:
+                group = trainer.optimizers[0].param_groups[0]
+                group["params"] = [p for p in group["params"] if p is not pl_module.blocks[2].up.weight]
+
+    module = built()
+    with pytest.raises(GrowthError, match="blocks.2.up.weight .* is in no optimizer"):
+        fit(module, tmp_path, growing([1]), Lose())
+    assert len(module.losses) == 3 * BATCHES
+
+
 # ---- what else hangs on a Trainer
 
 
@@ -503,6 +516,45 @@ def test_any_checkpoint_with_averages_gives_the_average_of_then(tmp_path: Path, 
     assert same(values(again), values(full))
 
 
+def test_an_own_group_under_the_schedule_of_an_average(tmp_path: Path) -> None:
+    average = lit_callbacks.StochasticWeightAveraging(1e-3, swa_epoch_start=2, annealing_epochs=2)
+    module = built(schedule="cosine")
+    callback = growing([3], group={"lr": 5e-4})
+    made = fit(module, tmp_path, average, callback, epochs=8)
+    assert callback.grower is not None
+    assert [type(c).__name__ for c in callback.grower.companions] == ["AdamW", "SWALR", "Lit"]
+    first, own = (group["lr"] for group in made.optimizers[0].param_groups)
+    assert own == pytest.approx(0.5 * first) and len(module.blocks) == 3
+
+
+@pytest.mark.parametrize("keywords", [True, False])
+def test_batches_that_are_dicts(tmp_path: Path, keywords: bool) -> None:
+    class Whole(Lit):
+        def forward(self, batch: Any) -> torch.Tensor:
+            return super().forward(batch["x"])
+
+        def loss(self, batch: Any) -> torch.Tensor:
+            return nn.functional.mse_loss(self(**batch) if keywords else self(batch), batch["y"])
+
+    class Named(Whole):
+        def forward(self, x: torch.Tensor, y: Any = None) -> torch.Tensor:
+            return Lit.forward(self, x)
+
+    module = (Named if keywords else Whole)()
+    data = [{"x": x, "y": y} for x, y in batches()]
+    trainer(tmp_path, growing()).fit(module, data, data)
+    assert len(module.blocks) == 4
+
+
+def test_only_evaluations_of_the_training_count(tmp_path: Path) -> None:
+    module, callback = built(), growing([9])
+    made = fit(module, tmp_path, callback, epochs=3, num_sanity_val_steps=2)
+    for _ in range(2):
+        made.validate(module, batches(), verbose=False)
+    state = callback.state()
+    assert state is not None and state["grower"]["calls"] == 2 and len(state["unread"]) == 1
+
+
 def test_several_optimizers_stepped_by_hand(tmp_path: Path) -> None:
     class Two(Lit):
         automatic_optimization: Any = False
@@ -580,9 +632,16 @@ def test_a_block_that_is_fading_in_goes_on_fading(tmp_path: Path) -> None:
 
 
 def test_a_growth_that_does_not_pay_is_taken_back(tmp_path: Path) -> None:
+    class Count(L.Callback):
+        """Of what the Trainer holds, nothing is taken back with the module."""
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            trainer.epochs_seen = getattr(trainer, "epochs_seen", 0) + 1
+
     module = built()
     callback = growing([3], probation=ax.Probation(calls=1, window=3, margin=-1e9))
-    fit(module, tmp_path, callback, saving(tmp_path / "run"))
+    made: Any = fit(module, tmp_path, Count(), callback, saving(tmp_path / "run"))
+    assert made.epochs_seen == 6
     assert callback.grower is not None and len(callback.grower.undone) == 1
     assert len(module.blocks) == 2 and module.trainer is not None
     assert len(load_from_checkpoint(Lit, tmp_path / "run" / "epoch=3.ckpt").blocks) == 3
