@@ -1,8 +1,9 @@
 """What this package knows of ``torch.compile``: where it keeps its graphs, how they are dropped, how a module is
 compiled as another one is.
 
-Nothing here loads ``torch._dynamo``: where it is not loaded, nothing is compiled. The few private names of torch (2.13)
-that are used stand in this file, and where one of them is gone the public call that does more takes its place.
+Nothing here loads ``torch._dynamo``: where it is not loaded, nothing is compiled. The private names of torch (2.13)
+that are used stand in this file. Where another torch keeps its graphs elsewhere, hooks cost a reset of all of them, and
+the limit rises by more than is used.
 """
 
 from __future__ import annotations
@@ -111,10 +112,12 @@ def see_hooks(kinds: Iterable[type]) -> None:
     only one of several blocks has one, all of them run what was compiled last. What was compiled without looking, and
     runs through such a module, is dropped; other functions keep their graphs.
     """
-    if not loaded():
+    marks = _marks(kinds)
+    if not loaded() or not marks:
         return
     sys.modules["torch._dynamo"].config.skip_nnmodule_hook_guards = False
-    marks = _marks(kinds)
+    if not _readable():
+        torch.compiler.reset()
     for code, entries in list(_compiled()):
         guards = (str(entry.guard_manager) for entry in entries)
         if any("._forward_hooks" not in text for text in guards if any(mark in text for mark in marks)):
@@ -152,7 +155,7 @@ def make_room(compilers: Iterable[Any] = ()) -> None:
     if not loaded():
         return
     config = sys.modules["torch._dynamo"].config
-    used = max((len(entries) for _, entries in _compiled()), default=0)
+    used = max((len(entries) for _, entries in _compiled()), default=0) if _readable() else config.recompile_limit
     tries = getattr(sys.modules.get("torch._dynamo.convert_frame"), "FRAME_COMPILE_COUNTER", {})
     room = min(config.recompile_limit, ROOM)
     config.recompile_limit = max(config.recompile_limit, used + room)
@@ -195,13 +198,19 @@ def _spent() -> float:
     return 0.0 if utils is None else float(utils.calculate_time_spent()["total_wall_time"])
 
 
+def _readable() -> bool:
+    """Whether this torch keeps its graphs where ``_compiled`` looks for them."""
+    frames, evaluated = sys.modules.get("torch._dynamo.convert_frame"), sys.modules.get("torch._dynamo.eval_frame")
+    named = all(hasattr(evaluated, name) for name in ("_debug_get_cache_entry_list", "reset_code"))
+    return named and hasattr(getattr(frames, "input_codes", None), "seen")
+
+
 def _compiled() -> Iterator[tuple[types.CodeType, list[Any]]]:
-    """Every function that has graphs in this process, with them."""
-    frames = sys.modules.get("torch._dynamo.convert_frame")
-    if frames is None:
+    """Every function that has graphs in this process, with them; nothing where this torch does not tell."""
+    if not _readable():
         return
     entries_of = sys.modules["torch._dynamo.eval_frame"]._debug_get_cache_entry_list
-    for reference in list(frames.input_codes.seen):
+    for reference in list(sys.modules["torch._dynamo.convert_frame"].input_codes.seen):
         code = reference()
         if code is not None and (entries := entries_of(code)):
             yield code, entries

@@ -119,6 +119,28 @@ def test_two_networks_of_one_class_of_which_one_grows_a_hook():
         assert all(same(call, call._orig_mod) for call in calls)
 
 
+@EVERY_WAY
+def test_with_another_torch_that_hides_its_graphs(compiled, monkeypatch):
+    torch._dynamo.config.recompile_limit = 3
+    model = Net()
+    call = compiled(model, "eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    call(batch())
+    monkeypatch.delattr(torch._dynamo.eval_frame, "_debug_get_cache_entry_list")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(4):
+            change = grow(model, optimizer)
+            assert same(call, model) and change.compiling is None
+    ax.grow(model, BEHIND, optimizer, probe=batch())
+    assert all(same(call, model) for _ in range(2))
+
+
+def test_growing_without_hooks_leaves_that_setting_alone():
+    model = Net()
+    grow(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert torch._dynamo.config.skip_nnmodule_hook_guards
+
+
 class Stage(nn.Module):
     def __init__(self):
         super().__init__()
