@@ -541,7 +541,7 @@ def test_batches_that_are_dicts(tmp_path: Path, keywords: bool) -> None:
             return Lit.forward(self, x)
 
     module = (Named if keywords else Whole)()
-    data = [{"x": x, "y": y} for x, y in batches()]
+    data: Any = torch.utils.data.DataLoader([{"x": x, "y": y} for x, y in batches()], batch_size=None)
     trainer(tmp_path, growing()).fit(module, data, data)
     assert len(module.blocks) == 4
 
