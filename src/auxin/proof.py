@@ -249,8 +249,8 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
             return None
         if len(old) != len(new):
             raise GrowthError(
-                f"the network would return {len(new)} tensors instead of {len(old)}: one for each layer, it seems. Prove "
-                "the growth on a call that does not ask for these, as probe={..., 'output_hidden_states': False}."
+                f"the network would return {len(new)} tensors instead of {len(old)}: one for each layer, it seems. "
+                "Prove the growth on a call that does not ask for these, as probe={..., 'output_hidden_states': False}."
             )
         old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
         wanted = " If that is wanted pass outputs=True; otherwise" if hasattr(change.edit, "outputs") else " Please"

@@ -132,7 +132,7 @@ class After:
         if self.layer is None and not any(bool(sample.any()) for sample in visits.samples.values()):
             raise GrowthError(
                 f"{where}: only zeros come out of it on this probe (as from a copy that has not trained yet), so an "
-                "x + P x behind it would get no gradient. Train some steps first, or name a layer with a bias: layer=...."
+                "x + P x behind it would get no gradient. Train some steps first, or name a layer with a bias."
             )
         return visits
 
