@@ -18,7 +18,8 @@ import auxin as ax
 torch.set_num_threads(1)
 WRITERS = ("engine.py", "surgery.py", "record.py", "grower.py", "trial.py", "journal.py", "follow/", "randomness.py")
 ALONG = ("anatomy/probe.py", "proof.py", "progress.py", "boundary.py")
-LOADING = tuple(f"checkpoint/{name}.py" for name in ("run", "network", "optimizer", "scheduler", "companions"))
+PARTS = ("run", "network", "optimizer", "scheduler", "companions", "gradients", "each_rank")
+LOADING = tuple(f"checkpoint/{name}.py" for name in PARTS)
 FILES = (*WRITERS, *ALONG, *LOADING)
 STEPS, AFTER, MOST = 5, 10, 30
 
@@ -97,6 +98,9 @@ def folder(tmp_path_factory):
     run, folder = ready("duplicate"), tmp_path_factory.mktemp("saved")
     run.grower.grow(ax.Duplicate("blocks", by=1))
     run.steps(3)
+    for optimizer in (run.adam, run.sgd):
+        optimizer.zero_grad()
+    run.model(run.probe).square().mean().backward()  # gradients that wait for their step
     ax.save(run.grower, folder)
     return folder
 
