@@ -1,0 +1,103 @@
+"""What plain PyTorch lets go wrong under DDP without a word, as docs/ddp.md says; and the page's own script."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import on_ranks
+from ranked import Block, share, train_step, values, wrapped
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+PAGE = Path(__file__).parents[2] / "docs" / "ddp.md"
+
+
+def spread(module: Any) -> float:
+    """The largest difference of any parameter between two ranks."""
+    ours = values(*module.parameters())
+    theirs = [torch.empty_like(ours) for _ in range(dist.get_world_size())]
+    dist.all_gather(theirs, ours)
+    return float((theirs[0] - theirs[1]).abs().max())
+
+
+def by_hand(rank: int) -> dict[str, float]:
+    model = wrapped(rank)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    found = {}
+
+    def train(model: Any) -> None:
+        for step in range(4):
+            train_step(model, optimizer, *share(step, rank, 2))
+
+    train(model)
+    found["before"] = spread(model)
+    torch.manual_seed(7)
+    block = Block(8)
+    model.module.blocks.append(block)
+    optimizer.add_param_group({"params": list(block.parameters())})
+    found["inserted"] = spread(block)
+    train(model)
+    found["trained"] = spread(block)
+    again = DistributedDataParallel(model.module)
+    found["wrapped again"] = spread(block)
+    train(again)
+    found["trained again"] = spread(block)
+    return found
+
+
+def test_a_block_that_was_put_in_by_hand_drifts_and_drifts_again() -> None:
+    for found in on_ranks(2, by_hand):
+        assert found["before"] == found["inserted"] == found["wrapped again"] == 0
+        assert found["trained"] > 1e-3 and found["trained again"] > 1e-3
+
+
+def own_numbers_and_thawed(rank: int) -> list[float]:
+    model = wrapped(rank)
+    model.module.out.requires_grad_(False)
+    model = DistributedDataParallel(model.module)
+    model.module.out.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(4):
+        train_step(model, optimizer, *share(step, rank, 2))
+    torch.manual_seed(rank)
+    return [spread(model.module.out), spread(Block(8)), spread(model.module.inp)]
+
+
+def test_own_random_numbers_and_a_thawed_layer_differ() -> None:
+    for thawed, own, _ in on_ranks(2, own_numbers_and_thawed):
+        assert thawed > 1e-3 and own > 1e-3
+
+
+def built_again(rank: int) -> tuple[list[int], bool, int]:
+    model = wrapped(rank)
+    fired: list[int] = []
+    model.register_forward_hook(lambda *_: fired.append(1))
+    model.register_comm_hook(None, allreduce_hook)
+    model.eval()
+    model.__init__(model.module)
+    model(share(0, rank, 2)[0])
+    return fired, model.training, len(model._comm_hooks)
+
+
+def test_the_constructor_called_again_forgets_hooks_and_modes() -> None:
+    assert on_ranks(2, built_again) == [([], True, 0)] * 2
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.distributed)])
+def test_the_script_of_the_page_runs_under_torchrun(tmp_path: Path, processes: int) -> None:
+    script = tmp_path / "grow_ddp.py"
+    script.write_text(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(" <- copy of blocks.") == 2
+    assert f"3 blocks on {processes} ranks" in done.stdout
+    assert len(list((tmp_path / "run" / "ddp").iterdir())) == 1
