@@ -306,12 +306,20 @@ def test_the_best_adapters_are_loaded_on_their_blocks(best):
 
 
 def test_adapters_on_a_grown_block_train():
-    trainer = trainer_of(with_adapters(), growth(edits=ax.Duplicate("base_model.model.model.layers", by=1)))
+    start = {}
+
+    def grown(change):
+        (path, new), *_ = change.added
+        start.update({f"{path}.{name}": p.detach().clone() for name, p in new.module.named_parameters()})
+
+    edits = ax.Duplicate("base_model.model.model.layers", by=1)
+    trainer = trainer_of(with_adapters(), growth(edits=edits, when=ax.when.at([1]), on_growth=grown))
     trainer.train()
-    assert trainer.model.config.num_hidden_layers == 4
-    new = dict(trainer.model.base_model.model.model.layers[-1].named_parameters())
-    assert all(p.requires_grad is ("lora" in name) for name, p in new.items())
-    assert new["mlp.down_proj.lora_B.default.weight"].any() and not new["mlp.down_proj.base_layer.weight"].any()
+    assert trainer.model.config.num_hidden_layers == 3
+    new = {name: p for name, p in trainer.model.named_parameters() if name in start}
+    assert len(new) == len(start) and any("lora" in name for name in new)
+    for name, p in new.items():
+        assert p.requires_grad is ("lora" in name) and torch.equal(p, start[name]) is ("lora" not in name), name
 
 
 # ---- what else happens in a Trainer
@@ -426,6 +434,17 @@ def test_a_monitor_that_no_evaluation_gives():
     with pytest.raises(ax.GrowthError, match=r"no evaluation gave eval_accuracy, only eval_loss, .*compute_metrics"):
         trainer.train()
     assert trainer.state.global_step == EVERY
+
+
+def test_added_after_the_trainer_was_built():
+    trainer, callback = trainer_of(llama()), growth(monitor="eval_loss")
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.grower.calls == 4
+    late = trainer_of(llama().from_pretrained(checkpoint(trainer, 2)))
+    late.add_callback(growth())
+    with pytest.raises(ax.GrowthError, match=r"added after the Trainer was built.*callbacks=\[GrowthCallback"):
+        late.train(resume_from_checkpoint=checkpoint(trainer, 2))
 
 
 def test_no_evaluations():

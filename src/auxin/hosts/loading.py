@@ -45,7 +45,8 @@ class Loading(transformers.TrainerCallback):
         """Check what kind of Trainer this is, and stand by."""
         self._attach()
 
-    def _attach(self) -> None:
+    def _attach(self) -> bool:
+        """Stand by; whether that is new."""
         trainer = _calling_trainer()
         if sum(isinstance(one, Loading) for one in trainer.callback_handler.callbacks) > 1:
             raise GrowthError("two GrowthCallbacks for one Trainer. Give one of them all edits: edits=[first, second].")
@@ -56,10 +57,12 @@ class Loading(transformers.TrainerCallback):
         }
         for kind in (kind for kind, used in kinds.items() if used):
             raise GrowthError(f"GrowthCallback: this Trainer uses {kind}, under which networks do not grow. {ELSE}")
-        if trainer is not self._trainer:
-            self._trainer = trainer
-            trainer._load_from_checkpoint = functools.partial(self._resume, trainer, trainer._load_from_checkpoint)
-            trainer._load_best_model = functools.partial(self._load_best, trainer, trainer._load_best_model)
+        if trainer is self._trainer:
+            return False
+        self._trainer = trainer
+        trainer._load_from_checkpoint = functools.partial(self._resume, trainer, trainer._load_from_checkpoint)
+        trainer._load_best_model = functools.partial(self._load_best, trainer, trainer._load_best_model)
+        return True
 
     def _resume(self, trainer: Any, load: Callable[..., None], checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """Grow the network to what it was at a checkpoint, before its weights are loaded."""

@@ -71,7 +71,11 @@ class GrowthCallback(Loading):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Build the Grower around what the Trainer has prepared, and go on where the checkpoint was."""
-        self._attach()
+        if self._attach() and state.global_step:
+            raise GrowthError(
+                "GrowthCallback was added after the Trainer was built, so it has not seen from where this run resumes. "
+                "Hand it over: Trainer(..., callbacks=[GrowthCallback(...)])."
+            )
         if state.is_hyper_param_search:
             raise GrowthError("GrowthCallback: not in a hyperparameter_search; give each trial a Trainer of its own.")
         if args.eval_strategy == "no":
