@@ -265,15 +265,41 @@ def test_blocks_may_be_built_when_training_begins(tmp_path: Path, hook: str) -> 
     module = make()
     made = fit(module, tmp_path, growing(), saving(tmp_path / "run"))
     again = make()
-    if hook == "setup":  # Lightning: too late for any checkpoint's weights, but not for what has grown
-        made.test(module, batches(), ckpt_path=tmp_path / "run" / "epoch=1.ckpt", verbose=False)
-        assert len(module.blocks) == 2
-        return
     fit(again, tmp_path, growing(), ckpt_path=tmp_path / "run" / "epoch=2.ckpt")
     assert same(values(again), values(module))
-    assert len(load_from_checkpoint(Later, tmp_path / "run" / "epoch=5.ckpt").blocks) == 4
+    if hook == "configure_model":  # Lightning runs no setup() where it loads for inference
+        assert len(load_from_checkpoint(Later, tmp_path / "run" / "epoch=5.ckpt").blocks) == 4
     made.test(module, batches(), ckpt_path=tmp_path / "run" / "epoch=1.ckpt", verbose=False)
     assert len(module.blocks) == 2
+
+
+def test_a_checkpoint_is_plain_data_and_may_come_from_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    often = lit_callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    fit(built(), tmp_path, growing(), often)
+    for step, depth in ((6, 2), (9, 3), (18, 4)):
+        checkpoint = tmp_path / f"step={step}.ckpt"
+        loaded = load_from_checkpoint(Lit, checkpoint, weights_only=True)
+        assert len(loaded.blocks) == depth
+        again = built()
+        fit(again, tmp_path, growing(), ckpt_path=checkpoint)
+        assert len(again.blocks) == 4
+
+
+def test_layers_behind_modules_come_and_go_with_a_checkpoint(tmp_path: Path) -> None:
+    edits = [ax.After("blocks.0.up"), ax.After("inp")]
+
+    def behind() -> Any:
+        return growing([1, 3], edits=edits, choose=ax.choose.cycle())
+
+    module = built()
+    made = fit(module, tmp_path, behind(), saving(tmp_path / "run"))
+    grown = {name.split("._grown")[0] for name in values(module) if "._grown" in name}
+    assert grown == {"inp", "blocks.0.up"}
+    again = built()
+    fit(again, tmp_path, behind(), ckpt_path=tmp_path / "run" / "epoch=1.ckpt")
+    assert same(values(again), values(module))
+    made.test(module, batches(), ckpt_path=tmp_path / "run" / "epoch=0.ckpt", verbose=False)
+    assert not any("_grown" in name for name in values(module)) and not module.inp._forward_hooks
 
 
 # ---- what silently goes wrong without it
