@@ -2,7 +2,7 @@
 
 import families
 import pytest
-from cells import FAMILIES, PAIRED, Cell, all_edits, daily, paired, pairs_of, product
+from cells import FAMILIES, PAIRED, SEVERAL, Cell, all_edits, daily, paired, pairs_of, product
 from companions import OWN, make_companions, make_optimizers
 from rows import REFUSED, rows
 
@@ -59,6 +59,20 @@ def test_post_norm_is_refused(name: str) -> None:
         grow(model, REFUSED[name], *opts, probe=families.batch("encoder"))
     assert {n: id(p) for n, p in model.named_parameters()} == {n: i for n, (i, _) in before.items()}
     assert all((p == before[n][1]).all() for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("groups", SEVERAL)
+def test_a_layer_of_a_kind_that_is_new_asks_for_its_group(groups: str) -> None:
+    model, batch = families.build("tcn"), families.batch("tcn")
+    opts, edit = make_optimizers(model, "AdamW-foreach", groups), rows("tcn")["after"]
+    before = model.state_dict()
+    asked = OWN if groups == "own" else None
+    with pytest.raises(GrowthError, match="no trained parameter of the same role shows which of .* groups it belongs"):
+        grow(model, edit, *opts, probe=batch, group=asked)
+    assert model.state_dict().keys() == before.keys()
+    grow(model, edit, *opts, probe=batch, group=1)
+    new = {id(p) for n, p in model.named_parameters() if n not in before}
+    assert new and new <= {id(p) for p in opts[0].param_groups[1]["params"]}
 
 
 def test_the_table_is_whole() -> None:

@@ -17,7 +17,7 @@ from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
 from auxin.gate import faded
-from auxin.modules import awake
+from auxin.modules import ResidualLinear, awake
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
@@ -213,7 +213,7 @@ def number(block: nn.Module, values: Mapping[tuple[str, str], int]) -> None:
 def role(owner: nn.Module, leaf: str, p: Tensor) -> tuple[type, str, int]:
     """What a parameter is to its module: its class (each parametrized module has one of its own), leaf, dimensions."""
     kind = type_before_parametrizations(owner) if "parametrizations" in owner._modules else type(owner)
-    return kind, leaf, p.dim()
+    return nn.Linear if kind is ResidualLinear else kind, leaf, p.dim()
 
 
 def owned(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
