@@ -436,6 +436,15 @@ def test_a_monitor_that_no_evaluation_gives():
     assert trainer.state.global_step == EVERY
 
 
+def test_a_checkpoint_without_a_journal_is_where_counting_begins():
+    plain, callback = trainer_of(llama()), growth(monitor="eval_loss")
+    plain.train()
+    resumed = trainer_of(llama(), callback)
+    with pytest.warns(UserWarning, match="holds no auxin.json: GrowthCallback begins to count anew"):
+        resumed.train(resume_from_checkpoint=checkpoint(plain, 2))
+    assert callback.grower.calls == 2 and len(callback.grower.journal) == 1
+
+
 def test_added_after_the_trainer_was_built():
     trainer, callback = trainer_of(llama()), growth(monitor="eval_loss")
     trainer.add_callback(callback)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,6 +71,8 @@ class Loading(transformers.TrainerCallback):
         if self not in trainer.callback_handler.callbacks:
             return load(checkpoint, *args, **kwargs)
         self._restored = read_state(checkpoint, model, self.allow)
+        if self._restored is None:
+            warnings.warn(f"'{checkpoint}' holds no auxin.json: GrowthCallback begins to count anew.", stacklevel=2)
         with as_built(model):
             self._rebuild(trainer, model)
         left = check_weights(model, checkpoint)
