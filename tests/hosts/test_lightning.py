@@ -130,6 +130,34 @@ def test_groups_and_what_is_frozen_come_back(tmp_path: Path, group: Any) -> None
     assert all(p.requires_grad for p in again.parameters())
 
 
+class Layered(Lit):
+    """Each block has a group and a rate of its own: of a grown network there are more."""
+
+    alike = True
+
+    def configure_optimizers(self) -> Any:
+        blocks = [{"params": list(block.parameters()), "lr": 10.0 ** -(2 + i)} for i, block in enumerate(self.blocks)]
+        optimizer = torch.optim.AdamW([{"params": [*self.inp.parameters(), *self.out.parameters()]}, *blocks], lr=1e-2)
+        functions = [lambda epoch: 0.9**epoch for _ in optimizer.param_groups]
+        one: Any = functions[0] if self.alike else functions
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, one)]
+
+
+def test_groups_of_blocks_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> Layered:
+        torch.manual_seed(0)
+        return Layered()
+
+    module, again = make(), make()
+    whole = fit(module, tmp_path, growing(), saving(tmp_path / "run"))
+    resumed = fit(again, tmp_path, growing(), ckpt_path=tmp_path / "run" / "epoch=3.ckpt")
+    rates = [[group["lr"] for group in made.optimizers[0].param_groups] for made in (whole, resumed)]
+    assert rates[0] == rates[1] and len(rates[0]) == 3 and same(values(again), values(module))
+    monkeypatch.setattr(Layered, "alike", False)
+    with pytest.raises(GrowthError, match="it had 3 groups, here are 4, each with a function of its own"):
+        fit(make(), tmp_path, growing(), ckpt_path=tmp_path / "run" / "epoch=3.ckpt")
+
+
 class Thawing(lit_callbacks.BaseFinetuning):
     def freeze_before_training(self, pl_module: Any) -> None:
         self.freeze(pl_module.blocks)

@@ -12,7 +12,7 @@ from auxin.checkpoint.companions import names_of
 from auxin.checkpoint.optimizer import names_in
 from auxin.errors import GrowthError
 from auxin.follow.groups import made
-from auxin.follow.scheduler import extend, lengthened
+from auxin.follow.scheduler import extend, lengthened, lists_of, nested
 
 Names = Sequence[Sequence[str]]
 
@@ -26,8 +26,8 @@ def group_names(optimizer: Any, model: nn.Module) -> list[list[str]]:
 def regroup(optimizer: Any, groups: Names, model: nn.Module, schedulers: Sequence[Any] = ()) -> None:
     """Put parameters where ``group_names`` has seen them, so that a state restored by position meets the right ones.
 
-    Groups that a growth had made for itself are made again, in the schedulers too. Options and state are left to
-    ``load_state_dict``, which is to follow.
+    Groups that a growth had made for itself are made again, in the schedulers too; those that are here only because the
+    network has grown (one group for each block) go. Options and state are left to ``load_state_dict``, which follows.
 
     Args:
         optimizer: built over the network as it has grown; it has not stepped yet.
@@ -36,13 +36,13 @@ def regroup(optimizer: Any, groups: Names, model: nn.Module, schedulers: Sequenc
         schedulers: those that drive this optimizer.
 
     Raises:
-        GrowthError: a parameter is not known, or there are fewer groups than here; nothing was changed.
+        GrowthError: a parameter is not known, or each group has a schedule of its own; nothing was changed.
     """
     own = names_in(optimizer, names_of(model))
     held = {own[id(p)]: (index, p) for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
     known = {**dict(model.named_parameters()), **{name: p for name, (_, p) in held.items()}}
     count = len(optimizer.param_groups)
-    problems = list(_differences(groups, count, known))
+    problems = list(_differences(groups, count, known, schedulers))
     if problems:
         raise GrowthError(
             f"the checkpoint's groups do not fit this {type(optimizer).__name__}: {'; '.join(problems)}. Build the "
@@ -54,6 +54,9 @@ def regroup(optimizer: Any, groups: Names, model: nn.Module, schedulers: Sequenc
     # From here on nothing is expected to raise.
     for entries in lists:
         extend(entries, count)
+    del optimizer.param_groups[len(groups) :]
+    for held_per_group in _per_group(schedulers):
+        del held_per_group[len(groups) :]
     optimizer.param_groups.extend(made(optimizer.param_groups[one.donor], one) for one in more)
     for group, wanted in zip(optimizer.param_groups, groups, strict=True):
         group["params"][:] = [known[name] for name in wanted]
@@ -61,12 +64,21 @@ def regroup(optimizer: Any, groups: Names, model: nn.Module, schedulers: Sequenc
             group["param_names"][:] = wanted
 
 
-def _differences(groups: Names, count: int, known: Mapping[str, Any]) -> Iterator[str]:
-    if len(groups) < count:
-        yield f"it had {len(groups)} groups, here are {count}"
+def _differences(groups: Names, count: int, known: Mapping[str, Any], schedulers: Sequence[Any]) -> Iterator[str]:
+    own = any(len(set(map(id, held))) > 1 for s in schedulers for one in nested(s) for held in [_functions(one)])
+    if len(groups) < count and own:
+        yield f"it had {len(groups)} groups, here are {count}, each with a function of its own in the schedule"
     unknown = [name for group in groups for name in group if name not in known]
     if unknown:
         yield f"{', '.join(unknown[:6])} is not here"
+
+
+def _functions(scheduler: Any) -> list[Any]:
+    return getattr(scheduler, "lr_lambdas", [])
+
+
+def _per_group(schedulers: Sequence[Any]) -> list[list[Any]]:
+    return [held for scheduler in schedulers for one in nested(scheduler) for _, held in lists_of(one)]
 
 
 def _own_group(optimizer: Any, index: int, donor: int) -> OwnGroup:
