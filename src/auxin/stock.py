@@ -102,7 +102,7 @@ def _rebuilt(model: nn.Module, change: Change) -> nn.Module:
         except Exception:  # a constructor that looks at values
             with random_state(seed=0):
                 twin = type(model)(configuration(model))
-        misfits = [*_other_lengths(model, twin, change), *_other_tensors(model, twin)]
+        misfits = list(_other_lengths(model, twin, change)) or list(_other_tensors(model, twin))
         if not misfits:
             return _filled(twin, model)
         why = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
@@ -179,8 +179,8 @@ def _other_tensors(model: nn.Module, twin: nn.Module) -> Iterator[str]:
     for name, shape in ours.items():
         if theirs.get(name, shape) != shape:
             yield f"{name} is {tuple(shape)}, rebuilt {tuple(theirs[name])}"
-    yield from (f"{name} is not there rebuilt" for name in ours.keys() - theirs.keys())
-    yield from (f"{name} is there only rebuilt" for name in theirs.keys() - ours.keys())
+    yield from (f"{name} is not there rebuilt" for name in ours if name not in theirs)
+    yield from (f"{name} is there only rebuilt" for name in theirs if name not in ours)
 
 
 def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:

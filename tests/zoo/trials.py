@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from auxin.anatomy.probe import tensors_in
 
 STEPS = 20
 RATES = (1e-3, 1e-4, 1e-5, 1e-6)
-CALM = 1.2  # times the loss at the start: what the ungrown model may reach at the rate at which it is trained
+CALM = 2.0  # times the loss at the start: what the ungrown model may reach at the rate at which it is trained
+FADE = 100  # steps at the first of the rates; as many more as the rate is smaller
 TOLERANCE = 1e-5  # of the outputs before and after
 ROUNDING = 1e-6  # times the largest output of a model that was saved and loaded: its tensors lie elsewhere in memory
 
@@ -35,7 +37,7 @@ class Outcome:
             "refused" (it grew with ``stock=False`` only), or what differs.
         generates: of a language model: "same" (with and without a cache), or what differs.
         still: new tensors that training left where they were, though it moved those that they were copied from.
-        peak: largest loss of the training over that of the ungrown model trained alike.
+        peak: largest loss of the training over that of the ungrown model trained alike; 0 where that bears no rate.
         rate: the learning rate of both.
     """
 
@@ -52,7 +54,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ungrown:
-    """How the model trains that does not grow: towards what, at which rate, and its largest loss."""
+    """How the model trains that does not grow: towards what, at which rate, and its largest loss (infinite: it bears
+    none of the rates).
+    """
 
     targets: list[Tensor]
     rate: float
@@ -68,13 +72,12 @@ def ungrown(build: Callable[[], Built]) -> Ungrown:
     model, args, kwargs = build()
     with torch.no_grad():
         targets = _targets(floats(model, args, kwargs))
-    losses: list[float] = []
     for rate in RATES:
         model, args, kwargs = build()
         losses = _losses(model, _adamw(model, rate), args, kwargs, targets)
         if max(losses) <= CALM * losses[0]:
-            break
-    return Ungrown(targets, rate, max(losses))
+            return Ungrown(targets, rate, max(losses))
+    return Ungrown(targets, RATES[-1], math.inf)
 
 
 def duplicate(build: Callable[[], Built], blocks: BlockList, beside: Ungrown | None = None) -> Outcome:
@@ -132,7 +135,7 @@ def _grown(model: nn.Module, blocks: BlockList, optimizer: Any, probe: Any, outc
     for stock in (True, False):
         was = fingerprint(model, optimizer)
         try:
-            edit = ax.Duplicate(blocks.at, order=blocks.order)
+            edit = ax.Duplicate(blocks.at, order=blocks.order, fade=round(FADE * RATES[0] / outcome.rate))
             return ax.grow(model, edit, optimizer, probe=probe, stock=stock)
         except ax.GrowthError as error:
             outcome.why, outcome.stock = str(error), "refused"

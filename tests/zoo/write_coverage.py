@@ -42,9 +42,10 @@ once and keeps the shape of what it is given; lists inside the blocks of another
   model grows with `stock=False`.
 - **generates**: greedy tokens with a cache are those without.
 - **trained**: the largest loss in 20 steps of AdamW (learning rate 1e-3, no decay) after the growth, over that of the
-  ungrown model trained alike. Where the ungrown model does not bear that rate (its loss rises by more than a fifth),
-  both are trained at a tenth of it, a hundredth, a thousandth; the rate is then in parentheses. Every new tensor moved
-  whose source did.
+  ungrown model trained alike. Where the ungrown model does not bear that rate (its loss more than doubles), both are
+  trained at a tenth of it, a hundredth, a thousandth; the rate is then in parentheses. A fade-in takes 100 steps at
+  1e-3, ten times as many at 1e-4, and so on. *none bearable*: the ungrown model's loss leaps at 1e-6 too. Every new
+  tensor moved whose source did.
 """
 KINDS = {
     "causal": "Causal language models",
@@ -116,7 +117,8 @@ def line(lists: list[BlockList], outcomes: list[Outcome]) -> dict[str, str]:
         cells["max d"] = f"{max(one.difference for one in grown):.2g}"
         cells["stock"] = ", ".join(dict.fromkeys(said))
         cells["generates"] = ", ".join(dict.fromkeys(one.generates for one in grown))
-        cells["trained"] = f"{max(one.peak for one in grown):.2f}" + (f" ({rate:.0e})" if rate != RATES[0] else "")
+        peak = max(one.peak for one in grown)
+        cells["trained"] = f"{peak:.2f}" + (f" ({rate:.0e})" if rate != RATES[0] else "") if peak else "none bearable"
     return cells
 
 
