@@ -581,6 +581,45 @@ def test_an_own_group_under_the_schedule_of_an_average(tmp_path: Path) -> None:
     assert own == pytest.approx(0.5 * first) and len(module.blocks) == 3
 
 
+@pytest.mark.parametrize("toggle", [True, False])
+def test_two_networks_against_each_other(tmp_path: Path, toggle: bool) -> None:
+    class Rivals(L.LightningModule):
+        """One makes samples, the other judges them: the loss of the first leaves gradients on the second."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.maker, self.judge = built(), nn.Linear(1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.judge(self.maker(x))
+
+        def training_step(self, batch: Any, index: int) -> None:
+            optimizers: Any = self.optimizers()
+            for optimizer, sign in zip(optimizers, (1.0, -2.0), strict=True):
+                if toggle:
+                    self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                self.manual_backward(sign * self(batch[0]).mean())
+                optimizer.step()
+                if toggle:
+                    self.untoggle_optimizer(optimizer)
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(part.parameters(), lr=1e-3) for part in (self.judge, self.maker)]
+
+    module, callback = Rivals(), growing([1], edits=ax.Duplicate("maker.blocks", by=1), monitor=None)
+    made = trainer(tmp_path, callback, epochs=8)
+    if toggle:
+        made.fit(module, batches())
+    else:
+        with pytest.warns(
+            UserWarning, match="has been waiting for 21 batches: .*judge.* has a gradient that no optimizer"
+        ):
+            made.fit(module, batches())
+    assert len(module.maker.blocks) == (3 if toggle else 2)
+
+
 @pytest.mark.parametrize("keywords", [True, False])
 def test_batches_that_are_dicts(tmp_path: Path, keywords: bool) -> None:
     class Whole(Lit):
