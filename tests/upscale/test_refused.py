@@ -177,6 +177,7 @@ def listing(path: Path) -> dict[str, bytes]:
     ("options", "words"),
     [
         ({"order": "upside-down"}, "it is one of interleave, stack, middle, solar, or a list"),
+        ({"order": 5}, "order=5: it is one of interleave, stack, middle, solar, or a list"),
         ({"order": [0, 1, 2]}, "in order of first use, and at least one of them again, e.g. 0,0,1,1,2,2,..."),
         ({"order": [0, 1, 2, 3]}, "at least one of them again"),
         ({"order": [0, 2, 1, 1, 3]}, "in order of first use"),
@@ -184,6 +185,7 @@ def listing(path: Path) -> dict[str, bytes]:
         ({"order": [0, 0, 1, 2, 3], "blocks": 2}, "the list adds 1 blocks, blocks=2 says otherwise"),
         ({"order": "solar", "blocks": 3}, "4 - 2m: an even number below 4, not 3"),
         ({"order": "middle", "blocks": 5}, "copies each of 4 blocks at most once"),
+        ({"blocks": 10**9}, "would make 1,000,000,004 blocks, and 10,000 is the most"),
         ({"blocks": 0}, "the number of new blocks is a whole number from 1"),
         ({"output": "half"}, "it is 'zero' or 'keep'"),
         (

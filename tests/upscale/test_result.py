@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import logits, model_of, same_bytes, save, tensors, upscaled
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from auxin import GrowthError
 from auxin.cli import main
@@ -183,3 +184,16 @@ def test_the_package_is_imported_on_demand() -> None:
     program = "import sys, auxin.cli; print([n for n in sys.modules if n in ('transformers', 'auxin.upscale')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("number", ["01", "\u0663", "+1", "99999999999"])
+def test_what_only_looks_like_the_number_of_a_block_stays_as_it_is(tmp_path: Path, number: str) -> None:
+    """As 1 it would take the place of the tensor of that name."""
+    path = save(model_of("llama"), tmp_path / "in", shards=1)
+    held = load_file(path / "model.safetensors")
+    odd = f"model.layers.{number}.mlp.up_proj.weight"
+    save_file({**held, odd: torch.full((2,), 7.0)}, path / "model.safetensors", metadata={"format": "pt"})
+    upscale(path, tmp_path / "out", blocks=1, output="keep")
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(made.pop(odd), torch.full((2,), 7.0))
+    assert same_bytes(made, upscaled(held, [0, 1, 2, 3, 3])) == []

@@ -15,6 +15,7 @@ from auxin.upscale.directory import SINGLE, Checkpoint
 from auxin.upscale.files import Piece
 
 ORDERS = ("interleave", "stack", "middle", "solar")
+MOST = 10_000  # blocks of a deeper model; more are a slip of the hand
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,10 @@ class Plan:
             places.setdefault(source, []).append(position)
         prefix = f"{self.blocks.path}."
         for name, stored in self.checkpoint.tensors.items():
-            number, _, rest = name.removeprefix(prefix).partition(".")
-            if not name.startswith(prefix) or not number.isdecimal():
+            source, rest = _number(name, self.blocks.path), name.removeprefix(prefix).partition(".")[2]
+            if source is None:
                 yield Piece(name, stored)
                 continue
-            source = int(number)
             first, *copies = places[source]
             yield Piece(f"{prefix}{first}.{rest}", stored)
             constant = self.constants.get(source, {}).get(rest)
@@ -126,7 +126,7 @@ def block_lists(names: Sequence[str]) -> dict[str, set[int]]:
     for name in names:
         parts = name.split(".")
         for i, part in enumerate(parts):
-            if part.isdecimal() and 0 < i < len(parts) - 1:
+            if _counts(part) and 0 < i < len(parts) - 1:
                 found.setdefault(".".join(parts[:i]), set()).add(int(part))
                 break
     return found
@@ -179,6 +179,8 @@ def sources_of(order: str | Sequence[int], new: int | None, length: int) -> tupl
         >>> sources_of("solar", None, 8)
         (0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 6, 7)
     """
+    if not isinstance(order, (str, Sequence)):
+        raise GrowthError(f"order={order!r}: it is one of {', '.join(ORDERS)}, or a list such as [0, 1, 1, 2, 2, 3].")
     if not isinstance(order, str):
         return _listed(tuple(order), new, length)
     if order not in ORDERS:
@@ -193,6 +195,8 @@ def sources_of(order: str | Sequence[int], new: int | None, length: int) -> tupl
     new = length if new is None else new
     if type(new) is not int or new < 1:
         raise GrowthError(f"blocks={new!r}: the number of new blocks is a whole number from 1.")
+    if length + new > MOST:
+        raise GrowthError(f"blocks={new}: that would make {length + new:,} blocks, and {MOST:,} is the most.")
     if order in ("middle", "solar") and new > length:
         raise GrowthError(f"blocks={new}: order={order!r} copies each of {length} blocks at most once.")
     return tuple(Duplicate("", by=new, order="middle" if order == "solar" else order).sources(length))
@@ -260,7 +264,12 @@ def _counters(config: Mapping[str, Any], length: int) -> list[str]:
 
 def _number(name: str, prefix: str) -> int | None:
     first, _, rest = name.removeprefix(f"{prefix}.").partition(".")
-    return int(first) if name.startswith(f"{prefix}.") and first.isdecimal() and rest else None
+    return int(first) if name.startswith(f"{prefix}.") and _counts(first) and rest else None
+
+
+def _counts(part: str) -> bool:
+    """Whether a part of a name is a number as an index is written: not 01, which would become 1."""
+    return part.isascii() and part.isdecimal() and (part == "0" or part[0] != "0") and len(part) < 10
 
 
 def _whole(checkpoint: Checkpoint, config: Mapping[str, Any], path: str, numbers: set[int]) -> BlockList:
