@@ -1,6 +1,9 @@
 """A save at a strange moment, as from a signal handler: refused, with the way round, or exact."""
 
+import random
 import re
+import signal
+from collections import Counter
 
 import pytest
 import shuffled
@@ -197,3 +200,30 @@ def test_unscaled_gradients_are_refused(tmp_path):
     run.scaler.step(run.optimizer)
     run.scaler.update()
     ax.save(run.grower, tmp_path)
+
+
+def test_a_handler_that_saves_by_itself_disturbs_nothing(tmp_path):
+    """At any moment: what it may not save is refused, what it saves can be loaded, and the run goes on alike."""
+    whole, run, said, generator = list(shuffled.Run().train(30)), shuffled.Run(), Counter(), random.Random(1)
+
+    def handler(*_):
+        try:
+            run.save(tmp_path, keep_last=1000)
+            said["saved"] += 1
+        except ax.GrowthError as error:
+            said[re.search("inside (a backward|the forward|the step|Grower|auxin)", str(error))[1]] += 1
+        signal.setitimer(signal.ITIMER_REAL, generator.uniform(0.0002, 0.003))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        losses = list(run.train(30))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    print(dict(said))
+    assert losses == whole and said["saved"] and len(said) >= 3
+    for checkpoint in sorted(tmp_path.glob("checkpoint-*"))[::5]:
+        fresh = shuffled.Run()
+        ax.load(checkpoint, fresh.grower)
+        fresh.grower.verify()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from types import FrameType
+from collections.abc import Iterator, Sequence
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 
 from auxin.boundary import FORWARD
 from auxin.errors import GrowthError
+from auxin.journal import fingerprint
 
 # What every optimizer's step runs in.
 STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
-GROWING = ("step", "decide", "grow", "undo", "load_state_dict")
+GROWING = ("step", "decide", "grow", "undo", "trial", "load_state_dict")
 # Where a network is changed, and where it is loaded.
 CHANGING = {"auxin.engine": "auxin.grow", "auxin.surgery": "auxin.surgery"}
 LOADING = ("auxin.checkpoint.run", "_loaded")
+
+Frames = Sequence[tuple[CodeType, Any, str | None]]
 
 
 def check_moment(grower: Any) -> None:
@@ -38,25 +43,45 @@ def check_moment(grower: Any) -> None:
 
 
 def _inside(grower: Any) -> str | None:
-    """What of this run is on the stack of this thread, innermost first."""
-    modules = {id(module) for module in grower.model.modules()}
-    companions = {id(companion) for companion in grower.companions}
-    busy = {getattr(type(grower), name).__code__: name for name in GROWING}
-    frame: FrameType | None = sys._getframe(2)
+    """What of this run is on the stack of this thread."""
+    frames = list(_stack(sys._getframe(2)))
+    # First without a look at the network: in the middle of a growth its modules may be without their attributes.
+    return _growth(frames, grower) or _training(frames, grower)
+
+
+def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, Any, str | None]]:
+    """Code, ``self`` and module of each frame, innermost first."""
     while frame is not None:
-        code, owner = frame.f_code, frame.f_locals.get("self")
-        if code in FORWARD and id(owner) in modules:
-            return f"the forward of {type(owner).__name__}"
-        if code is STEP and id(owner) in companions:
-            return f"the step of {type(owner).__name__}"
-        if owner is grower and code is type(grower)._write_down.__code__:
+        yield frame.f_code, frame.f_locals.get("self"), frame.f_globals.get("__name__")
+        frame = frame.f_back
+
+
+def _growth(frames: Frames, grower: Any) -> str | None:
+    busy = {inspect.unwrap(getattr(type(grower), name)).__code__: name for name in GROWING}
+    for code, owner, module in frames:
+        if owner is grower and code is type(grower)._write_down.__code__ and _written_down(grower):
             return None  # in `on_growth`: all of the growth is there
         if owner is grower and code in busy:
             return f"Grower.{busy[code]}"
-        module = frame.f_globals.get("__name__")
         if module in CHANGING:
             return CHANGING[module]
         if (module, code.co_name) == LOADING:
             return "auxin.load"
-        frame = frame.f_back
     return None
+
+
+def _training(frames: Frames, grower: Any) -> str | None:
+    modules = {id(module) for module in grower.model.modules()}
+    companions = {id(companion) for companion in grower.companions}
+    for code, owner, _ in frames:
+        if code in FORWARD and id(owner) in modules:
+            return f"the forward of {type(owner).__name__}"
+        if code is STEP and id(owner) in companions:
+            return f"the step of {type(owner).__name__}"
+    return None
+
+
+def _written_down(grower: Any) -> bool:
+    """Whether the growth that is under way is in the journal already, and counted."""
+    entries = grower.progress.entries
+    return bool(entries) and entries[-1].fingerprint == fingerprint(grower.model) and not grower.progress.since_growth
