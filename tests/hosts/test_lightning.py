@@ -263,7 +263,9 @@ def test_a_second_fit_goes_on_and_a_new_module_begins_anew(tmp_path: Path) -> No
     fit(module, tmp_path, callback, epochs=3)  # evaluation 4 was the last one of the first fit
     assert len(module.blocks) == 4 and callback.grower is not None and len(callback.grower.journal) == 2
     other = built()
-    fit(other, tmp_path, callback, epochs=4)
+    other.inp = nn.Linear(6, 8)  # batches of another shape
+    generator = torch.utils.data.DataLoader([(torch.randn(8, 6), torch.randn(8, 1))] * 4, batch_size=None)
+    trainer(tmp_path, callback, epochs=4).fit(other, generator, generator)
     assert len(other.blocks) == 3  # the trigger has begun anew as well
 
 

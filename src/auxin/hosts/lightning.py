@@ -104,7 +104,7 @@ class GrowthCallback(AnyCallback):
         """Build the Grower around what the Trainer has made and restored."""
         if self._structure is None:  # a new module, or a copy of this callback with its own
             self._structure, self.saved = Structure(pl_module), self.saved if has_grown(pl_module, self.saved) else None
-        self._unread = list((self.saved or {}).get("unread", ()))
+        self._unread, self._batch = list((self.saved or {}).get("unread", ())), None
         self.grower = self._built(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

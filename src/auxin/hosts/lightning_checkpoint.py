@@ -26,6 +26,12 @@ def load_from_checkpoint(kind: Any, path: Any, allow: Iterable[Any] = (), **opti
         path: of the checkpoint.
         allow: further classes, functions or modules that the journal may name.
         options: of ``kind.load_from_checkpoint``.
+
+    Returns:
+        A module of class ``kind``, with the structure and the weights of then.
+
+    Raises:
+        GrowthError: the checkpoint is of another module.
     """
 
     def on_load_checkpoint(self: Any, checkpoint: Mapping[str, Any]) -> None:
