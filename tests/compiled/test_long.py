@@ -13,6 +13,7 @@ pytestmark = [
 ]
 GROWTHS = 12
 EQUAL = 1e-5  # of inductor's sums, in another order than those of PyTorch
+STEP = 1e-4  # of parameters: a hundredth of a step of Adam, which makes rounding larger where gradients are small
 
 
 def graphs():
@@ -79,5 +80,5 @@ def test_a_compiled_adam_step():
             optimizer.zero_grad()
             if i % 2:
                 grow(model, optimizer, seed=i)
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*(m.parameters() for m in models), strict=True))
+        assert all(torch.allclose(a, b, atol=STEP) for a, b in zip(*(m.parameters() for m in models), strict=True))
     assert graphs() == 10
