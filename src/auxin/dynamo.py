@@ -188,6 +188,10 @@ class CompileTime:
         """Count no further."""
         self._seconds = self.seconds
 
+    def go_on(self) -> None:
+        """Count further from where it stopped."""
+        self._began, self._seconds = _spent() - self.seconds, None
+
     def __str__(self) -> str:
         seconds = self.seconds
         return f"compiled again in {seconds:.1f} s" if seconds else "compiles again at its next call"

@@ -142,6 +142,26 @@ def test_seconds_of_compiling_stop_at_the_next_growth():
     assert changes[2].compiling.seconds > 0
 
 
+def test_what_is_taken_back_does_not_end_the_count_of_the_growth_before():
+    model = Net()
+    call = torch.compile(model, backend="eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    grower = ax.Grower(model, optimizer, edits=ax.Duplicate("blocks", by=1), when=ax.when.every(1), probe=batch())
+    step(call, optimizer)
+    change = grower.step()
+    optimizer.zero_grad()
+    grow(model, optimizer, dry_run=True)
+    assert change.compiling.seconds == 0
+    step(call, optimizer)
+    counted = change.compiling.seconds
+    assert counted > 0
+    grower.step()
+    grower.undo()
+    with torch.no_grad():
+        call(batch())
+    assert change.compiling.seconds > counted
+
+
 def test_the_wrapper_stays_the_same_and_runs_what_has_grown():
     model = Net()
     call = torch.compile(model, backend="eager")

@@ -26,14 +26,9 @@ _counting: weakref.WeakKeyDictionary[nn.Module, dynamo.CompileTime] = weakref.We
 
 def counted(model: nn.Module, change: Change) -> Change:
     """The change, with a count of the seconds that compiling will take, if compiled code runs through its place."""
-    if not dynamo.loaded():
-        return change
-    if model in _counting:
-        _counting.pop(model).stop()
     if not any(kinds and dynamo.runs_through(kinds) for kinds in _places(change)):
         return change
-    _counting[model] = dynamo.CompileTime()
-    return dataclasses.replace(change, compiling=_counting[model])
+    return dataclasses.replace(change, compiling=dynamo.CompileTime())
 
 
 def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
@@ -41,6 +36,7 @@ def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
     yield
     undos: list[Undo] = []
     try:
+        _count(model, change, undos)
         if dynamo.loaded():
             _compile_new(change, undos)
             _look_again(change, undos)
@@ -53,6 +49,23 @@ def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
     except BaseException:
         undo(undos)
         raise
+
+
+def _count(model: nn.Module, change: Change, undos: list[Undo]) -> None:
+    """Let the change count, and no longer the one before it."""
+    before = _counting.pop(model, None)
+
+    def undo() -> None:
+        _counting.pop(model, None)
+        if before is not None:
+            before.go_on()
+            _counting[model] = before
+
+    undos.append(undo)
+    if before is not None:
+        before.stop()
+    if change.compiling is not None:
+        _counting[model] = change.compiling
 
 
 @follow("torch._dynamo.eval_frame:OptimizedModule")
