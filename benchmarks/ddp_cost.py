@@ -9,6 +9,8 @@ that; all else is in the figure: agreeing, sending the new values, the optimizer
 
 import argparse
 import dataclasses
+import functools
+import importlib
 import os
 import statistics
 import time
@@ -24,6 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import auxin as ax
+from auxin import agreed, ranks
 from auxin.anatomy.probe import Look
 
 PLANS: list[ax.Change] = []
@@ -37,6 +40,42 @@ class Ready:
 
     def plan(self, model: nn.Module, look: Any) -> ax.Change:
         return PLANS[self.number]
+
+
+class Share:
+    """Seconds of this process's processors inside of what only DDP needs: agreeing, the new values, the reducer."""
+
+    def __init__(self) -> None:
+        self.seconds, self._inside = 0.0, False
+        for owner, name in (
+            (ranks.Ranks, "_meet"),
+            (ranks.Ranks, "broadcast"),
+            (agreed, "structure"),
+            (agreed, "plan"),
+            (importlib.import_module("auxin.follow.ddp"), "rebuild"),
+        ):
+            setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return function(*args, **kwargs)
+            self._inside, start = True, time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._inside = False
+                self.seconds += time.process_time() - start
+
+        return timed
+
+    def read(self) -> float:
+        """Of all ranks together, since the last call."""
+        spent = torch.tensor([self.seconds])
+        self.seconds = 0.0
+        dist.all_reduce(spent)
+        return float(spent)
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, float]:
@@ -66,16 +105,20 @@ def rank_main(rank: int, size: int, port: int, rounds: int) -> None:
     optimizer.zero_grad()
     grower = ax.Grower(model, optimizer, edits=Ready(0), when=lambda reading: False)
     memory: dict[str, Any] = {}
-    rows = []
+    rows, shares = [], []
+    share = Share()
     for number in range(rounds):
         PLANS.append(ax.Duplicate("blocks", by=1).plan(inner, Look(inner, ids, seed=number, memory=memory)))
+        share.read()
         grown = seconds(lambda number=number: grower.grow(Ready(number)))
+        shares.append(share.read())
         rows.append((grown, seconds(lambda: DistributedDataParallel(inner))))
         model(ids).logsumexp(-1).mean().backward()  # the reducer works, and a step ends the growth
         optimizer.step()
         optimizer.zero_grad()
     ax.verify(model, optimizer)
     if rank == 0:
+        part = sorted(b[1] / a for a, (_, b) in zip(shares, rows, strict=True))
         count = sum(p.numel() for p in inner.parameters())
         print(f"{count / 1e6:.1f} M parameters after {rounds} growths, {size} processes, medians of {rounds} rounds")
         for which, name in enumerate(("clock", "processors")):
@@ -86,6 +129,10 @@ def rank_main(rank: int, size: int, port: int, rounds: int) -> None:
                 f"{1e3 * statistics.median(wrapped):.0f} ms; ratio round by round {statistics.median(ratios):.0f} "
                 f"({ratios[0]:.0f} to {ratios[-1]:.0f})"
             )
+        print(
+            f"processors: of the growth, what only DDP needs {1e3 * statistics.median(shares):.1f} ms; ratio round by "
+            f"round {statistics.median(part):.0f} ({part[0]:.0f} to {part[-1]:.0f})"
+        )
     dist.barrier()
     dist.destroy_process_group()
 

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from auxin.anatomy.wrappers import modules_in, parameters_in
 from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
@@ -341,8 +343,10 @@ def structure_of(roots: Iterable[Any]) -> list[int]:
     """Identities of the modules and parameters of networks, in order, and of the groups of optimizers."""
     found = []
     for root in roots:
+        if isinstance(root, DistributedDataParallel):  # the network in it is a root of its own
+            continue
         if isinstance(root, nn.Module):
-            found += [id(thing) for thing in (*root.modules(), *root.parameters())]
+            found += [id(thing) for thing in (*modules_in(root), *parameters_in(root))]
         elif isinstance(getattr(root, "param_groups", None), list):
             found += [id(p) for group in root.param_groups for p in group["params"]]
     return found

@@ -383,3 +383,24 @@ def test_kinds_of_ddp_that_cannot_be_built_anew() -> None:
         assert "mixed_precision=" in mixed and "Grow at a checkpoint" in mixed
         assert "an optimizer inside the backward pass" in fused
         assert "wraps another Net" in other
+
+
+def many_ranks(rank: int, way: str) -> Tensor:
+    """Four ranks sum in an order that depends on the buckets: the way back leads to the old ones."""
+    model, optimizer = built(rank)
+    grower = grower_of(model, optimizer, keep=way == "snapshot")
+    train(model, optimizer, range(4))
+    if way != "never":
+        grower.grow(ONE_MORE)
+        if way == "snapshot":
+            train(model, optimizer, range(20, 22))
+        grower.undo()
+    train(model, optimizer, range(4, 8))
+    return values(*model.parameters())
+
+
+@MANY
+def test_four_ranks_come_back_to_the_bit() -> None:
+    never = on_ranks(4, many_ranks, "never", timeout=200)
+    for way in ("undo", "snapshot"):
+        assert all(torch.equal(found, never[0]) for found in on_ranks(4, many_ranks, way, timeout=200))
