@@ -150,7 +150,7 @@ def test_ten_kills_under_torchrun(tmp_path):
     generator, killed, resumed, largest = random.Random(5), [], 0, 0.0
     for number, count in enumerate((3, 3, 2, 2)):
         killer = Killer(generator, count)
-        code, printed = started([*command, tmp_path / str(number)], killer)
+        code, printed = started([*command, tmp_path / str(number)], killer, seconds=200)
         found = {}
         for at, (loss, blocks) in [(at, one) for part in printed.split("resumed") for at, one in steps(part).items()]:
             assert blocks == expected[at][1]
