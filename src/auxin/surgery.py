@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from auxin import agreed
 from auxin.anatomy.blocks import CONTAINERS, PLAIN, hooks_on
+from auxin.anatomy.numbering import repeated
 from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import join, moves_between, unwrap
 from auxin.anatomy.wrappers import with_wrappers
@@ -129,6 +130,7 @@ class surgery:
             raise
 
     def _follow(self, change: Change, held: contextlib.ExitStack) -> Change:
+        _refuse_repeated_numbers(change)
         for swap in change.swaps:
             if swap.resized and swap.value is not None:
                 forget_shape(swap.value)
@@ -360,6 +362,19 @@ def _refuse_strays(model: nn.Module, tree: Record) -> None:
                         f"a plain {type(value).__name__} registers nothing, so it would never train, move or be saved. "
                         "Add it to an nn.ModuleList as well."
                     )
+
+
+def _refuse_repeated_numbers(change: Change) -> None:
+    """Refuse a copied block that still says the position of the one that it copies."""
+    for rewire in change.rewires:
+        container = change.before.modules[rewire.path] if change.before is not None else None
+        new = {name for name, child in rewire.children if isinstance(child, New)}
+        found = repeated(container, new) if isinstance(container, CONTAINERS) and new else ""
+        if found:
+            raise GrowthError(
+                f"surgery: {join(rewire.path, found)}. A cache for generating is kept by such numbers, and two of one "
+                "number mix it up. Give each block its position, or let Duplicate do it."
+            )
 
 
 def _settle_modes(change: Change, tree: Record) -> None:

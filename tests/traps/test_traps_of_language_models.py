@@ -55,7 +55,7 @@ def test_22_the_same_inside_surgery_is_refused_by_name():
         pytest.raises(ax.GrowthError, match=r"model\.layers\.3: the network's forward never calls it"),
         ax.surgery(model, optimizer, probe=PROBE),
     ):
-        model.model.layers.append(copy.deepcopy(model.model.layers[2]))
+        model.model.layers.append(type(layer_of(model))(model.config, 3))
     assert len(model.model.layers) == 3 == model.config.num_hidden_layers
     with ax.surgery(model, optimizer, probe=PROBE):
         model.model.layers.append(type(layer_of(model))(model.config, 3))
@@ -87,6 +87,22 @@ def test_23_a_copied_index_mixes_up_the_cache(name):
     edit = ax.Duplicate(at_of(name), order=[0, 0, 1, 2], output="keep")  # the copies write, as those by hand
     ax.grow(model, edit, adamw(model), probe=PROBE)
     assert [numbers_of(block) for block in blocks_of(name, model)] == [[0], [1], [2], [3]]
+    torch.testing.assert_close(cached(model), logits(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("probe", [PROBE, None], ids=["probe", "no probe"])
+def test_23_the_same_inside_surgery_is_refused_by_name(probe):
+    model = built("llama")
+    optimizer = adamw(model)
+    with (
+        pytest.raises(ax.GrowthError, match=r"model\.layers\.3\.self_attn\.layer_idx is 2, as in 2\. A cache"),
+        ax.surgery(model, optimizer, probe=probe),
+    ):
+        model.model.layers.append(copy.deepcopy(model.model.layers[2]))
+        counted(model)
+    assert len(model.model.layers) == 3 == model.config.num_hidden_layers
+    with ax.surgery(model, optimizer, probe=probe):
+        append_a_copy(model)
     torch.testing.assert_close(cached(model), logits(model), atol=1e-5, rtol=0)
 
 
