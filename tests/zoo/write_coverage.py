@@ -27,10 +27,11 @@ from trials import RATES, Outcome, duplicate, ungrown
 
 HEAD = """# Coverage: Duplicate on real architectures
 
-Written by `make zoo`; every figure is measured by it, with {versions}. The models are small, of random weights with
-noise on all parameters (those of timm in full size, on small images); eager attention, float32, one CPU thread.
-`Duplicate` copies the last block of each list once. A list is a ModuleList or Sequential with a block that is called
-once and keeps the shape of what it is given; lists inside the blocks of another list are counted apart, at the end.
+Written by `make zoo`, which measures every figure; here with {versions}.
+The models are small, of random weights with noise on all parameters (those of timm in full size, on small images);
+eager attention, float32, one CPU thread. `Duplicate` copies the last block of each list once. A list is a ModuleList or
+Sequential with a block that is called once and keeps the shape of what it is given; lists inside the blocks of another
+list are counted apart, at the end.
 
 {summary}
 
