@@ -31,7 +31,7 @@ Written by `make zoo`, which measures every figure; here with {versions}.
 The models are small, of random weights with noise on all parameters (those of timm in full size, on small images);
 eager attention, float32, one CPU thread. `Duplicate` copies the last block of each list once. A list is a ModuleList or
 Sequential with a block that is called once and keeps the shape of what it is given; lists inside the blocks of another
-list are counted apart, at the end.
+list are counted apart, at the end. Models without a list (albert's layers are one) are left out.
 
 {summary}
 
