@@ -74,6 +74,23 @@ def test_own_random_numbers_and_a_thawed_layer_differ() -> None:
         assert thawed > 1e-3 and own > 1e-3
 
 
+def frozen_late(rank: int) -> tuple[float, str]:
+    model = wrapped(rank)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train_step(model, optimizer, *share(0, rank, 2))
+    model.module.inp.requires_grad_(False)
+    train_step(model, optimizer, *share(1, rank, 2))
+    found = spread(model)
+    with pytest.raises(RuntimeError) as error:
+        train_step(model, optimizer, *share(2, rank, 2))
+    return found, str(error.value)
+
+
+def test_a_layer_that_was_frozen_late_stops_the_averaging() -> None:
+    for found, error in on_ranks(2, frozen_late):
+        assert found > 1e-3 and "Expected to have finished reduction" in error
+
+
 def built_again(rank: int) -> tuple[list[int], bool, int]:
     model = wrapped(rank)
     fired: list[int] = []
