@@ -253,7 +253,7 @@ class Grower:
                 if self.probation is not None:
                     self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
                 self._write_down(change)
-                self.log.growth(self, change)
+            self.log.growth(self, change)
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:

@@ -117,6 +117,22 @@ def test_what_one_rank_refuses_no_rank_does(where: str, first: str, second: str)
     assert "all are as they were" in texts[0]
 
 
+def logged(rank: int, path: str) -> None:
+    model, optimizer, grower = setting(rank, log=path)
+    grower.on_growth = lambda change: 1 // (1 - rank)
+    with pytest.raises((ZeroDivisionError, ax.GrowthError)):
+        grower.grow(ONE_MORE)
+    grower.on_growth = None
+    grower.grow(ONE_MORE)
+    grower.step(1.0)
+
+
+def test_rank_0_alone_writes_the_log_and_only_what_happened(tmp_path: Any) -> None:
+    on_ranks(2, logged, str(tmp_path / "run"))
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert text.count('"kind": "growth"') == text.count('"kind": "reading"') == 1
+
+
 def kept_decision(rank: int) -> Any:
     model, optimizer, grower = setting(rank, when=ax.when.every(1))
     if rank == 1:
