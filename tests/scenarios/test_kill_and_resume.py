@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import killed
 import pytest
 import torch
 from growing import Net
+
+import killed
 
 torch.set_num_threads(1)
 
