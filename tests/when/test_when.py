@@ -182,6 +182,11 @@ def test_a_one_element_tensor_is_a_number() -> None:
     assert when.threshold(0.9)(reading(torch.tensor(0.5)))
 
 
+def test_a_metric_may_be_named_as_loggers_name_it():
+    trigger = when.threshold(0.5, metric="val/loss")
+    assert [trigger(reading(**{"val/loss": loss})) for loss in (0.9, 0.4)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("trigger", "seen", "message"),
     [

@@ -39,8 +39,8 @@ def check_choice(trigger: str, name: str, value: object, choices: tuple[str, ...
 
 
 def check_metric(trigger: str, metric: object) -> None:
-    """Refuse what no keyword of `grower.step` can be called."""
-    if metric is not None and not (isinstance(metric, str) and metric.isidentifier()):
+    """Refuse what is no name of a metric; "val/loss" is one, passed as `grower.step(**{"val/loss": loss})`."""
+    if metric is not None and not (isinstance(metric, str) and metric.split() == [metric]):
         raise GrowthError(
             f"{trigger}(metric={metric!r}): metric is the name of a keyword of grower.step, "
             "as 'accuracy' in grower.step(accuracy=...)."
