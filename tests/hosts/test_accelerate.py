@@ -107,6 +107,17 @@ def test_the_best_state_is_loaded_with_its_structure(best, tmp_path):
     assert [run.epoch() for _ in range(best + 1, EPOCHS)] == losses[best + 1 :]  # and it goes on from there, and grows
 
 
+def test_groups_of_growths_go_and_come_back_with_a_state(tmp_path):
+    options = {"group": {"lr": 3e-2}}
+    run, losses, states = grown(tmp_path, **options)
+    for number in (4, 0, 3, 1):
+        run.accelerator.load_state(states[number])
+        count = DEPTHS[number]
+        assert [len(g["params"]) for g in run.optimizer.param_groups] == [10, *[6] * (count - 1)]
+        assert len(run.scheduler.scheduler.lr_lambdas) == count
+        assert [run.epoch() for _ in range(number + 1, EPOCHS)] == losses[number + 1 :]
+
+
 def test_a_state_from_before_every_growth(tmp_path):
     run = Run()
     first = run.save(tmp_path / "first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from auxin.checkpoint.companions import names_of
 from auxin.checkpoint.optimizer import names_in
 from auxin.errors import GrowthError
 from auxin.follow.groups import made
-from auxin.follow.scheduler import extend, lengthened, lists_of, nested
+from auxin.follow.own_groups import optimizers_in
+from auxin.follow.scheduler import extend, lengthened, lists_of, nested, optimizer_of
 
 Names = Sequence[Sequence[str]]
 
@@ -62,6 +64,21 @@ def regroup(optimizer: Any, groups: Names, model: nn.Module, schedulers: Sequenc
         group["params"][:] = [known[name] for name in wanted]
         if group.get("param_names") is not None:
             group["param_names"][:] = wanted
+
+
+@contextlib.contextmanager
+def without_emptied(companions: Sequence[Any]) -> Iterator[None]:
+    """Groups that lose their last parameter inside go, in the schedulers too: a growth had made them for itself."""
+    optimizers = optimizers_in(companions)
+    filled = {id(group) for optimizer in optimizers for group in optimizer.param_groups if group["params"]}
+    yield
+    for optimizer in optimizers:
+        groups = optimizer.param_groups
+        left = [n for n, group in enumerate(groups) if group["params"] or id(group) not in filled]
+        schedulers = [c for c in companions if optimizer_of(c) is optimizer]
+        lists = {id(held): held for held in (groups, *_per_group(schedulers))}  # one scheduler may hold another
+        for held in lists.values():
+            held[:] = [held[n] for n in left]
 
 
 def _differences(groups: Names, count: int, known: Mapping[str, Any], schedulers: Sequence[Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from auxin.checkpoint.groups import without_emptied
 from auxin.edits.after import After
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
@@ -70,7 +71,8 @@ class Way:
         if lost:
             raise GrowthError(_no_way(entries[lost[-1]]))
         for number in reversed(range(shared, len(entries))):
-            self._back(grower, number, entries[number])
+            with without_emptied(grower.companions):
+                self._back(grower, number, entries[number])
         self.forward(grower.model, journal, grower.companions)
         grower.progress.entries[:] = journal.entries
         grower.load_state_dict(state, rule)
