@@ -220,7 +220,7 @@ class Grower:
             if reason is not None:
                 self._wait(reason)
             state = self.progress
-        if self.done:
+        if self._all.done(self):
             return None
         reading = Reading(value, named, state.calls, self.optimizer_steps, len(state.entries), state.since_growth)
         state.fired = self._all.fired(self.when, reading) or state.fired
@@ -253,7 +253,7 @@ class Grower:
                 if self.probation is not None:
                     self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
                 self._write_down(change)
-            self.log.growth(self, change)
+            self._all.ranks.share("grow: the log", functools.partial(self.log.growth, self, change))
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
             if self._past.mark is mark:

@@ -83,6 +83,10 @@ class Together:
         mean = {name: _mean([one[name] for one in all_of_them]) for name in all_of_them[0]}
         return mean.pop(""), {name: value for name, value in mean.items() if value is not None}
 
+    def done(self, grower: Any) -> bool:
+        """Whether rank 0 is done; a trigger may be it by the clock, and then the others follow."""
+        return self.ranks.share("grower.step: whether it is done", lambda: bool(grower.done))[0]
+
     def fired(self, when: Callable[[Reading], bool], reading: Reading) -> bool:
         """Whether the trigger of rank 0 has fired."""
         return self.ranks.share("grower.step: the trigger", lambda: bool(when(reading)))[0]
@@ -93,12 +97,13 @@ class Together:
         Raises:
             GrowthError: it is an edit that this rank cannot build.
         """
-        edits = grower.edits()
         if self.ranks.alone:
-            return grower.choose(edits, grower)
+            return grower.choose(grower.edits(), grower)
+        edits: list[Edit] = []
         chosen: list[Edit | None] = []
 
         def told() -> Any:
+            edits.extend(grower.edits())
             chosen.append(grower.choose(edits, grower))
             return None if chosen[0] is None else edit_to_json(chosen[0])
 

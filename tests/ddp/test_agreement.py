@@ -81,6 +81,17 @@ def test_another_seed_on_one_rank_is_refused_on_all() -> None:
     assert all("rank 0: seed 0" in text and "rank 1: seed 1" in text for text in on_ranks(2, other_seed))
 
 
+def only_tried(rank: int) -> str:
+    model, optimizer, _ = setting(rank)
+    optimizer.zero_grad()
+    return refused(model, optimizer, lambda: ax.grow(model, ONE_MORE, optimizer, probe=PROBE, dry_run=rank == 1))
+
+
+def test_a_dry_run_on_one_rank_is_refused_on_all() -> None:
+    for text in on_ranks(2, only_tried):
+        assert "the ranks differ. rank 0: dry_run False; rank 1: dry_run True" in text
+
+
 def no_use_for_it(rank: int, where: str) -> str:
     def raising(change: Any) -> None:
         if dist.get_rank() == 1:
@@ -118,7 +129,7 @@ def test_what_one_rank_refuses_no_rank_does(where: str, first: str, second: str)
 
 
 def logged(rank: int, path: str) -> None:
-    model, optimizer, grower = setting(rank, log=path)
+    _, _, grower = setting(rank, log=path)
     grower.on_growth = lambda change: 1 // (1 - rank)
     with pytest.raises((ZeroDivisionError, ax.GrowthError)):
         grower.grow(ONE_MORE)
@@ -182,6 +193,56 @@ def own_choice(rank: int) -> Any:
 
 def test_ranks_that_choose_otherwise_follow_rank_0() -> None:
     assert on_ranks(2, own_choice) == ["After", "After"]
+
+
+def raises_alone(rank: int, where: str, path: str) -> Any:
+    """Rank 1 is done by a clock of its own, or its list of edits raises; or the log of rank 0 does."""
+
+    def edits(model: Any) -> list[Any]:
+        if where == "edits" and rank == 1 and calls:
+            raise ValueError("no edits here")
+        return [ONE_MORE]
+
+    class Always:
+        done = where == "done" and rank == 1
+
+        def __call__(self, reading: Any) -> bool:
+            return True
+
+    def no_log(*_: Any) -> None:
+        raise MemoryError("of the log")
+
+    calls: list[int] = []
+    model, optimizer, grower = setting(rank, edits=edits, when=Always(), log=path if where == "log" else None)
+    calls.append(1)
+    if where == "log" and rank == 0:
+        grower.log.growth = no_log
+    try:
+        grower.step(1.0)
+        text = "grown"
+    except (ax.GrowthError, ValueError, MemoryError) as error:
+        text = str(error)
+    assert_ranks_equal(model)
+    for step in range(2, 4):
+        train_step(model, optimizer, *share(step, rank, 2))
+        assert_ranks_equal(model)
+    return text, len(grower.journal), len(model.module.blocks)
+
+
+@pytest.mark.parametrize(
+    ("where", "texts", "blocks"),
+    [
+        ("done", ("grown", "grown"), 2),
+        ("edits", ("rank 1: ValueError: no edits here", "no edits here"), 1),
+        ("log", ("of the log", "rank 0: MemoryError: of the log"), 1),
+    ],
+)
+def test_what_one_rank_alone_has_its_trigger_edits_and_log_do(
+    where: str, texts: tuple[str, str], blocks: int, tmp_path: Any
+) -> None:
+    said = on_ranks(2, raises_alone, where, str(tmp_path / "run"), patience=5.0)
+    for (text, growths, found), expected in zip(said, texts, strict=True):
+        assert text.startswith(expected) and growths == blocks - 1 and found == blocks
 
 
 def other_readings(rank: int) -> str:
