@@ -43,7 +43,7 @@ zoo: $(ZOO)/.stamp
 # An environment of its own for each library: they want other versions of the same packages.
 forecasting: $(VENV)-neuralforecast/.stamp $(VENV)-darts/.stamp
 	for name in neuralforecast darts; do OMP_NUM_THREADS=1 $(VENV)-$$name/bin/python -m pytest -q -n $(JOBS) \
-	  --timeout 600 tests/forecasting/test_$$name.py tests/forecasting/test_page.py || exit 1; done
+	  --timeout 600 tests/forecasting/test_$$name.py tests/forecasting/test_forecasting_page.py || exit 1; done
 
 $(VENV)-%/.stamp: pyproject.toml constraints/dev.txt constraints/forecasting.txt
 	$(PY) -m venv $(VENV)-$*

@@ -378,6 +378,6 @@ def test_two_schedules_on_one_optimizer():
 def test_a_follower_that_counts_the_lists_twice_is_caught(monkeypatch):
     from auxin.follow import scheduler as follower
 
-    monkeypatch.setattr(follower, "_extend", lambda longer, count: [held.extend(new) for held, new in longer])
+    monkeypatch.setattr(follower, "extend", lambda longer, count: [held.extend(new) for held, new in longer])
     with pytest.raises(ax.GrowthError, match=r"StepLR\.base_lrs has 3 entries for 2 groups"):
         test_a_scheduler_given_beside_one_that_holds_it(1)

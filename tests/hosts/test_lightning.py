@@ -16,6 +16,7 @@ from lightning.pytorch import callbacks as lit_callbacks
 from lightning.pytorch.plugins import MixedPrecision
 from lit import BATCHES, SCHEDULERS, Block, Lit, batches, built, fit, growing, saving, trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 import auxin as ax
 from auxin.errors import GrowthError
@@ -897,6 +898,43 @@ def test_processes_that_bring_back_weights_only_are_refused(tmp_path: Path) -> N
     made.strategy._launcher = _MultiProcessingLauncher()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(GrowthError, match="ddp_spawn.*only weights come back.*strategy='ddp'"):
         made.fit(built(), batches())
+
+
+def test_a_trigger_that_takes_for_better_what_another_callback_takes_for_worse(tmp_path: Path) -> None:
+    stopping = lit_callbacks.EarlyStopping("val_loss", mode="max")
+    with pytest.raises(GrowthError, match=r"val_loss is better when it is greater, says EarlyStopping\(mode='max'\)"):
+        fit(built(), tmp_path, growing(when=ax.when.plateau()), stopping)
+    fit(built(), tmp_path, growing(when=ax.when.plateau(mode="max")), stopping, epochs=1)
+
+
+class OfDicts(Lit):
+    """Its batches are dicts, of which `forward` takes one entry."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(self(batch["ids"]), batch["labels"])
+
+
+def test_a_batch_of_inputs_and_labels_by_name_is_a_probe(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, callback = OfDicts(), growing([1])
+    loader = DataLoader([{"ids": x, "labels": y} for x, y in batches()], batch_size=None)
+    trainer(tmp_path, callback, epochs=2).fit(module, loader, loader)
+    assert len(module.blocks) == 3 and callback.grower is not None
+
+
+def test_a_first_batch_that_is_no_probe(tmp_path: Path) -> None:
+    nested = DataLoader([((x, y), y) for x, y in batches()], batch_size=None)
+
+    class OfNests(Lit):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return nn.functional.mse_loss(self(batch[0][0]), batch[1])
+
+    with pytest.raises(GrowthError, match="does not run on it") as raised:
+        trainer(tmp_path, growing([1]), epochs=2).fit(OfNests(), nested, nested)
+    assert "The probe is the first training batch here" in raised.value.__notes__[0]
 
 
 def test_a_monitor_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -436,6 +436,14 @@ def test_a_monitor_that_no_evaluation_gives():
     assert trainer.state.global_step == EVERY
 
 
+def test_a_trigger_that_takes_for_better_what_the_trainer_takes_for_worse():
+    plateau = ax.when.plateau(patience=2)
+    with pytest.raises(ax.GrowthError, match=r"eval_planned is better when it is greater.*Pass mode='max' to the trig"):
+        trainer_of(llama(), growth(when=plateau), best=1).train()
+    trainer_of(llama(), growth(when=plateau, monitor="loss"), best=1, max_steps=EVERY).train()
+    trainer_of(llama(), growth(when=ax.when.plateau(patience=2, mode="max")), best=1, max_steps=EVERY).train()
+
+
 def test_a_checkpoint_without_a_journal_is_where_counting_begins():
     plain, callback = trainer_of(llama()), growth(monitor="eval_loss")
     plain.train()

@@ -92,7 +92,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 def arguments(model: nn.Module, probe: Probe) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn a probe into call arguments: a batch ``(inputs, targets)`` loses what ``forward`` does not take.
+    """Turn a probe into call arguments: a batch of inputs and targets loses what ``forward`` does not take.
 
     Raises:
         GrowthError: the probe does not fit ``model.forward``.
@@ -100,15 +100,15 @@ def arguments(model: nn.Module, probe: Probe) -> tuple[tuple[Any, ...], dict[str
     batch = probe() if callable(probe) and not isinstance(probe, Tensor) else probe
     first = next((t for t in [*model.parameters(), *model.buffers()]), None)
     batch = moved(batch, first.device) if first is not None and first.device.type != "meta" else batch
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if not isinstance(batch, (tuple, list)):
+    if not isinstance(batch, (Mapping, tuple, list)):
         return (batch,), {}
-    args = tuple(batch)
+    args = () if isinstance(batch, Mapping) else tuple(batch)
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
-        return args, {}
+        return args, dict(batch) if isinstance(batch, Mapping) else {}
+    if isinstance(batch, Mapping):
+        return (), _known(batch, signature) or dict(batch)
     for length in range(len(args), 0, -1):
         try:
             signature.bind(*args[:length])
@@ -119,6 +119,13 @@ def arguments(model: nn.Module, probe: Probe) -> tuple[tuple[Any, ...], dict[str
         f"probe={type(batch).__name__} of {len(args)}: {type(model).__name__}.forward{signature} does not take it. "
         "Pass the tensor, a tuple of its positional arguments, or a dict of its keywords."
     )
+
+
+def _known(batch: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
+    """What of a batch is an argument of ``forward``: labels that only the loss takes are none."""
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return dict(batch)
+    return {name: value for name, value in batch.items() if name in signature.parameters}
 
 
 class Look:

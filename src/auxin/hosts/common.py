@@ -43,6 +43,29 @@ def check_options(options: Mapping[str, Any], door: str) -> None:
         raise GrowthError(f"{door} {what}. It takes the arguments of auxin.Grower: {', '.join(known)}.")
 
 
+def check_direction(when: Any, metric: str, better: str | None, said: str) -> None:
+    """Check that a trigger takes the same for better as the host does.
+
+    Args:
+        when: the trigger.
+        metric: what it looks at.
+        better: "max", "min", or None where the host does not say.
+        said: where the host says so, in words.
+
+    Raises:
+        GrowthError: it does not.
+    """
+    mode = getattr(when, "mode", None)
+    own = getattr(when, "metric", None) is not None or hasattr(when, "value")  # another metric, or a goal
+    if better is None or mode not in ("min", "max") or mode == better or own:
+        return
+    word = "greater" if better == "max" else "smaller"
+    raise GrowthError(
+        f"GrowthCallback: {metric} is better when it is {word}, says {said}, and {when!r} takes it the other way "
+        f"round. Pass mode={better!r} to the trigger."
+    )
+
+
 def unwrapped(companion: Any) -> Any:
     """The optimizer or scheduler inside the wrapper that ``accelerator.prepare`` has put around it."""
     while type(companion).__name__ in WRAPPED:

@@ -134,9 +134,8 @@ class GrowthCallback(AnyCallback):
         """Say so where nothing could grow."""
         parts.warn_unless_evaluated(self.grower, self._unread)
 
-    # ---- how
-
     def _built(self, trainer: Any) -> Grower:
+        parts.check_mode(trainer, self._arguments.options["when"], self.monitor)
         return self._arguments.grower(trainer, self.saved, lambda: self._batch)
 
     def _step(self, trainer: Any, grower: Grower, logged: dict[str, float]) -> None:
@@ -145,7 +144,7 @@ class GrowthCallback(AnyCallback):
         with parts.without_trainer(trainer.lightning_module):
             grower.progress.pending = parts.decided(grower, metric, logged)
             if grower.progress.pending is not None:
-                with self._structure.noting():
+                with self._structure.noting(), parts.told_of_the_probe(self._arguments.options["probe"]):
                     change = carry_out(grower)
         for stopping in trainer.early_stopping_callbacks if change is not None and self.reset_patience else ():
             stopping.wait_count = 0

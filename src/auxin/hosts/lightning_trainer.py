@@ -20,6 +20,7 @@ from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.average import follow_average
 from auxin.grower import Grower
+from auxin.hosts.common import check_direction
 
 PATIENCE = 20  # batches without a clean moment, accumulated ones aside, before a warning
 
@@ -64,11 +65,35 @@ def metrics_in(trainer: Any, monitor: str | None) -> dict[str, float]:
     return trainer.strategy.broadcast(logged)
 
 
+def check_mode(trainer: Any, when: Any, monitor: str | None) -> None:
+    """Check that the trigger and the callbacks that monitor the same metric take the same for better.
+
+    Raises:
+        GrowthError: they do not.
+    """
+    for callback in trainer.callbacks if monitor is not None else ():
+        if getattr(callback, "monitor", None) == monitor and getattr(callback, "mode", None) in ("min", "max"):
+            check_direction(when, str(monitor), callback.mode, f"{type(callback).__name__}(mode={callback.mode!r})")
+
+
 def probe_of(trainer: Any, pl_module: Any, batch: Any) -> Any:
-    """A copy of the batch of process 0, as ``forward`` takes it: a dict is one argument where there is only one."""
+    """A copy of the batch of process 0, as ``forward`` takes it: where it takes one argument, a dict may be that."""
     batch = taken(trainer.strategy.broadcast(batch), {})
-    one = len(inspect.signature(pl_module.forward).parameters) == 1
-    return (batch,) if isinstance(batch, Mapping) and one else batch
+    names = list(inspect.signature(pl_module.forward).parameters)
+    return (batch,) if isinstance(batch, Mapping) and len(names) == 1 and names[0] not in batch else batch
+
+
+@contextlib.contextmanager
+def told_of_the_probe(own: Any) -> Iterator[None]:
+    """Where a growth fails with a probe that nobody passed, say where it comes from."""
+    try:
+        yield
+    except GrowthError as error:
+        if own is None and str(error).startswith("probe"):
+            error.add_note(
+                "The probe is the first training batch here. Pass what forward takes: GrowthCallback(..., probe=...)."
+            )
+        raise
 
 
 @contextlib.contextmanager

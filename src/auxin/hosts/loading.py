@@ -111,6 +111,18 @@ class Loading(transformers.TrainerCallback):
         return Journal.from_json(state["journal"], Allowed.of(model, self.allow))
 
 
+def full(name: str) -> str:
+    """A metric as evaluations name it."""
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
+def better(args: Any, name: str) -> tuple[str, str | None]:
+    """The metric, and what of it is better to a Trainer: "max", "min" or None."""
+    if args.metric_for_best_model is None or full(args.metric_for_best_model) != name or args.greater_is_better is None:
+        return name, None
+    return name, "max" if args.greater_is_better else "min"
+
+
 def _calling_trainer() -> Any:
     """The Trainer that calls: events do not name it.
 

@@ -15,9 +15,9 @@ from auxin.arguments import checked_trigger, is_edit
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.grower import Grower
-from auxin.hosts.common import as_built, carry_out, check_options, unwrapped, warn_untested
+from auxin.hosts.common import as_built, carry_out, check_direction, check_options, unwrapped, warn_untested
 from auxin.hosts.files import write_blocks, write_state
-from auxin.hosts.loading import Loading
+from auxin.hosts.loading import Loading, better, full
 from auxin.hosts.way import Way
 from auxin.journal import references
 from auxin.logbook import Logbook
@@ -76,6 +76,7 @@ class GrowthCallback(Loading):
                 "GrowthCallback was added after the Trainer was built, so it has not seen from where this run resumes. "
                 "Hand it over: Trainer(..., callbacks=[GrowthCallback(...)])."
             )
+        check_direction(self.options["when"], *better(args, self._monitored(args)), "greater_is_better of the Trainer")
         if state.is_hyper_param_search:
             raise GrowthError("GrowthCallback: not in a hyperparameter_search; give each trial a Trainer of its own.")
         if args.eval_strategy == "no":
@@ -135,8 +136,7 @@ class GrowthCallback(Loading):
         self._check_monitor(args)
 
     def _monitored(self, args: Any) -> str:
-        name = self.monitor or args.metric_for_best_model or "loss"
-        return name if name.startswith("eval_") else f"eval_{name}"
+        return full(self.monitor or args.metric_for_best_model or "loss")
 
     def _check_monitor(self, args: Any) -> None:
         """Raise where evaluations have passed without the metric."""
