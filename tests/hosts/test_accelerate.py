@@ -221,6 +221,36 @@ def test_the_grower_of_the_plain_loop_says_which_one_to_take():
     assert len(run.model.blocks) == 2
 
 
+def test_an_optimizer_that_was_not_handed_over():
+    run = Run(grows=False)
+    options = {"edits": ax.Duplicate("blocks", by=1), "when": ax.when.every(1), "probe": X[:8]}
+    with pytest.raises(ax.GrowthError, match="AdamW was prepared for this model too"):
+        Grower(run.accelerator, run.model, **options)
+    run = Run(when=ax.when.every(1))
+    run.accelerator.prepare(torch.optim.SGD(run.model.parameters(), lr=0.1))
+    with pytest.raises(ax.GrowthError, match="SGD was prepared for this model too"):
+        run.epoch()
+    assert len(run.model.blocks) == 1
+
+
+def test_a_trial_trains_as_prepared():
+    run = Run(accelerator={"mixed_precision": "bf16"})
+    run.epoch()
+    before, weights = run.model(X), {name: t.clone() for name, t in run.model.state_dict().items()}
+    seen = []
+    hook = run.model.out.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with run.grower.trial(ax.Duplicate("blocks", by=1)):
+        assert len(run.model.blocks) == 3
+        seen.clear()
+        run.accelerator.backward(nn.functional.mse_loss(run.model(X), Y))
+        assert seen == [torch.bfloat16]
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    hook.remove()
+    assert_equal_tensors(run.model.state_dict(), weights)
+    assert torch.equal(run.model(X), before)
+
+
 def test_what_was_not_prepared():
     run = Run(grows=False)
     options = {"edits": ax.Duplicate("blocks"), "when": ax.when.every(1)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import accelerate
@@ -13,7 +13,8 @@ from auxin import grower
 from auxin.anatomy.tree import unwrap
 from auxin.change import Change, Edit
 from auxin.errors import GrowthError
-from auxin.hosts.common import as_built, check_options, unwrapped, warn_untested
+from auxin.follow.own_groups import optimizers_in
+from auxin.hosts.common import FORWARD, as_built, check_options, unwrapped, warn_untested
 from auxin.hosts.files import STATE, read_state, write_state
 from auxin.hosts.way import Way
 
@@ -35,15 +36,17 @@ class Grower(grower.Grower):
         options: the arguments of ``auxin.Grower``: ``edits``, ``when``, ``probe``, ...
 
     Raises:
-        GrowthError: something was not prepared, the network has a Grower already, or it is distributed in a way under
-            which networks do not grow.
+        GrowthError: something was not prepared, an optimizer of the network was not handed over, the network has a
+            Grower already, or it is distributed in a way under which networks do not grow.
     """
 
     def __init__(self, accelerator: Any, model: nn.Module, *companions: Any, allow: Iterable[Any] = (), **options: Any):
         check_options(options, "auxin.hosts.accelerate.Grower")
         _check(accelerator, model)
-        super().__init__(model, *(unwrapped(one) for one in companions), **options)
-        self._way, self._allow = Way(), list(allow)
+        plain = [unwrapped(one) for one in companions]
+        _check_optimizers(accelerator, model, plain)
+        super().__init__(model, *plain, **options)
+        self._accelerator, self._way, self._allow = accelerator, Way(), list(allow)
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
 
@@ -54,9 +57,18 @@ class Grower(grower.Grower):
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
         """Carry out one edit now; see ``auxin.Grower``."""
+        _check_optimizers(self._accelerator, self.model, self.companions)
         lasting = not self._past.in_branch
         with as_built(self.model), self._way.noting(self.model, len(self.journal)) if lasting else nullcontext():
             return super().grow(edit, seed)
+
+    @contextmanager
+    def trial(self, edit: Edit | None, seed: int | None = None) -> Iterator[Change | None]:
+        """Grow, train and measure inside, as prepared; see ``auxin.Grower``."""
+        prepared = {name: self.model.__dict__[name] for name in FORWARD if name in self.model.__dict__}
+        with as_built(self.model), super().trial(edit, seed) as change:
+            self.model.__dict__.update(prepared)
+            yield change
 
     def _save(self, models: Sequence[nn.Module], weights: Any, directory: str) -> None:
         name = self._file(models)
@@ -99,3 +111,14 @@ def _check(accelerator: Any, model: Any) -> None:
     hooks = [getattr(hook, "__self__", None) for hook in accelerator._load_model_state_pre_hook.values()]
     if any(isinstance(one, Grower) and one.model is unwrap(model) for one in hooks):
         raise GrowthError("Grower: this model has a Grower already. Give that one all edits: edits=[first, second].")
+
+
+def _check_optimizers(accelerator: Any, model: nn.Module, companions: Sequence[Any]) -> None:
+    """Check that none of the prepared optimizers of this network was forgotten: it would not train what grows."""
+    own, known = {id(p) for p in model.parameters()}, [id(one) for one in companions]
+    for optimizer in optimizers_in([unwrapped(one) for one in accelerator._optimizers]):
+        if id(optimizer) not in known and any(id(p) in own for g in optimizer.param_groups for p in g["params"]):
+            raise GrowthError(
+                f"Grower: {type(optimizer).__name__} was prepared for this model too, and would not train what grows. "
+                "Hand over all that was prepared: Grower(accelerator, model, optimizer, scheduler, ...)."
+            )
