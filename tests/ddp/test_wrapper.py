@@ -202,6 +202,31 @@ def grower_of(model: Any, optimizer: Any, **options: Any) -> ax.Grower:
     return ax.Grower(model, optimizer, **given)
 
 
+def without_a_step(rank: int, to_none: bool) -> Tensor:
+    model, optimizer = built(rank, gradient_as_bucket_view=True)
+    grower = grower_of(model, optimizer)
+    train(model, optimizer, range(3))
+    gradients = [p.grad for p in model.parameters()]
+    for _ in range(2):
+        grower.grow(ONE_MORE)
+        grower.undo()
+        assert all(p.grad is grad for p, grad in zip(model.parameters(), gradients, strict=True))
+    grower.grow(ONE_MORE)
+    for step in range(3, 6):
+        optimizer.zero_grad(set_to_none=to_none)
+        x, y = share(step, rank, 2)
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    return values(*model.parameters())
+
+
+@pytest.mark.parametrize("to_none", [False, pytest.param(True, marks=MANY)])
+def test_gradients_that_are_views_of_buckets_stay_used(to_none: bool) -> None:
+    weights = expected(grow)
+    for found in on_ranks(2, without_a_step, to_none):
+        assert float((found - weights).abs().max()) <= 1e-6
+
+
 def there_and_back(rank: int, way: str) -> Tensor:
     model, optimizer = built(rank)
     grower = grower_of(model, optimizer, keep=way == "snapshot")

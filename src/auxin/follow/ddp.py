@@ -114,7 +114,10 @@ def rebuild(wrapper: Any) -> None:
     names = wrapper._build_debug_param_to_name_mapping(parameters)
     ignored = wrapper.parameters_to_ignore
     wrapper._module_parameters = [p for name, p in wrapper.module.named_parameters() if name not in ignored]
+    gradients = [(p, p.grad) for p in parameters]
     wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
+    for p, grad in gradients:  # with gradient_as_bucket_view it has put copies in their place, which look unused
+        p.grad = grad
     wrapper._has_rebuilt_buckets = False
     if wrapper.static_graph:
         wrapper._static_graph_delay_allreduce_enqueued = False
