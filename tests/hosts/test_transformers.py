@@ -369,6 +369,24 @@ def test_a_second_training_goes_on_from_the_first():
     assert [entry.at["calls"] for entry in callback.grower.journal] == [1, 5]
 
 
+def test_a_training_interrupted_while_gradients_gather_is_resumed_in_the_same_process():
+    class Interrupted(transformers.TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    options = {"gradient_accumulation_steps": 2}
+    whole = trainer_of(llama(), growth(), **options)
+    whole.train()
+    trainer = trainer_of(llama(), growth(), interruption := Interrupted(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert any(p.grad is not None for p in trainer.model.parameters())
+    trainer.remove_callback(interruption)
+    trainer.train(resume_from_checkpoint=checkpoint(trainer, 1))  # from before the growth
+    assert losses(trainer) == losses(whole)
+
+
 def test_each_training_of_a_model_init_begins_anew():
     callback = growth()
     trainer = trainer_of(llama(), callback)

@@ -85,6 +85,7 @@ class Loading(transformers.TrainerCallback):
         if state is None:
             return
         if self.grower is not None and self.grower.model is model:
+            model.zero_grad()  # of a training that was interrupted; the Trainer does so next
             self._way.to(self.grower, state, self.allow)
             return
         self._way = Way()
