@@ -942,6 +942,15 @@ def test_a_monitor_that_does_not_exist_is_named(tmp_path: Path) -> None:
         fit(built(), tmp_path, growing(monitor="val_los"))
 
 
+def test_a_metric_of_the_end_of_the_epoch_comes_too_late_where_nothing_is_validated(tmp_path: Path) -> None:
+    class Late(Lit):
+        def on_train_epoch_end(self) -> None:
+            self.log("late", 1.0)
+
+    with pytest.raises(GrowthError, match=r"Log it, self.log\('late', value\), in training_step"):
+        trainer(tmp_path, growing(monitor="late")).fit(Late(), batches())
+
+
 def test_a_trigger_that_needs_a_metric_says_how_to_name_it(tmp_path: Path) -> None:
     with pytest.raises(GrowthError) as raised:
         fit(built(), tmp_path, growing(monitor=None, when=ax.when.plateau(patience=1)))

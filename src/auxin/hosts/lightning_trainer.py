@@ -58,9 +58,10 @@ def metrics_in(trainer: Any, monitor: str | None) -> dict[str, float]:
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if monitor is not None and monitor not in logged:
         found = ", ".join(map(repr, sorted(logged))) or "nothing"
+        step = "validation_step" if trainer.enable_validation else "training_step (on_train_epoch_end is too late)"
         raise GrowthError(
             f"GrowthCallback(monitor={monitor!r}): no such metric was logged by the end of the evaluation. Logged: "
-            f"{found}. Log it, self.log({monitor!r}, value), in validation_step."
+            f"{found}. Log it, self.log({monitor!r}, value), in {step}."
         )
     return trainer.strategy.broadcast(logged)
 
