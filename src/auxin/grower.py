@@ -387,8 +387,7 @@ class Grower:
         call, step = self.calls, self.optimizer_steps
         self._past.take_back(self._standing.return_to)
         self.log.undone(self, why, call, step)
-        if self.on_undo is not None:
-            self.on_undo()
+        self._all.undone(self.on_undo)
 
     def _within(self, change: Change) -> None:
         self.limit.check(self.model, self.probe)

@@ -54,6 +54,30 @@ class Together:
             if then is not None:
                 then()
 
+    def undone(self, on_undo: Callable[[], Any] | None) -> None:
+        """Call ``on_undo`` behind a growth that is taken back; where it raises on one rank, all raise.
+
+        Raises:
+            RuntimeError: it has raised on another rank. Not a GrowthError, which says that nothing was taken back.
+        """
+        raised: list[Exception] = []
+
+        def told() -> str | None:
+            try:
+                if on_undo is not None:
+                    on_undo()
+            except Exception as error:
+                raised.append(error)
+                return f"{type(error).__name__}: {error}"
+            return None
+
+        said = self.ranks.share("undo: on_undo", told)
+        if raised:
+            raise raised[0]
+        words = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(said) if text is not None)
+        if words:
+            raise RuntimeError(f"on_undo has raised on {words}. The growth is taken back on all ranks.")
+
     def on_one(self, directory: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
         """A directory that only rank 0 writes to."""
         return directory if self.ranks.rank == 0 else None

@@ -128,6 +128,28 @@ def test_what_one_rank_refuses_no_rank_does(where: str, first: str, second: str)
     assert "all are as they were" in texts[0]
 
 
+def undone_with_an_error(rank: int) -> str:
+    def data_is_gone() -> None:
+        if rank == 1:
+            raise ValueError("the data is gone")
+
+    model, optimizer, grower = setting(rank, on_undo=data_is_gone)
+    grower.grow(ONE_MORE)
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        grower.undo()
+    assert not isinstance(error.value, ax.GrowthError)
+    assert len(model.module.blocks) == 1
+    for step in range(2, 4):
+        train_step(model, optimizer, *share(step, rank, 2))
+        assert_ranks_equal(model)
+    return str(error.value)
+
+
+def test_what_on_undo_raises_on_one_rank_is_raised_on_all() -> None:
+    first, second = on_ranks(2, undone_with_an_error)
+    assert "rank 1: ValueError: the data is gone" in first and second == "the data is gone"
+
+
 def logged(rank: int, path: str) -> None:
     _, _, grower = setting(rank, log=path)
     grower.on_growth = lambda change: 1 // (1 - rank)
