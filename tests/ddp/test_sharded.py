@@ -91,3 +91,18 @@ def test_sharded_networks_are_refused_by_name() -> None:
             for text in found[kind]:
                 assert name in text, kind
                 assert kind == "inner" or "Grow at a checkpoint: save, build the plain network" in text
+
+
+def sharded_optimizer(rank: int) -> str:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = nn.parallel.DistributedDataParallel(Net())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.AdamW, lr=1e-2)
+    with pytest.raises(ax.GrowthError) as error:
+        ax.Grower(model, optimizer, edits=ONE_MORE, when=ax.when.every(1), probe=PROBE)
+    return str(error.value)
+
+
+def test_an_optimizer_whose_state_is_spread_is_refused() -> None:
+    for text in on_ranks(2, sharded_optimizer):
+        assert "Use the optimizer that it shards" in text and "like=" not in text

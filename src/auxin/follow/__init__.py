@@ -69,6 +69,11 @@ def follower_of(companion: Any) -> Follower:
                 "auxin.hosts.accelerate.Grower(accelerator, model, optimizer, scheduler, edits=..., when=...); or, for "
                 "a growth by hand, the plain ones inside, optimizer.optimizer and scheduler.scheduler."
             )
+        if kind.__name__ == "ZeroRedundancyOptimizer":
+            raise GrowthError(
+                "ZeroRedundancyOptimizer keeps on each rank the state of a part of the parameters, and would not step "
+                "new ones. Use the optimizer that it shards, e.g. AdamW."
+            )
         hint = (
             f"auxin.follow({kind.__name__}, like=torch.optim.AdamW) if it keeps its state per parameter and creates "
             "it at the first step"
