@@ -251,6 +251,22 @@ def test_a_trial_trains_as_prepared():
     assert torch.equal(run.model(X), before)
 
 
+def test_branches_between_which_a_chooser_decides_train_as_prepared():
+    seen = []
+
+    def steps(grower):
+        run.accelerator.backward(nn.functional.mse_loss(run.model(X), Y))
+        seen.append(run.model.out.last)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+
+    chooser = ax.choose.by_trial(lambda grower: nn.functional.mse_loss(run.model(X), Y).item(), steps)
+    run = Run(accelerator={"mixed_precision": "bf16"}, choose=chooser)
+    run.model.out.register_forward_hook(lambda module, args, output: setattr(module, "last", output.dtype))
+    run.epoch()
+    assert seen and set(seen) == {torch.bfloat16}
+
+
 def test_what_was_not_prepared():
     run = Run(grows=False)
     options = {"edits": ax.Duplicate("blocks"), "when": ax.when.every(1)}

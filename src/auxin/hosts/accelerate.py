@@ -43,6 +43,7 @@ class Grower(grower.Grower):
     def __init__(self, accelerator: Any, model: nn.Module, *companions: Any, allow: Iterable[Any] = (), **options: Any):
         check_options(options, "auxin.hosts.accelerate.Grower")
         _check(accelerator, model)
+        self._prepared: dict[str, Any] = {}  # while it decides: what was hung on the network
         plain = [unwrapped(one) for one in companions]
         _check_optimizers(accelerator, model, plain)
         super().__init__(model, *plain, **options)
@@ -52,8 +53,12 @@ class Grower(grower.Grower):
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
         """The decision as data; see ``auxin.Grower``."""
-        with as_built(self.model):
-            return super().decide(metric, **metrics)
+        self._prepared = _forward_of(self.model)
+        try:
+            with as_built(self.model):
+                return super().decide(metric, **metrics)
+        finally:
+            self._prepared = {}
 
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
         """Carry out one edit now; see ``auxin.Grower``."""
@@ -65,7 +70,7 @@ class Grower(grower.Grower):
     @contextmanager
     def trial(self, edit: Edit | None, seed: int | None = None) -> Iterator[Change | None]:
         """Grow, train and measure inside, as prepared; see ``auxin.Grower``."""
-        prepared = {name: self.model.__dict__[name] for name in FORWARD if name in self.model.__dict__}
+        prepared = self._prepared or _forward_of(self.model)  # a chooser that tries is asked without autocast
         with as_built(self.model), super().trial(edit, seed) as change:
             self.model.__dict__.update(prepared)
             yield change
@@ -95,6 +100,11 @@ class Grower(grower.Grower):
             if unwrap(model) is self.model:
                 return f"{number}-{STATE}" if number else STATE
         return None
+
+
+def _forward_of(model: nn.Module) -> dict[str, Any]:
+    """What ``accelerator.prepare`` has hung on the ``forward`` of a network."""
+    return {name: model.__dict__[name] for name in FORWARD if name in model.__dict__}
 
 
 def _check(accelerator: Any, model: Any) -> None:
