@@ -6,6 +6,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # for the modules that test files build while they are collected
 
 
 @pytest.fixture(autouse=True)
