@@ -12,8 +12,8 @@ import auxin
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "auxin"
 
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 80
 MAX_PARAMETERS = 8
 # The public doors may have more parameters than that, but only keyword-only ones.
 DOORS = {("engine.py", "grow"), ("grower.py", "Grower.__init__")}

@@ -45,7 +45,7 @@ def plan(change: Change) -> list[str]:
     for a in change.assigns:
         lines.append(f"{a.path}.{a.name} = {'nothing' if a.value is MISSING else repr(a.value)}")
     for s in change.swaps:
-        lines.append(f"{s.path}.{s.name} becomes {None if s.value is None else _kind(s.value)}, keeps {s.kept}")
+        lines.append(f"{s.path}.{s.name} becomes {None if s.value is None else _kind(s.value)} by {s.axes}")
     lines += [f"{name} {'trains' if trains else 'is frozen'}" for name, trains in change.trains.items()]
     for move in change.moves:
         lines.append(f"{move.old_name} -> {move.name}")

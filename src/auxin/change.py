@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Size, Tensor, nn
 
+from auxin.axes import Axes, Part, has_born, told
 from auxin.dynamo import CompileTime
 from auxin.grown import NAME as GROWN
 from auxin.modules import Dormant
@@ -30,6 +31,14 @@ class Edit(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Continued:
+    """A tensor whose entries come from the one that was named ``old`` before the change, as ``axes`` say."""
+
+    old: str
+    axes: Axes
+
+
+@dataclass(frozen=True, eq=False)
 class New:
     """A module that is to be spliced in.
 
@@ -40,6 +49,8 @@ class New:
         source: path of the block that it copies (before the change); a copy of the network copies its own block.
         zeroed: tensors inside ``module`` that were set to a constant after copying, by name: to 0, or to -1 where a
             norm stores its gain as 1 + w.
+        continues: tensors inside ``module`` that go on from old ones, by name: a copy of the network takes them from
+            its own old tensors.
     """
 
     module: nn.Module
@@ -47,6 +58,7 @@ class New:
     zeroed: Mapping[str, float] = field(default_factory=dict)
     gated: bool = False
     numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    continues: Mapping[str, Continued] = field(default_factory=dict)
 
 
 # ``group=``: the index of an existing group, the options of an own one, or None: the group of the sibling.
@@ -105,15 +117,20 @@ class Assign:
 class Swap:
     """A tensor that is a module's own and is replaced, resized, added or removed (``value`` None).
 
-    ``value`` is what the module at ``path`` holds afterwards under ``name``, ``kept`` the leading shape whose values
-    every copy of the network takes from its own old tensor, ``resized`` says that it is the same object as before.
+    Attributes:
+        path, name: of the module that holds it, and under which name.
+        value: what it holds afterwards, of the new shape.
+        axes: how its entries continue those that stood there; every copy of the network takes these from its own old
+            tensor, and optimizers carry their state by them. None: nothing continues.
+        buffer: whether it is a buffer.
+        resized: whether it stays the same object, so that ties and whoever holds it stay true.
     """
 
     path: str
     name: str
     value: Tensor | None
-    kept: tuple[int, ...] | None
-    buffer: bool
+    axes: Axes | None
+    buffer: bool = False
     resized: bool = False
 
 
@@ -145,8 +162,10 @@ class Move:
     it is born.
 
     Attributes:
-        old_shape: shape before; differs from ``new.shape`` where the tensor was resized.
+        old_shape: shape before; differs from ``shape`` where the tensor is resized.
         source: the parameter whose optimizer state a copy starts from; None: it starts fresh.
+        axes: how its entries continue those of ``old``; None: they all do, or (of another shape) none does.
+        new_shape: where it differs from that of ``new``, which has not been resized yet.
     """
 
     name: str | None
@@ -155,6 +174,26 @@ class Move:
     old: nn.Parameter | None
     old_shape: Size | None = None
     source: nn.Parameter | None = None
+    axes: Axes | None = None
+    new_shape: Size | None = None
+
+    @property
+    def shape(self) -> Size:
+        """The shape after the change, known before it is carried out."""
+        assert self.new is not None
+        return self.new_shape or self.new.shape
+
+    @property
+    def continues(self) -> bool:
+        """Whether entries of an old tensor go on in another shape, order, scale or object."""
+        return self.old is not None and self.new is not None and (self.old is not self.new or self.reshaped)
+
+    @property
+    def reshaped(self) -> bool:
+        """Whether entries of an old tensor stand elsewhere afterwards, are scaled, new or gone."""
+        if self.old is None or self.new is None:
+            return False
+        return self.old_shape != self.shape or (self.axes is not None and not all(a.is_same for a in self.axes))
 
     @property
     def added(self) -> bool:
@@ -292,6 +331,13 @@ class Change:
         return tuple(m.name or "" for m in moves if m.added or self.trains.get(m.old_name or "", False))
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Trainable parameters of which some entries are new."""
+        moves = (m for m in self.moves if not m.added and m.name is not None and self.will_train(m))
+        axes = ((m.name or "", m.axes) for m in moves if m.axes is not None and has_born(m.axes))
+        return tuple(Part(name, tuple(axis.born for axis in held)) for name, held in axes)
+
+    @property
     def added(self) -> tuple[tuple[str, New], ...]:
         """(path after, new module) of all that was added."""
         return tuple(pair for rewire in self.rewires for pair in rewire.added)
@@ -314,7 +360,7 @@ class Change:
     @property
     def added_parameters(self) -> int:
         """Number of new scalars, minus those that left."""
-        gained = sum(m.new.numel() for m in self.moves if m.new is not None)
+        gained = sum(m.shape.numel() for m in self.moves if m.new is not None)
         return gained - sum(m.old_shape.numel() for m in self.moves if m.old_shape is not None)
 
     def __str__(self) -> str:
@@ -341,7 +387,7 @@ class Change:
             yield f"gradient {span} its neighbour's"
         if self.gates:
             yield f"fades in over {self.fade} optimizer steps"
-        if self.rewarm and self.starting and self.optimizers:
+        if self.rewarm and (self.starting or self.parts) and self.optimizers:
             yield f"warms up over {self.rewarm} optimizer steps"
         if not self.optimizers and any(move.added for move in self.moves):
             yield "no optimizer given"
@@ -372,5 +418,18 @@ class Change:
             at = getattr(self.edit, "at", "")
             yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
         for move in self.moves:
-            if move.new is not None and move.old_shape is not None and move.old_shape != move.new.shape:
-                yield f"{move.name} {tuple(move.old_shape)} -> {tuple(move.new.shape)}"
+            if move.old_shape is not None and move.reshaped:
+                yield " ".join(filter(None, (f"{move.name} {_resized(move)}", _mapped(move))))
+
+
+def _resized(move: Move) -> str:
+    old, new = tuple(move.old_shape or ()), tuple(move.shape)
+    return f"{old} -> {new}" if old != new else f"{new}"
+
+
+def _mapped(move: Move) -> str:
+    """How entries move, where that is more than new ones at the end."""
+    if move.axes is None:
+        return "(nothing of it goes on)"
+    plain = all(a.value is None and a.gradient is None and a.keeps_place for a in move.axes)
+    return "" if plain else f"({told(move.axes)})"

@@ -26,8 +26,8 @@ from auxin.errors import BadMoment, GrowthError
 from auxin.follow.compiled import counted, follow_compiled
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
-from auxin.follow.structure import Undo, apply, undo
-from auxin.proof import Seen, prove, seen
+from auxin.follow.structure import Undo, apply, check_swaps, undo
+from auxin.proof import Seen, averaged, prove, prove_averages, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
@@ -131,11 +131,13 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
             before = seen(look) if look.has_probe else None
             stock = terms.stock and is_stock(model)
             change = dataclasses.replace(_planned(model, edit, look), rewarm=terms.rewarm)
+            averages = averaged(look, companions) if before is not None and change.preserves else []
             said += [] if ranks.alone else agreed.plan(change)
         share_values(ranks, change, companions)
         with ranks.agree("grow: the proof"):
             change = held.enter_context(transaction(model, change, companions, terms.group))
             change = _proved(model, change, look, before, companions, stock)
+            prove_averages(averages, change, look)
             if stock:
                 check_stock(model, change, look)
             change = dataclasses.replace(change, seconds=time.perf_counter() - started)
@@ -217,6 +219,8 @@ def transaction(
         group: as in ``grow``.
         applied: the network has been changed already (surgery), and who did it takes it back.
     """
+    if not applied:
+        check_swaps(model, change)
     change = counted(model, placed(model, change, companions, group))
     running: list[tuple[Any, Iterator[None]]] = [(model, follow_compiled(model, change))]
     running += [(c, registration_of(c).follower(c, change)) for c in companions]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.axes import Part
 from auxin.change import Change
 from auxin.dynamo import outside_graphs
 
@@ -108,6 +109,12 @@ class FlowWatch:
                     paths[move.name], move.name, weakref.ref(move.new), None if old is None else weakref.ref(old)
                 )
                 pairs.setdefault(id(join.optimizer), []).append(pair)
+        homes = {id(p): id(o) for o in change.optimizers for g in o.param_groups for p in g["params"] if change.parts}
+        for part in change.parts:
+            p = change.after[part.name]
+            if id(p) in homes:
+                unit, name = part.name.rpartition(".")[0], f"{part.name} (new entries)"
+                pairs.setdefault(homes[id(p)], []).append(_Pair(unit, name, weakref.ref(p), weakref.ref(p), part))
         self.readings = []
         if pairs:
             self._births.append(_Birth(growth, step, pairs))
@@ -138,17 +145,15 @@ class FlowWatch:
     def _read(self, optimizer: Any) -> None:
         for birth in self._births:
             pairs = birth.pairs.get(id(optimizer), [])
-            held = {
-                f"{p.name}{side}": ref() for p in pairs for side, ref in (("", p.new), (OLD, p.old)) if ref is not None
-            }
             try:
-                found = sizes({name: None if t is None else t.grad for name, t in held.items()})
-                birth.alive |= {name for name, (square, _) in found.items() if square != 0 or _any(held[name])}
+                held = {f"{p.name}{side}": one for p in pairs for side, one in zip(("", OLD), p.read(), strict=True)}
+                found = sizes({name: grad for name, (grad, _) in held.items()})
+                birth.alive |= {name for name, (square, _) in found.items() if square != 0 or _any(held[name][0])}
             except (RuntimeError, TypeError, NotImplementedError) as error:  # gradients of some unusual class
                 warnings.warn(f"the gradients of growth {birth.growth} cannot be watched: {error}", stacklevel=2)
                 self._births = [b for b in self._births if b is not birth]
                 return
-            birth.found |= {name: found.get(name, (0.0, t.numel())) for name, t in held.items() if t is not None}
+            birth.found |= {name: found.get(name, (0.0, count)) for name, (_, count) in held.items() if count}
 
     def _report(self, birth: _Birth) -> None:
         birth.steps, birth.seen = birth.steps + 1, set()
@@ -170,12 +175,24 @@ class FlowWatch:
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """A new parameter of one unit, and its incumbent."""
+    """A new parameter of one unit and its incumbent, or the new entries of one tensor and its old ones."""
 
     unit: str
     name: str
     new: weakref.ref[nn.Parameter]
     old: weakref.ref[nn.Parameter] | None
+    part: Part | None = None
+
+    def read(self) -> tuple[tuple[Tensor | None, int], tuple[Tensor | None, int]]:
+        """The gradients of both, each with its number of scalars; 0 where the tensor is gone."""
+        new, old = self.new(), None if self.old is None else self.old()
+        if self.part is None:
+            return _grad_of(new), _grad_of(old)
+        if new is None or new.shape != self.part.mask.shape:
+            return (None, 0), (None, 0)
+        fresh = int(self.part.mask.sum())
+        grads = inside(self.part, new.grad)
+        return (grads[0], fresh), (grads[1], new.numel() - fresh)
 
 
 @dataclasses.dataclass
@@ -226,9 +243,21 @@ class _Birth:
         return [pair for pairs in self.pairs.values() for pair in pairs]
 
 
-def _any(parameter: Tensor | None) -> bool:
+def inside(part: Part, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of the new entries of a tensor, and that of its old ones."""
+    if grad is None:
+        return None, None
+    dense = grad.to_dense() if grad.is_sparse else grad
+    mask = part.mask.to(dense.device)
+    return dense[mask], dense[~mask]
+
+
+def _grad_of(parameter: nn.Parameter | None) -> tuple[Tensor | None, int]:
+    return (None, 0) if parameter is None else (parameter.grad, parameter.numel())
+
+
+def _any(grad: Tensor | None) -> bool:
     """Whether a gradient holds anything but zeros (the sum of its squares may have come out as zero)."""
-    grad = None if parameter is None else parameter.grad
     return grad is not None and bool(_dense(grad).any())
 
 

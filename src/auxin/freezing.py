@@ -19,6 +19,11 @@ class Growth(Protocol):
         ...
 
     @property
+    def parts(self) -> Sequence[str]:
+        """Names of parameters of which some entries are new."""
+        ...
+
+    @property
     def renamed(self) -> Mapping[str, str]:
         """Old path -> new path of modules that moved."""
         ...
@@ -37,6 +42,20 @@ def grown_paths(entries: Iterable[Growth], model: nn.Module) -> list[str]:
         paths = list(dict.fromkeys([*paths, *(added["path"] for added in entry.added)]))
     modules = {path for path, _ in model.named_modules(remove_duplicate=False)}
     return [path for path in paths if path in modules]
+
+
+def refuse_parts(entries: Iterable[Growth]) -> None:
+    """Refuse to freeze what has not grown where a tensor has grown in part: it is frozen whole, or trains whole.
+
+    Raises:
+        GrowthError: names the tensor.
+    """
+    parts = [name for entry in entries for name in entry.parts]
+    if parts:
+        raise GrowthError(
+            f"freeze_old: {parts[0]} is new only in part, and a tensor is frozen whole or trains whole. Freeze by hand "
+            "what is to stand still (requires_grad_(False)), or let new entries begin with shorter steps: rewarm=100."
+        )
 
 
 def freeze_all_but(model: nn.Module, paths: Sequence[str]) -> list[str]:

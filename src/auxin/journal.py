@@ -40,6 +40,7 @@ class Entry:
         before: fingerprint of the structure before it; None where that was not known.
         fingerprint: of the structure afterwards.
         summary: the change in one line.
+        parts: names of the parameters that were resized, of which some entries are new.
     """
 
     edit: Any
@@ -57,6 +58,7 @@ class Entry:
     before: str | None
     fingerprint: str
     summary: str
+    parts: Sequence[str] = ()
 
 
 class Journal:
@@ -104,6 +106,7 @@ class Journal:
             before=self.entries[-1].fingerprint if self.entries else origin,
             fingerprint=fingerprint(model),
             summary=str(change),
+            parts=[part.name for part in change.parts],
         )
         self.entries.append(entry)
         return entry
@@ -253,6 +256,7 @@ def edit_from_json(data: Any, where: str, allowed: Allowed) -> Any:
 
 def _entry(item: Any, number: int, allowed: Allowed) -> Entry:
     names = [f.name for f in dataclasses.fields(Entry)]
+    item = {"parts": [], **item} if isinstance(item, dict) else item  # journals of 0.1 have none
     if not isinstance(item, dict) or sorted(item) != sorted([*names, "id"]):
         keys = sorted(item) if isinstance(item, dict) else type(item).__name__
         raise GrowthError(f"growth {number} of the journal has the keys {keys}; expected {sorted(names)}.")
@@ -263,6 +267,7 @@ def _entry(item: Any, number: int, allowed: Allowed) -> Entry:
         ("metrics", dict),
         ("added", list),
         ("renamed", dict),
+        ("parts", list),
         ("fingerprint", str),
     ):
         if not isinstance(values[name], kind):

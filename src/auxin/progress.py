@@ -20,7 +20,7 @@ from auxin.errors import GrowthError
 from auxin.flow import FlowWatch
 from auxin.follow.ddp import refresh
 from auxin.follow.own_groups import optimizers_in
-from auxin.freezing import freeze, freeze_all_but, grown_paths
+from auxin.freezing import freeze, freeze_all_but, grown_paths, refuse_parts
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
 from auxin.probation import Probation
 from auxin.refs import Allowed
@@ -179,6 +179,7 @@ class Standing:
             thawed = [names[id(p)] for p in self.frozen if id(p) in names]
             self._freeze([])
             return thawed
+        refuse_parts(self.progress.entries)
         frozen = set(freeze_all_but(self.model, grown_paths(self.progress.entries, self.model)))
         self.frozen += [p for name, p in self.model.named_parameters() if name in frozen]
         refresh(self.companions)

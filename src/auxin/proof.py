@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters, steps_itself
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
+from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change
 from auxin.errors import GrowthError
-from auxin.flow import incumbents, ratio, sizes, units
+from auxin.flow import incumbents, inside, ratio, sizes, units
 from auxin.gate import set_gate
 
 Outputs = list[Tensor]
+Averaged = list[tuple[str, nn.Module, Outputs]]  # kind of the companion, the copy of the network that it holds, outputs
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
 
 
@@ -70,6 +72,34 @@ def seen(look: Look) -> Seen:
     return Seen(found, called)
 
 
+def averaged(look: Look, companions: Sequence[Any]) -> Averaged:
+    """What the copies of the network that averages hold give on the probe, before the growth."""
+    copies = [(type(c).__name__, copy) for c in companions for copy in networks_of(c)]
+    return [(kind, copy, _outputs_of(copy, look)) for kind, copy in copies]
+
+
+def prove_averages(before: Averaged, change: Change, look: Look) -> None:
+    """Check that averages still compute what they did, where the network itself does.
+
+    Raises:
+        GrowthError: names the average, and how far its outputs have moved.
+    """
+    for kind, copy, outputs in before:
+        difference, limit = distance(outputs, _outputs_of(copy, look)), tolerance(outputs)
+        if not difference <= limit:
+            raise GrowthError(
+                f"{kind}: the outputs of its averaged network on the probe would change by {difference:.3g} (at most "
+                f"{limit:.1g} was expected), though the network's own stay as they are: {change.how} fits the live "
+                "values, and not the averaged ones. Leave it out of this growth, and build it anew afterwards: "
+                f"{kind}(model, ...)."
+            )
+
+
+def _outputs_of(copy: nn.Module, look: Look) -> Outputs:
+    with untouched(copy), torch.no_grad():
+        return [t.detach().clone() for t in tensors_in(look.run_of(copy))]
+
+
 def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     """Run the grown network on the probe; fill in what was measured.
 
@@ -98,7 +128,7 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     if difference is None:
         notes = (*notes, "output shape changed")
     idle = [n for n in _idle(change, grads) if n not in late] if change.preserves and not change.gates else []
-    notes = (*notes, *(f"no gradient at {n}, as in the block that it copies" for n in idle))
+    notes = (*notes, *(f"no gradient at {n}, as in the block that it copies" for n in idle), *_silent(change, grads))
     measured = {"max_difference": difference, "gradient_ratio": whole, "gradient_ratios": each}
     return dataclasses.replace(change, **measured, notes=notes)
 
@@ -117,7 +147,7 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
     parameters = dict(model.named_parameters())
     others = [name for name in incumbents(change).values() if name is not None]
-    names = (*change.starting, *change.writers, *others)
+    names = (*change.starting, *change.writers, *others, *(part.name for part in change.parts))
     wanted = {name: parameters[name] for name in names if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
@@ -258,17 +288,7 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
             f"the network's output would change from {old} to {new}.{wanted} give the layer equal input and output "
             "widths."
         )
-    difference, limit = 0.0, 0.0
-    for a, b in zip(before, after, strict=True):
-        if a.is_floating_point() or a.is_complex():
-            gap = (a - b).abs()
-            gap = gap[~(a.isnan() & b.isnan())] if a.is_floating_point() else gap
-            gap = gap[~((a == b) & a.isinf())] if gap.shape == a.shape else gap
-            difference = max(difference, float(gap.max()) if gap.numel() else 0.0)
-            size = float(a[a.isfinite()].abs().max()) if a.isfinite().any() else 0.0
-            limit = max(limit, EPSILONS * torch.finfo(a.dtype).eps * max(1.0, size))
-        elif not torch.equal(a, b):
-            difference = float("inf")
+    difference, limit = distance(before, after), tolerance(before)
     if change.preserves and not difference <= limit:
         raise GrowthError(
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
@@ -277,6 +297,32 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
             f"all){_shared_over_depth(often)}; init='default' or output='keep' would accept that."
         )
     return difference
+
+
+def distance(before: Outputs, after: Outputs) -> float:
+    """The largest absolute difference of outputs; infinite where shapes or whole numbers differ."""
+    difference = 0.0
+    if [t.shape for t in before] != [t.shape for t in after]:
+        return float("inf")
+    for a, b in zip(before, after, strict=True):
+        if a.is_floating_point() or a.is_complex():
+            gap = (a - b).abs()
+            gap = gap[~(a.isnan() & b.isnan())] if a.is_floating_point() else gap
+            gap = gap[~((a == b) & a.isinf())] if gap.shape == a.shape else gap
+            difference = max(difference, float(gap.max()) if gap.numel() else 0.0)
+        elif not torch.equal(a, b):
+            difference = float("inf")
+    return difference
+
+
+def tolerance(before: Outputs) -> float:
+    """What another order of summation may make of the difference of outputs that are the same."""
+    limit = 0.0
+    for t in before:
+        if t.is_floating_point() or t.is_complex():
+            size = float(t[t.isfinite()].abs().max()) if t.isfinite().any() else 0.0
+            limit = max(limit, EPSILONS * torch.finfo(t.dtype).eps * max(1.0, size))
+    return limit
 
 
 def _shared_over_depth(often: list[str]) -> str:
@@ -308,6 +354,24 @@ def _check_gradients(change: Change, grads: dict[str, Any], late: set[str]) -> N
         )
 
 
+def _silent(change: Change, grads: dict[str, Any]) -> Iterator[str]:
+    """New entries of old tensors that get no gradient on the probe, in words.
+
+    Raises:
+        GrowthError: the edit promised that they learn.
+    """
+    sizes_of = {part.name: inside(part, grads.get(part.name)) for part in change.parts if part.name in grads}
+    dead = [name for name, (new, _) in sizes_of.items() if new is None or not new.count_nonzero()]
+    if not dead:
+        return
+    if change.preserves and len(dead) == len(sizes_of):
+        raise GrowthError(
+            f"{', '.join(dead[:3])}: no gradient reaches the new entries on the probe, so they would never learn (both "
+            "factors of a product are zero). Let one side start at random."
+        )
+    yield f"no gradient at the new entries of {', '.join(dead)} on the probe"
+
+
 def _idle(change: Change, grads: dict[str, Any]) -> list[str]:
     """Writers on which nothing depends in the copied block either, as on a backcast behind which no block comes."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
@@ -329,5 +393,9 @@ def _ratios(change: Change, grads: dict[str, Any]) -> tuple[float | None, dict[s
         path: [(found.get(n), found.get(olds[n] or "")) for n in ([n for n in names if n in writers] or names)]
         for path, names in units(change).items()
     }
+    for part in change.parts:
+        if (grad := grads.get(part.name)) is not None:
+            halves = sizes(dict(zip(("new", "old"), inside(part, grad), strict=True)))
+            pairs.setdefault(part.name.rpartition(".")[0], []).append((halves.get("new"), halves.get("old")))
     each = {path: value for path, both in pairs.items() if (value := ratio(both)) is not None}
     return ratio(pair for both in pairs.values() for pair in both), each

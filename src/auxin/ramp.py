@@ -6,6 +6,7 @@ et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (arXi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.tree import module_at, unwrap
+from auxin.axes import Part
 from auxin.change import Change
 from auxin.dynamo import outside_graphs
 from auxin.errors import GrowthError
@@ -50,16 +52,24 @@ class Fade:
 
 
 class Rewarm:
-    """New parameters whose updates, decay included, count k / ``total`` at their k-th step.
+    """New parameters, and new entries of old ones: their k-th update, decay included, counts k / ``total``.
 
     Args:
-        parameters: those that are new.
+        parameters: those that are new, or new in part.
         total: optimizer steps until they take full steps.
         taken: steps taken already.
+        parts: by ``id`` of a parameter, which of its entries are new; all of them where it is not in it.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], total: int, taken: int = 0):
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        total: int,
+        taken: int = 0,
+        parts: Mapping[int, Part] | None = None,
+    ):
         self.parameters, self.total, self.taken = list(parameters), total, taken
+        self.parts = dict(parts or {})
         self._before: list[Tensor] = []
 
     def before_step(self) -> None:
@@ -72,14 +82,27 @@ class Rewarm:
         with torch.no_grad():
             for p, before in zip(self.parameters, self._before, strict=True):
                 if share < 1:
-                    p.copy_(torch.lerp(before, p, share))
+                    shorter, part = torch.lerp(before, p, share), self.parts.get(id(p))
+                    p.copy_(shorter if part is None else torch.where(part.mask.to(p.device), shorter, p))
         self._before = []
+
+    def follow(self, change: Change) -> None:
+        """Stay with the same entries where parameters are resized or replaced."""
+        moves = {id(move.old): move for move in change.moves if move.continues}
+        for place, p in enumerate(self.parameters):
+            move = moves.get(id(p))
+            if move is not None and move.new is not None:
+                self.parameters[place] = move.new
+                part = self.parts.pop(id(p), None)
+                if part is not None:
+                    self.parts[id(move.new)] = part.after(move.axes)
 
     def to_json(self, model: nn.Module) -> dict[str, Any]:
         """As data, by names in ``model``."""
         own = {id(p) for p in self.parameters}
         names = [name for name, p in model.named_parameters() if id(p) in own]
-        return {"kind": "rewarm", "names": names, "total": self.total, "taken": self.taken}
+        held = {name: self.parts[id(p)].to_json() for name, p in model.named_parameters() if id(p) in self.parts}
+        return {"kind": "rewarm", "names": names, "total": self.total, "taken": self.taken, "parts": held}
 
 
 class Ramps:
@@ -174,10 +197,23 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
             )
         _check_end(change, roots)
         _ride(homes[0], Fade(list(_at(roots, change.gates)), change.fade), undos)
-    for optimizer in change.optimizers if change.rewarm else ():
-        new = _beginning(change, optimizer)
+    for optimizer in change.optimizers:
+        _follow(optimizer, change, undos)
+        new, parts = _beginning(change, optimizer) if change.rewarm else ([], {})
         if new:
-            _ride(optimizer, Rewarm(new, change.rewarm), undos)
+            _ride(optimizer, Rewarm(new, change.rewarm, parts=parts), undos)
+
+
+def _follow(optimizer: Any, change: Change, undos: list[Callable[[], None]]) -> None:
+    riding = ramps_on(optimizer)
+    for ramp in riding.ramps if riding is not None else ():
+        if isinstance(ramp, Rewarm):
+            undos.append(functools.partial(_reset, ramp, list(ramp.parameters), dict(ramp.parts)))
+            ramp.follow(change)
+
+
+def _reset(ramp: Rewarm, parameters: list[nn.Parameter], parts: dict[int, Part]) -> None:
+    ramp.parameters, ramp.parts = parameters, parts
 
 
 def _check_end(change: Change, roots: Sequence[Any]) -> None:
@@ -257,8 +293,11 @@ def _read(
             if kind == "fade":
                 yield home, Fade(list(_at(roots, names)), total, taken)
             else:
-                yield home, Rewarm([known[kind][name] for name in names], total, taken)
-    except (TypeError, ValueError, KeyError) as error:
+                own = known[kind]
+                held = dict(one.get("parts", {}))
+                parts = {id(own[n]): Part.from_json(n, held[n], own[n].shape) for n in names if n in held}
+                yield home, Rewarm([own[name] for name in names], total, taken, parts)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise GrowthError(
             f"the ramps of the checkpoint do not fit this run ({type(error).__name__}: {error})."
         ) from error
@@ -283,11 +322,13 @@ def _ride(optimizer: Any, ramp: Any, undos: list[Callable[[], None]]) -> None:
     undos.append(undo)
 
 
-def _beginning(change: Change, optimizer: Any) -> list[nn.Parameter]:
-    """The parameters of an optimizer that begin to train, also those that it has held in their sleep."""
-    names = set(change.starting)
+def _beginning(change: Change, optimizer: Any) -> tuple[list[nn.Parameter], dict[int, Part]]:
+    """The parameters of an optimizer that begin to train, also those that it has held in their sleep; parts of them."""
+    names, parts = set(change.starting), {part.name: part for part in change.parts}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [m.new for m in change.moves if m.name in names and m.new is not None and id(m.new) in held]
+    moves = [(m.name, m.new) for m in change.moves if m.new is not None and id(m.new) in held]
+    new = [p for name, p in moves if name in names or name in parts]
+    return new, {id(p): parts[name] for name, p in moves if name in parts and name not in names}
 
 
 def _at(roots: Iterable[Any], paths: Sequence[str]) -> Iterator[nn.Module]:

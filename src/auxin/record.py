@@ -44,6 +44,7 @@ class Record:
         self.shapes = {id(t): t.shape for t in tensors}
         self.requires_grad = {id(t): t.requires_grad for t in tensors}
         self._tensors = tensors
+        self._places = {id(t): place for place, t in enumerate(tensors)}
         self._grads = [t.grad if t.is_leaf else None for t in tensors]
         self._storages = [t.detach() for t in tensors]
         self._hooks = [[(kind, hooks_of(t, kind)) for kind in HOOKS] for t in tensors]
@@ -74,16 +75,15 @@ class Record:
         """The recorded content of a dict, list or set attribute."""
         return self._inner[path][name]
 
-    def continues(self, old: Tensor, new: Tensor) -> bool:
-        """Whether ``new`` begins with the recorded values of ``old``, so that its optimizer state carries on."""
-        if self._values is None or old.dim() != new.dim() or old.dtype != new.dtype or old.device != new.device:
-            return False
-        index = next((i for i, t in enumerate(self._tensors) if t is old), None)
-        if index is None:
-            return False
-        value = self._values[index]
-        region = tuple(slice(0, min(a, b)) for a, b in zip(value.shape, new.shape, strict=True))
-        return _same(new.detach()[region], value[region])
+    def value_of(self, tensor: Tensor) -> Tensor | None:
+        """The recorded values of a tensor, of the recorded shape; None without values, or for one of others."""
+        place = self._places.get(id(tensor))
+        return None if place is None or self._values is None else self._values[place]
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a recorded tensor still holds its recorded values, to the bit."""
+        value = self.value_of(tensor)
+        return value is not None and value.shape == tensor.shape and _same(tensor, value)
 
     def restore(self) -> None:
         """Put every module, attribute, mode and (if recorded) value back, in place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,23 +15,25 @@ from torch import Tensor, nn
 from auxin import agreed
 from auxin.anatomy.blocks import CONTAINERS, PLAIN, hooks_on
 from auxin.anatomy.numbering import repeated
+from auxin.anatomy.origins import origins
 from auxin.anatomy.probe import Look, Probe
-from auxin.anatomy.tree import join, moves_between, unwrap
+from auxin.anatomy.tree import join, moves_between, taken_over, unwrap
 from auxin.anatomy.wrappers import with_wrappers
 from auxin.boundary import StepWatch
-from auxin.change import MISSING, Alias, Assign, Before, Change, Grouping, Move, New, Rewire, Swap
+from auxin.change import MISSING, Alias, Assign, Before, Change, Continued, Grouping, New, Rewire, Swap
 from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, share_values, transaction
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in
 from auxin.follow.structure import forget_shape
-from auxin.proof import prove, seen
+from auxin.proof import averaged, distance, outputs_of, prove, prove_averages, seen, tolerance
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import Record, contents_of, refill
 from auxin.verify import verify_here
 
+ROUNDING = 1e-6
 OWN = {"_parameters", "_buffers", "_modules", "training"}
 
 
@@ -87,6 +89,7 @@ class surgery:
             self._seed = seed_of(self.model, None)
             self._look = Look(self.model, self.probe, self._seed)
             self._seen = seen(self._look) if self._look.has_probe else None
+            self._averages = averaged(self._look, self.companions) if self._look.has_probe else []
             said += [] if self._ranks.alone else agreed.structure(self.model, optimizers_in(self.companions))
         self._before = Before.of(self.model)
         self._started = time.perf_counter()
@@ -112,7 +115,7 @@ class surgery:
                 with random_state(self._seed):
                     with self._ranks.agree("surgery: what was changed") as said:
                         yield self
-                        change = found(self.model, tree, self._before, self._seed)
+                        change = found(self.model, tree, self._before, self._seed, self._unchanged)
                         said += [] if self._ranks.alone else agreed.plan(change)
                     _settle_modes(change, tree)
                     share_values(self._ranks, change, self.companions)
@@ -129,33 +132,54 @@ class surgery:
                 take_hold_again(self.companions)
             raise
 
+    def _unchanged(self) -> bool:
+        """Whether the network does on the probe what it did before."""
+        if self._seen is None:
+            return False
+        return distance(self._seen.outputs, outputs_of(self._look)) <= tolerance(self._seen.outputs)
+
     def _follow(self, change: Change, held: contextlib.ExitStack) -> Change:
         _refuse_repeated_numbers(change)
         for swap in change.swaps:
             if swap.resized and swap.value is not None:
+                if swap.value.is_leaf:
+                    swap.value.grad = None  # of the old shape, or of other entries: a step has used it
                 forget_shape(swap.value)
         change = held.enter_context(transaction(self.model, change, self.companions, self.group, applied=True))
         verify_here(self.model, *self.companions)
         if self._seen is not None:
             change = prove(self.model, change, self._look, self._seen)
+            if change.max_difference is not None and change.max_difference <= tolerance(self._seen.outputs):
+                prove_averages(self._averages, change, self._look)
         return dataclasses.replace(change, edit=describe(change), seconds=time.perf_counter() - self._started)
 
 
-def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
+def found(
+    model: nn.Module, tree: Record, before: Before, seed: int, unchanged: Callable[[], bool] = lambda: False
+) -> Change:
     """What differs between the network now and its record, as a change.
+
+    Args:
+        model: as it is now.
+        tree: as it was, with values.
+        before: as it was, by name.
+        seed: of the surgery.
+        unchanged: whether the outputs on the probe are what they were; asked where tensors were rescaled.
 
     Raises:
         GrowthError: a plain list beside a container was left behind, so its new layers would not run.
     """
-    now = {id(m) for m in model.modules()}
+    now, come = {id(m) for m in model.modules()}, origins(model, tree)
+    if rescaled := {key: total for key, total in come.rescaled().items() if abs(total - 1) > ROUNDING}:
+        come.with_gradients(rescaled if unchanged() else {})
     rewires, swaps, assigns = [], [], []
     for path, module in tree.modules.items():
         if id(module) not in now:
             continue
-        rewire = _children(path, module, tree)
+        rewire = _children(path, module, tree, come.continued)
         if rewire is not None:
             rewires.append(rewire)
-        swaps += _tensors(path, module, tree)
+        swaps += _tensors(path, module, tree, come.continued)
         _keep_hooks(path, module, tree, model)
         was = tree.classes[path]
         if type(module) is not was:
@@ -170,7 +194,7 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
     _refuse_lost_hooks(model, tree)
     after = dict(model.named_parameters())
     unfrozen = {id(p) for p in after.values() if p.requires_grad and not tree.requires_grad.get(id(p), True)}
-    moves = moves_between(before.parameters, after, before.shapes, touched=unfrozen)
+    moves = moves_between(before.parameters, after, before.shapes, touched=unfrozen, swaps=swaps)
     return Change(
         edit=None,
         seed=seed,
@@ -181,12 +205,12 @@ def found(model: nn.Module, tree: Record, before: Before, seed: int) -> Change:
         trains={
             n: p.requires_grad for n, p in before.parameters.items() if tree.requires_grad[id(p)] != p.requires_grad
         },
-        moves=tuple(_joined(moves, tree)),
+        moves=taken_over(moves, come.continued),
         before=before,
         after=after,
         outputs=True,
         how="surgery",
-        notes=tuple(_untied(model, tree)),
+        notes=(*_untied(model, tree), *come.notes),
     )
 
 
@@ -204,26 +228,31 @@ def _untied(model: nn.Module, tree: Record) -> Iterator[str]:
             yield f"{' and '.join(name for name, _ in now)} are no longer tied"
 
 
-def _children(path: str, module: nn.Module, tree: Record) -> Rewire | None:
+def _children(path: str, module: nn.Module, tree: Record, known: Mapping[int, Continued]) -> Rewire | None:
     old = tree.inner(path, "_modules")
     new = list(module._modules.items())
     if len(old) == len(new) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(old, new, strict=True)):
         return None
     names = {id(child): name for name, child in reversed(old) if child is not None}
-    children = ((n, None if c is None else names[id(c)] if id(c) in names else New(c)) for n, c in new)
+    children = ((n, None if c is None else names[id(c)] if id(c) in names else _new(c, known)) for n, c in new)
     return Rewire(path, tuple(children))
 
 
-def _tensors(path: str, module: nn.Module, tree: Record) -> list[Swap]:
+def _new(module: nn.Module, known: Mapping[int, Continued]) -> New:
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return New(module, continues={name: known[id(t)] for name, t in tensors if id(t) in known})
+
+
+def _tensors(path: str, module: nn.Module, tree: Record, known: Mapping[int, Continued]) -> list[Swap]:
     swaps = []
     for kind, held in (("_parameters", module._parameters), ("_buffers", module._buffers)):
         old = dict(tree.inner(path, kind))
         for name, value in held.items():
-            before = old.get(name)
-            if value is None or (value is before and tree.shapes[id(value)] == value.shape):
+            before, here = old.get(name), known.get(id(value))
+            if value is None or (value is before and here is None and tree.shapes[id(value)] == value.shape):
                 continue
-            kept = _overlap(tree.shapes.get(id(before)), value.shape) if before is not None else None
-            swaps.append(Swap(path, name, value, kept, buffer=kind == "_buffers", resized=value is before))
+            axes = None if here is None else here.axes
+            swaps.append(Swap(path, name, value, axes, buffer=kind == "_buffers", resized=value is before))
         gone = [name for name, value in old.items() if value is not None and held.get(name) is None]
         swaps += [Swap(path, name, None, None, buffer=kind == "_buffers") for name in gone]
     return swaps
@@ -286,33 +315,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, torch.Size)):
         return all(_is_plain(item) for item in value)
     return isinstance(value, (*PLAIN, torch.dtype, torch.device))
-
-
-def _overlap(old: torch.Size | None, new: torch.Size) -> tuple[int, ...] | None:
-    if old is None or len(old) != len(new):
-        return None
-    return tuple(min(a, b) for a, b in zip(old, new, strict=True))
-
-
-def _joined(moves: tuple[Move, ...], tree: Record) -> list[Move]:
-    """A tensor that replaces another under the same name and begins with its values carries its state on."""
-    gone = {m.old_name: m for m in moves if m.removed}
-    result, used = [], set()
-    for move in moves:
-        before = gone.get(move.name) if move.added else None
-        if (
-            before is not None
-            and before.old is not None
-            and move.new is not None
-            and tree.continues(before.old, move.new)
-        ):
-            used.add(before.old_name)
-            result.append(
-                dataclasses.replace(move, old_name=before.old_name, old=before.old, old_shape=before.old_shape)
-            )
-        else:
-            result.append(move)
-    return [m for m in result if not (m.removed and m.old_name in used)]
 
 
 def _followed_lists(model: nn.Module, tree: Record, rewires: list[Rewire]) -> tuple[Alias, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from auxin.change import Move, New, Rewire, Swap
+from auxin.axes import Axis, carried, check, shape_after
+from auxin.change import Before, Change, Continued, Move, New, Rewire, Swap
 from auxin.errors import GrowthError
 
 AT_A_CHECKPOINT = (
@@ -97,6 +100,7 @@ def moves_between(
     shapes: Mapping[int, torch.Size] | None = None,
     sources: Mapping[int, nn.Parameter] | None = None,
     touched: Collection[int] = (),
+    swaps: Iterable[Swap] = (),
 ) -> tuple[Move, ...]:
     """Compare two listings by identity: what is born, what leaves, what was resized.
 
@@ -106,8 +110,10 @@ def moves_between(
         shapes: shape before, by ``id``, of tensors that may have been resized in place.
         sources: parameter whose state a new one copies, by ``id`` of the new one.
         touched: ids of parameters that are listed though they kept their shape (unfrozen ones).
+        swaps: say of resized parameters how their entries continue the old ones.
     """
     shapes, sources = shapes or {}, sources or {}
+    resized = {id(before.get(join(s.path, s.name))): s for s in swaps if s.resized and s.value is not None}
     old_names = {id(p): name for name, p in before.items()}
     new_ids = {id(p) for p in after.values()}
     moves = []
@@ -115,12 +121,89 @@ def moves_between(
         old_name = old_names.get(id(p))
         if old_name is None:
             moves.append(Move(name, None, p, None, source=sources.get(id(p))))
-        elif shapes.get(id(p), p.shape) != p.shape or id(p) in touched:
-            moves.append(Move(name, old_name, p, p, old_shape=shapes.get(id(p), p.shape)))
+        elif shapes.get(id(p), p.shape) != p.shape or id(p) in touched or id(p) in resized:
+            swap, old_shape = resized.get(id(p)), shapes.get(id(p), p.shape)
+            new_shape = p.shape if swap is None or swap.value is None else swap.value.shape
+            axes = None if swap is None else swap.axes
+            moves.append(Move(name, old_name, p, p, old_shape, axes=axes, new_shape=new_shape))
     for name, p in before.items():
         if id(p) not in new_ids:
             moves.append(Move(None, name, None, p, old_shape=shapes.get(id(p), p.shape)))
     return tuple(moves)
+
+
+def planned(
+    model: nn.Module,
+    edit: Any,
+    seed: int,
+    rewires: Iterable[Rewire] = (),
+    swaps: Iterable[Swap] = (),
+    sources: Mapping[int, nn.Parameter] | None = None,
+    touched: Collection[int] = (),
+    **fields: Any,
+) -> Change:
+    """The change of an edit: what happens to each parameter is worked out from what happens to modules and tensors.
+
+    Args:
+        model: the network, as it is.
+        edit: whose plan this is.
+        seed: of the new weights.
+        rewires: new children of modules.
+        swaps: tensors that are resized, replaced, added or removed; see ``resized``.
+        sources: parameter whose optimizer state a new one copies, by ``id`` of the new one.
+        touched: ids of parameters that begin to train or stop.
+        fields: of the Change: ``assigns``, ``preserves``, ``how``, ...
+    """
+    rewires, swaps, before = tuple(rewires), tuple(swaps), Before.of(model)
+    after = parameters_after(model, rewires, swaps)
+    moves = moves_between(before.parameters, after, sources=sources, touched=touched, swaps=swaps)
+    return Change(edit, seed, rewires, swaps=swaps, moves=moves, before=before, after=after, **fields)
+
+
+def resized(model: nn.Module, name: str, axes: Mapping[int, Axis], fresh: Tensor | float = 0.0) -> Swap:
+    """A tensor of the network in another shape, the same object as before.
+
+    Args:
+        model: the network.
+        name: of the parameter or buffer.
+        axes: by number of the dimension; the others stay as they are.
+        fresh: values of new entries, of the new shape, or one number.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = module_at(model, path)
+    old = owner._parameters.get(leaf, owner._buffers.get(leaf))
+    if old is None:
+        raise GrowthError(f"{name}: {path or 'the model'} ({type(owner).__name__}) has no tensor {leaf!r}.")
+    whole = tuple(axes.get(number, Axis.same(size)) for number, size in enumerate(old.shape))
+    if isinstance(fresh, Tensor):
+        fresh = fresh.to(old.device, old.dtype)
+    else:
+        fresh = torch.full_like(old.detach().new_empty(shape_after(whole)), fresh)
+    check(name, whole, old.shape, fresh.shape)
+    return Swap(path, leaf, carried(old, whole, fresh), whole, buffer=leaf in owner._buffers, resized=True)
+
+
+def taken_over(moves: Iterable[Move], continued: Mapping[int, Continued]) -> tuple[Move, ...]:
+    """Let new parameters that continue ones that leave take over their places and states.
+
+    Args:
+        moves: of ``moves_between``.
+        continued: by ``id`` of a new parameter, the old one that it continues and how. Where several continue one, as
+            the three of a fused projection, the first has its place, and the others start from its state.
+    """
+    moves = list(moves)
+    gone, taken, result = {m.old_name: m for m in moves if m.removed}, set(), []
+    for move in moves:
+        here = continued.get(id(move.new)) if move.added else None
+        old = None if here is None else gone.get(here.old)
+        if here is None or old is None:
+            result.append(move)
+        elif here.old in taken:
+            result.append(replace(move, source=old.old, axes=here.axes))
+        else:
+            taken.add(here.old)
+            result.append(replace(move, old_name=here.old, old=old.old, old_shape=old.old_shape, axes=here.axes))
+    return tuple(m for m in result if not (m.removed and m.old_name in taken))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

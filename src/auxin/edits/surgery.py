@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from auxin import typed
 from auxin.anatomy.probe import Look
-from auxin.anatomy.tree import join, moves_between, parameters_after
-from auxin.change import MISSING, Alias, Assign, Before, Change, Move, New, Rewire, Swap
+from auxin.anatomy.tree import join, module_at, planned, taken_over
+from auxin.axes import Axes, Axis, leading
+from auxin.change import MISSING, Alias, Assign, Before, Change, Continued, New, Rewire, Swap
 from auxin.errors import GrowthError
 
 FLAT = {"_flat_weights", "_flat_weight_refs"}  # of an RNN: derived from its parameters
@@ -53,28 +54,21 @@ class Surgery:
             for name, data in step.get("tensors", {}).items():
                 buffer, resized = name in step.get("buffers", ()), name in step.get("resized", ())
                 value = None if data is None else rebuilder.tensor(data["is"], buffer)
-                kept = None if data is None or data["kept"] is None else tuple(data["kept"])
-                swaps.append(Swap(path, name, value, kept, buffer, resized))
+                axes = None if data is None else _axes(data.get("axes"))
+                if data is not None and value is not None and data.get("kept"):  # as journals of 0.1 have it
+                    axes = leading(_shape_of(model, path, name), value.shape)
+                swaps.append(Swap(path, name, value, axes, buffer, resized))
             for name, data in step.get("attributes", {}).items():
                 assigns.append(Assign(path, name, MISSING, data["value"] if "value" in data else MISSING))
             trains |= {join(path, name): flag for name, flag in step.get("trains", {}).items()}
-        after = parameters_after(model, rewires, swaps)
-        carried = {name for step in self.steps for name in step.get("carries", ())}
-        resized = {id(before.parameters.get(join(s.path, s.name))) for s in swaps if s.resized}
         thawed = {id(before.parameters[name]) for name, flag in trains.items() if flag}
-        return Change(
-            self,
-            look.seed,
-            tuple(rewires),
-            tuple(aliases),
-            tuple(assigns),
-            tuple(swaps),
-            trains,
-            _carried(moves_between(before.parameters, after, touched=resized | thawed), carried),
-            before,
-            after,
-            outputs=True,
-        )
+        change = planned(
+            model, self, look.seed, rewires, swaps, touched=thawed,
+            aliases=tuple(aliases), assigns=tuple(assigns), trains=trains, outputs=True,
+        )  # fmt: skip
+        carries = [step["carries"] for step in self.steps if "carries" in step]
+        continued = {id(change.after[new]): one for held in carries for new, one in _carries(held, change)}
+        return dataclasses.replace(change, moves=taken_over(change.moves, continued))
 
 
 def describe(change: Change) -> Surgery:
@@ -94,7 +88,8 @@ def describe(change: Change) -> Surgery:
                 steps[rewire.path]["aliases"] = aliases
         for swap in change.swaps:
             step = steps.setdefault(swap.path, {"path": swap.path})
-            data = None if swap.value is None else {"is": _shape(swap.value, known), "kept": swap.kept}
+            axes = None if swap.axes is None else [axis.to_json() for axis in swap.axes]
+            data = None if swap.value is None else {"is": _shape(swap.value, known), "axes": axes}
             step.setdefault("tensors", {})[swap.name] = data
             for word, holds in (("buffers", swap.buffer), ("resized", swap.resized)):
                 if holds:
@@ -108,23 +103,35 @@ def describe(change: Change) -> Surgery:
             step.setdefault("attributes", {})[assign.name] = value
     except GrowthError as error:
         return Surgery(needs=str(error))
-    carries = [m.name for m in change.moves if m.old is not None and m.new is not None and m.old is not m.new]
+    carries = {
+        m.name: {"old": m.old_name, "axes": [axis.to_json() for axis in m.axes]}
+        for m in change.moves
+        if m.name is not None and m.old is not m.new and m.old is not None and m.axes is not None
+    }
     if carries:
         steps.setdefault("", {"path": ""})["carries"] = carries
     return Surgery(tuple(steps.values()))
 
 
-def _carried(moves: tuple[Move, ...], names: set[str]) -> tuple[Move, ...]:
-    """New tensors that stand under the names of old ones, and take over their groups and states."""
-    old = {m.old_name: m for m in moves if m.removed and m.old_name in names}
-    new = {m.name for m in moves if m.added and m.name in old}
-    kept = [m for m in moves if not (m.removed and m.old_name in new)]
-    return tuple(
-        dataclasses.replace(m, old_name=m.name, old=old[m.name].old, old_shape=old[m.name].old_shape)
-        if m.added and m.name in old
-        else m
-        for m in kept
-    )
+def _axes(data: Any) -> Axes | None:
+    return None if data is None else tuple(Axis.from_json(axis) for axis in data)
+
+
+def _shape_of(model: nn.Module, path: str, name: str) -> torch.Size:
+    module = module_at(model, path)
+    tensor = module._parameters.get(name, module._buffers.get(name))
+    return torch.Size() if tensor is None else tensor.shape
+
+
+def _carries(held: Any, change: Change) -> Iterator[tuple[str, Continued]]:
+    """New tensors that take over the places and states of old ones; journals of 0.1 hold names only."""
+    assert change.before is not None
+    before, after = change.before, change.after
+    for name in held:
+        if isinstance(held, Mapping):
+            yield name, Continued(held[name]["old"], _axes(held[name]["axes"]) or ())
+        elif (axes := leading(before.parameters[name].shape, after[name].shape)) is not None:
+            yield name, Continued(name, axes)
 
 
 Known = dict[int, dict[str, Any]]  # how to name what is there already, or was written down before, by ``id``

@@ -7,12 +7,13 @@ own step count, so that bias correction starts where it should.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from auxin.axes import Axes, Axis, Kind, carried, shape_after
 from auxin.change import Change, Move, OwnGroup
 from auxin.errors import GrowthError
 from auxin.follow import follow
@@ -20,6 +21,11 @@ from auxin.follow.groups import made, places_in
 
 # Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+# How a state scales with its parameter's gradient; others do not (counts, Rprop's step sizes, Adadelta's steps).
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg", "prev", "exp_inf"), "gradient"),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "variance", "row_var", "col_var"), "square"),
+}
 STATE_KINDS = ("amsgrad", "centered", "momentum")  # options that decide what a state holds
 LBFGS_HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
 
@@ -96,8 +102,9 @@ def _check(optimizer: Any, change: Change) -> None:
                 "appended without its name."
             )
     for move in change.moves:
-        if move.new is not None and move.old is not None and move.old in optimizer.state:
-            _mapped(optimizer, move, optimizer.state[move.old])
+        source = _source(move)
+        if source is not None and source in optimizer.state:
+            _mapped(optimizer, move, optimizer.state[source])
     for own in change.groups:
         if own.optimizer is optimizer:
             _check_state(optimizer, own, change)
@@ -125,9 +132,9 @@ def _check_state(optimizer: Any, own: OwnGroup, change: Change) -> None:
 def _apply(optimizer: Any, change: Change) -> None:
     order = {id(p): place for place, p in enumerate(change.after.values())}
     first = next(iter(optimizer.param_groups[0]["params"]), None)
-    touched = bool(change.trains)
+    touched, states = bool(change.trains), dict(optimizer.state)
     for move in change.moves:
-        if move.old is not None and move.new is not None:
+        if move.continues:
             touched |= _continue(optimizer, move)
     for own in change.groups:
         if own.optimizer is optimizer:
@@ -136,8 +143,8 @@ def _apply(optimizer: Any, change: Change) -> None:
         joined = [m for m in change.moves if _joins(change, m, optimizer, index)]
         if joined:
             touched = True
-            _enter(optimizer, group, joined, change, order)
-        _thaw(optimizer, group, change)
+            _enter(optimizer, group, joined, change, order, states)
+        _thaw(optimizer, group, change, states)
     for move in change.moves:
         if move.removed:
             touched |= _drop(optimizer, move)
@@ -151,7 +158,14 @@ def _joins(change: Change, move: Move, optimizer: Any, index: int) -> bool:
     return join is not None and join.optimizer is optimizer and join.group == index
 
 
-def _enter(optimizer: Any, group: dict[str, Any], joined: list[Move], change: Change, order: dict[int, int]) -> None:
+def _enter(
+    optimizer: Any,
+    group: dict[str, Any],
+    joined: list[Move],
+    change: Change,
+    order: dict[int, int],
+    states: Mapping[Any, Any],
+) -> None:
     names = {id(move.new): move.name for move in joined}
     for move in joined:
         _leave(optimizer, move.new)
@@ -161,25 +175,24 @@ def _enter(optimizer: Any, group: dict[str, Any], joined: list[Move], change: Ch
         if group.get("param_names") is not None:
             group["param_names"].insert(index, names[id(new)])
     for move in joined:
-        _begin_state(optimizer, group, move)
+        _begin_state(optimizer, group, move, states)
 
 
-def _thaw(optimizer: Any, group: dict[str, Any], change: Change) -> None:
+def _thaw(optimizer: Any, group: dict[str, Any], change: Change, states: Mapping[Any, Any]) -> None:
     """Parameters that the group held frozen, and that begin to train."""
     starting, held = set(change.starting), {id(p) for p in group["params"]}
     for move in change.moves:
         if move.name in starting and move.old is not None and id(move.new) in held and move.new not in optimizer.state:
-            _begin_state(optimizer, group, move)
+            _begin_state(optimizer, group, move, states)
 
 
-def _begin_state(optimizer: Any, group: dict[str, Any], move: Move) -> None:
+def _begin_state(optimizer: Any, group: dict[str, Any], move: Move, states: Mapping[Any, Any]) -> None:
     new = move.new
     assert new is not None
     if new in optimizer.state:
         return  # it waited in another group, frozen
-    if move.source is not None and move.source in optimizer.state:
-        copied = optimizer.state[move.source]
-        optimizer.state[new] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in copied.items()}
+    if move.source is not None and move.source in states:
+        optimizer.state[new] = _mapped(optimizer, move, states[move.source])
     elif isinstance(optimizer, torch.optim.SGD) and group.get("fused") and group.get("momentum"):
         # The fused kernel cannot mix entries with and without a buffer (TypeError in torch 2.13).
         if any("momentum_buffer" in optimizer.state.get(p, ()) for p in group["params"]):
@@ -189,13 +202,11 @@ def _begin_state(optimizer: Any, group: dict[str, Any], move: Move) -> None:
 def _continue(optimizer: Any, move: Move) -> bool:
     """A resized tensor, or one that took another's place: same entry, its state carried on."""
     entries = [(g["params"], i) for g in optimizer.param_groups for i, p in enumerate(g["params"]) if p is move.old]
-    if not entries or (move.old is move.new and move.new is not None and move.old_shape == move.new.shape):
+    if not entries:
         return False
-    if move.old in optimizer.state:
-        mapped = _mapped(optimizer, move, optimizer.state[move.old])
-        if move.old is not move.new:
-            optimizer.state.pop(move.old)
-        optimizer.state[move.new] = mapped
+    state = optimizer.state.pop(move.old, None)
+    if state is not None and (move.axes is not None or not move.reshaped):
+        optimizer.state[move.new] = _mapped(optimizer, move, state)
     for params, index in entries:
         params[index] = move.new
     return True
@@ -241,61 +252,91 @@ def _forget_history(optimizer: Any, first: Any) -> None:
     optimizer._numel_cache = None
 
 
+def _source(move: Move) -> Any:
+    """The parameter whose state a move carries on, in another shape or order; None: there is nothing to work out."""
+    return None if move.axes is None else move.source if move.added else move.old
+
+
 def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]:
-    """State of a resized parameter: old entries where they were, new ones fresh."""
-    assert move.new is not None and move.old_shape is not None
-    old, new = move.old_shape, move.new.shape
-    mapped = dict(state)
+    """The state of a parameter whose axes change: old entries where they continue, new ones fresh."""
+    axes = move.axes
+    mapped = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+    if axes is None or all(axis.is_same for axis in axes):
+        return mapped
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue
-        shape = _shape(optimizer, key, tuple(value.shape), tuple(old), tuple(new))
-        if shape is None:
+        own = _axes_of(optimizer, key, value, axes)
+        if own is None:
             raise GrowthError(
                 f"{type(optimizer).__name__}: its state {key!r} {tuple(value.shape)} of {move.name} does not follow "
-                f"the tensor's shape {tuple(old)}, so it is not known how to resize it to {tuple(new)}. Drop it "
-                "first: del optimizer.state[p]."
+                f"the tensor's shape {tuple(axis.size for axis in axes)}, so it is not known how to resize it to "
+                f"{tuple(move.shape)}. Drop it first: del optimizer.state[p]."
             )
-        mapped[key] = _resized(value, shape, _fill(optimizer, key, value, move), move.new)
+        value = (value * _share(axes, own)).to(value.dtype)
+        mapped[key] = carried(value, own, _fresh(optimizer, key, value, own, move), _kind(optimizer, key))
     return mapped
 
 
-def _shape(
-    optimizer: Any, key: str, state: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Shape of a state tensor after the resize, axis by axis; None where that is not known."""
-    if len(state) != len(old) or len(new) != len(old):
+def _axes_of(optimizer: Any, key: str, value: Tensor, axes: Axes) -> Axes | None:
+    """The axes of a state tensor: the parameter's own, or one entry where it is reduced; None where that is not known.
+
+    Adafactor keeps the mean over rows and over columns of the second moment; of an axis of size 1 the shape does not
+    tell which it is.
+    """
+    if value.dim() != len(axes):
         return None
+    reduced = {a for a, axis in enumerate(axes) if value.shape[a] == 1 != axis.size}
     if isinstance(optimizer, torch.optim.Adafactor) and key in ("row_var", "col_var"):
-        axis = len(old) - (1 if key == "row_var" else 2)
-        return tuple(1 if a == axis else size for a, size in enumerate(new))
-    if any(s not in (1, o) for s, o in zip(state, old, strict=True)):
+        reduced.add(len(axes) - (1 if key == "row_var" else 2))
+    if any(value.shape[a] != axis.size for a, axis in enumerate(axes) if a not in reduced):
         return None
-    return tuple(n if s == o else s for s, o, n in zip(state, old, new, strict=True))
+    return tuple(Axis.same(1) if a in reduced else axis for a, axis in enumerate(axes))
 
 
-def _fill(optimizer: Any, key: str, value: Tensor, move: Move) -> float | Tensor:
-    """What new entries start from, as a fresh optimizer would."""
-    assert move.new is not None
-    if key in SECOND_MOMENTS:
-        return (
-            value.mean(0, keepdim=True) if value.dim() > 1 and value.shape[1:] == move.new.shape[1:] else value.mean()
-        )
+def _share(axes: Axes, own: Axes) -> float:
+    """By what a mean of squares changes with the axes over which it is taken: by the mean square of their scales."""
+    share = 1.0
+    for axis, kept in zip(axes, own, strict=True):
+        known = ~axis.born
+        if kept is not axis and axis.gradient is not None and known.any():
+            share *= float(axis.gradient[known].square().mean())
+    return share
+
+
+def _kind(optimizer: Any, key: str) -> Kind:
+    """How a state scales with the gradient: linearly, with its square, as the parameter does, or not at all."""
     if isinstance(optimizer, torch.optim.ASGD) and key == "ax":
-        return 0.0
-    group = next(g for g in optimizer.param_groups if any(p is move.new or p is move.old for p in g["params"]))
+        return "value"
+    if isinstance(optimizer, torch.optim.RMSprop) and key == "momentum_buffer":
+        return "plain"  # of steps, not of gradients
+    return KINDS.get(key, "plain")
+
+
+def _fresh(optimizer: Any, key: str, value: Tensor, own: Axes, move: Move) -> Tensor:
+    """What new entries start from, as a fresh optimizer would; in the parameter's memory order.
+
+    Fused kernels step wrongly, without a word, where the two orders differ.
+    """
+    assert move.new is not None
+    shape = shape_after(own)
+    like = move.new.detach() if move.new.shape == shape else value.new_empty(shape)
+    fresh = torch.empty_like(like, dtype=value.dtype, device=value.device)
+    if key in SECOND_MOMENTS:
+        grown = [a for a, axis in enumerate(own) if axis.born.any()]
+        alone = len(grown) == 1 and value.dim() > 1 and value.shape[grown[0]] > 0
+        kept = [axis if a not in grown else Axis.same(axis.size) for a, axis in enumerate(own)]
+        if alone:  # the mean of the same row or column
+            wide = carried(value, tuple(kept), value.new_zeros(shape_after(tuple(kept))), "square")
+            return fresh.copy_(wide.mean(grown[0], keepdim=True).expand(shape))
+        return fresh.copy_(value.mean().expand(shape))
+    if isinstance(optimizer, torch.optim.ASGD) and key == "ax":
+        return fresh.copy_(move.new.detach()) if move.new.shape == shape else fresh.zero_()
+    group = next(
+        (g for g in optimizer.param_groups if any(p is move.new or p is _source(move) for p in g["params"])), {}
+    )
     if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
-        return float(group["lr"])
+        return fresh.fill_(float(group["lr"]))
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
-        return float(group.get("initial_accumulator_value", 0.0))
-    return 0.0
-
-
-def _resized(value: Tensor, shape: tuple[int, ...], fill: float | Tensor, parameter: Tensor) -> Tensor:
-    """In the parameter's own memory order: fused kernels step wrongly, without a word, where the two differ."""
-    own = tuple(parameter.shape) == shape
-    new = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False) if own else value.new_empty(shape)
-    new.copy_(fill.expand(shape)) if isinstance(fill, Tensor) else new.fill_(fill)
-    kept = tuple(slice(0, min(a, b)) for a, b in zip(value.shape, shape, strict=True))
-    new[kept] = value[kept]
-    return new
+        return fresh.fill_(float(group.get("initial_accumulator_value", 0.0)))
+    return fresh.zero_()

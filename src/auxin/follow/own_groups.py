@@ -40,6 +40,14 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
         GrowthError: see ``assign``; or an own group that an optimizer or a schedule cannot have.
     """
     optimizers = optimizers_in(companions)
+    if group is not None and change.parts:
+        if not change.starting:
+            raise GrowthError(
+                f"group={group!r}: {change.parts[0].name} stays in its group, which holds whole tensors, and only some "
+                "of its entries are new. Leave group out; rewarm=<steps> lets new entries begin with shorter steps."
+            )
+        stays = f"{', '.join(part.name for part in change.parts)} stay in their groups: some of their entries are old"
+        change = dataclasses.replace(change, notes=(*change.notes, stays))
     if not isinstance(group, Mapping):
         joins = assign(model, change, optimizers, group)
         return dataclasses.replace(change, optimizers=optimizers, group=group, joins=joins)

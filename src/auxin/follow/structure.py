@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import number, replica
-from auxin.anatomy.tree import module_at
+from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.writers import set_constants
-from auxin.change import MISSING, Alias, Assign, Before, Change, New, Rewire, Swap
+from auxin.axes import carried, check
+from auxin.change import MISSING, Assign, Before, Change, New, Rewire, Swap
+from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.grown import set_hook
@@ -24,7 +26,7 @@ Undo = Callable[[], None]
 def apply(
     model: nn.Module,
     change: Change,
-    build: Callable[[New], nn.Module] | None = None,
+    build: Callable[[New, str], nn.Module] | None = None,
     undos: list[Undo] | None = None,
 ) -> Undo:
     """Splice, assign and swap in place.
@@ -32,7 +34,8 @@ def apply(
     Args:
         model: the network that ``change`` was planned for, or a copy of the same structure.
         change: the plan.
-        build: the module that stands for a new one in this copy; None: the new module itself.
+        build: the module that stands for a new one in this copy, given the path of what stands beside it; None: the
+            new module itself.
         undos: is given what takes each write back, before that write: for ``undo`` after an exception in here.
 
     Returns:
@@ -46,13 +49,13 @@ def apply(
     made: dict[int, nn.Module] = {}
     twins: dict[int, Tensor] | None = None if build is None else {}
 
-    def of(new: New) -> nn.Module:
+    def of(new: New, neighbour: str) -> nn.Module:
         if id(new.module) not in made:
-            made[id(new.module)] = new.module if build is None else build(new)
+            made[id(new.module)] = new.module if build is None else build(new, neighbour)
         return made[id(new.module)]
 
     rewired = [(modules[r.path], _children(modules[r.path], r, of)) for r in change.rewires]
-    lists = [(modules[a.path], a.name, _listed(modules, a, of)) for a in change.aliases]
+    lists = [(modules[a.path], a.name, _children(modules[a.rewire.path], a.rewire, of)) for a in change.aliases]
     flags = [(parameters[name], trains) for name, trains in change.trains.items()]
     for module, children in rewired:
         _splice(module, children, undos)
@@ -60,7 +63,7 @@ def apply(
         if rewire.hook is not None:
             undos.append(set_hook(modules[rewire.path], rewire.hook))
     for module, name, items in lists:
-        _relist(module, name, items, undos)
+        _relist(module, name, list(items.values()), undos)
     for assign in change.assigns:
         _set(modules[assign.path], assign, undos)
     for swap in change.swaps:
@@ -72,25 +75,47 @@ def apply(
     return functools.partial(undo, undos)
 
 
+def check_swaps(model: nn.Module, change: Change) -> None:
+    """Check, before anything is written, that the maps of resized tensors fit what stands there.
+
+    Raises:
+        GrowthError: names the tensor and the axis.
+    """
+    for swap in change.swaps:
+        owner, name = module_at(model, swap.path), join(swap.path, swap.name)
+        held = owner._buffers if swap.buffer else owner._parameters
+        old = held.get(swap.name)
+        if swap.value is None or (swap.axes is None and not swap.resized):
+            continue
+        if old is None:
+            raise GrowthError(f"{name} is to go on in another shape, and {type(owner).__name__} has no such tensor.")
+        if swap.axes is not None:
+            check(name, swap.axes, old.shape, swap.value.shape)
+        if old.dtype != swap.value.dtype:
+            raise GrowthError(f"{name} is {old.dtype}, and would become {swap.value.dtype}.")
+
+
 def undo(undos: list[Undo]) -> None:
     """Take back what ``apply`` has done so far, the last write first."""
     while undos:
         undos.pop()()
 
 
-def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
+def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
     """How a copy of the network makes its own new modules: from its own tensors where the live one used its own.
 
-    A block that copies block k becomes a copy of the twin's block k with the same tensors zeroed; anything old inside a
-    new module (an adapter around an old layer, a tied weight) is the twin's.
+    A block that copies block k becomes a copy of the twin's block k with the same tensors zeroed; tensors that continue
+    old ones continue the twin's; anything old inside a new module (an adapter around an old layer, a tied weight) is
+    the twin's. Mode, requires_grad, dtype and device are those of the module that stands beside it in the twin.
     """
     memo: dict[int, Any] = {}
     own = Before.of(twin)
     for kind in ("modules", "parameters", "buffers"):
         theirs, ours = getattr(live, kind), getattr(own, kind)
         memo |= {id(value): ours[name] for name, value in theirs.items() if name in ours}
+    old, there = {**own.buffers, **own.parameters}, frozenset(memo)
 
-    def build(new: New) -> nn.Module:
+    def build(new: New, neighbour: str) -> nn.Module:
         if new.source is not None:
             module = replica(twin, module_at(twin, new.source))
             close_gates(module)  # of a source that is fading in itself, or holds a block that does
@@ -98,23 +123,67 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New], nn.Module]:
             number(module, new.numbers)
         else:
             module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
+            _settle(module, new.module, own.modules[neighbour], live.modules[neighbour], there)
+            tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+            for name, continued in new.continues.items():
+                tensor = tensors[name]
+                tensor.data = carried(old[continued.old], continued.axes, tensor)
         if new.gated:
             close_gate(module)
             open_gate(module)
-        device = next((p.device for p in own.parameters.values()), None)
-        return module if device is None or device.type == "meta" else module.to(device)
+        return module
 
     return build
 
 
-def _children(module: nn.Module, rewire: Rewire, of: Callable[[New], nn.Module]) -> dict[str, nn.Module | None]:
+def _settle(
+    module: nn.Module, original: nn.Module, neighbour: nn.Module, live_neighbour: nn.Module, old: frozenset[int]
+) -> None:
+    """Give a twin's new module the flags of what stands beside it there, where the original has those of its own.
+
+    Args:
+        module: the new module of the twin, a copy of ``original``.
+        original: the new module of the live network.
+        neighbour: what stands beside it in the twin.
+        live_neighbour: the same in the live network.
+        old: ids of the live modules that stood there before; those inside ``original`` keep their twin's own flags.
+    """
+    for inner, live in zip(module.modules(), original.modules(), strict=True):
+        if id(live) not in old and live.training == live_neighbour.training:
+            inner.training = neighbour.training
+    beside, live_beside = next(neighbour.parameters(), None), next(live_neighbour.parameters(), None)
+    if beside is None or live_beside is None:
+        return
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        live = _named(original, name)
+        if id(live) in old or tensor.device.type == "meta":
+            continue
+        dtype = beside.dtype if live.is_floating_point() and live.dtype == live_beside.dtype else tensor.dtype
+        if (tensor.dtype, tensor.device) != (dtype, beside.device):
+            tensor.data = tensor.data.to(beside.device, dtype)
+        if isinstance(tensor, nn.Parameter) and live.requires_grad == live_beside.requires_grad:
+            tensor.requires_grad_(beside.requires_grad)
+
+
+def _named(module: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    owner = module_at(module, path)
+    tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
+    assert tensor is not None
+    return tensor
+
+
+def _children(module: nn.Module, rewire: Rewire, of: Callable[[New, str], nn.Module]) -> dict[str, nn.Module | None]:
     held: dict[str | None, nn.Module | None] = {None: None, **module._modules}
-    return {n: of(c) if isinstance(c, New) else held[c] for n, c in rewire.children}
+    return {n: of(c, _beside(rewire, n)) if isinstance(c, New) else held[c] for n, c in rewire.children}
 
 
-def _listed(modules: Mapping[str, nn.Module], alias: Alias, of: Callable[[New], nn.Module]) -> list[Any]:
-    container = modules[alias.rewire.path]
-    return list(_children(container, alias.rewire, of).values())
+def _beside(rewire: Rewire, name: str) -> str:
+    """Path (before) of the old child that stands nearest to a new one; the module around it where there is none."""
+    names = [n for n, _ in rewire.children]
+    at = names.index(name)
+    old = [(abs(place - at), child) for place, (_, child) in enumerate(rewire.children) if isinstance(child, str)]
+    return join(rewire.path, min(old)[1]) if old else rewire.path
 
 
 def _splice(module: nn.Module, children: dict[str, nn.Module | None], undos: list[Undo]) -> None:
@@ -175,7 +244,9 @@ def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None, undos:
     names, before = list(held), held.get(swap.name, MISSING)
     value: Tensor | None = swap.value
     if twins is not None and value is not None:
-        value = twins.setdefault(id(value), _own(swap, value, before))
+        if id(value) not in twins:
+            twins[id(value)] = _own(swap, value, before)
+        value = twins[id(value)]
     if swap.resized and isinstance(before, Tensor) and value is not None:
         _resize(before, value, undos)
         return
@@ -210,23 +281,31 @@ def _gate(block: nn.Module, undos: list[Undo]) -> None:
 
 
 def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:
-    """What a copy of the network holds for ``value``: its own old values where they fit."""
+    """What a copy of the network holds for ``value``: its own old entries where they continue."""
     fresh = value.detach().clone()
-    if swap.kept is not None and isinstance(before, Tensor):
+    if isinstance(before, Tensor):
         fresh = fresh.to(device=before.device, dtype=before.dtype)
-        region = tuple(slice(0, size) for size in swap.kept)
-        fresh[region] = before.detach()[region]
-    return fresh if swap.buffer else nn.Parameter(fresh, requires_grad=value.requires_grad)
+        if swap.axes is not None:
+            fresh = carried(before, swap.axes, fresh)
+    trains = before.requires_grad if isinstance(before, nn.Parameter) else value.requires_grad
+    return fresh if swap.buffer else nn.Parameter(fresh, requires_grad=trains)
 
 
 def _resize(tensor: Tensor, value: Tensor, undos: list[Undo]) -> None:
-    """Give a tensor another shape; it stays the same object, so ties and whoever holds it stay true."""
-    old = tensor.detach()
+    """Give a tensor another shape; it stays the same object, so ties and whoever holds it stay true.
+
+    Its gradient has the old shape and is dropped: a growth happens when a step has used it.
+    """
+    old, grad = tensor.detach(), tensor.grad if tensor.is_leaf else None
 
     def undo() -> None:
         tensor.data = old
+        if grad is not None:
+            tensor.grad = grad
 
     undos.append(undo)
+    if grad is not None:
+        tensor.grad = None
     tensor.data = value.detach()
     forget_shape(tensor)
 

@@ -1,0 +1,316 @@
+"""Which entries of a tensor continue which entries of an old one, found by their values.
+
+Surgery lets any code resize, reorder, copy and rescale tensors. What that code has meant stands in the values: trained
+weights hardly ever repeat, so a row that is found again is the same row. Where values do not tell (zeros, ones), the
+maps that were found for other tensors of the same module decide, and else nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from auxin.axes import BORN, Axes, Axis, born, carried, shape_after
+
+COMBINATIONS = 64  # of maps for several axes at once that are tried
+WORK = 10**9  # products of numbers to compare all slices with each other
+SEED = 7
+
+
+@dataclass
+class Maps:
+    """Maps that were found so far, by (old size, new size): first those of the same module, then all others."""
+
+    found: dict[tuple[str, int, int], list[Axis]] = field(default_factory=dict)
+
+    def learn(self, path: str, axes: Axes) -> None:
+        """Remember the maps of one tensor of the module at ``path``."""
+        for axis in axes:
+            plain = Axis(axis.index, axis.size)
+            for place in (path, "*"):
+                known = self.found.setdefault((place, axis.size, len(axis.index)), [])
+                if not any(torch.equal(plain.index, other.index) for other in known):
+                    known.append(plain)
+
+    def of(self, path: str, old: int, new: int) -> list[Axis]:
+        """What could lead from one size to the other, the likeliest first."""
+        known = [*self.found.get((path, old, new), ()), *self.found.get(("*", old, new), ())]
+        return [*known, Axis.leading(old, new)]
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a tensor continues an old one.
+
+    Attributes:
+        axes: the maps.
+        sure: whether the values tell; False: they would fit other maps as well, and the likeliest was taken.
+    """
+
+    axes: Axes
+    sure: bool = True
+
+
+@torch.no_grad()
+def match(old: Tensor, new: Tensor, maps: Maps, path: str = "") -> Match | None:
+    """Find out how ``new`` continues ``old``.
+
+    Args:
+        old: the values before.
+        new: the values now, of the same number of dimensions.
+        maps: what was found for other tensors; nothing is added to it.
+        path: of the module that holds the tensor.
+
+    Returns:
+        None where nothing of ``old`` is found again.
+    """
+    if old.dim() != new.dim() or old.dtype != new.dtype or old.layout != new.layout or old.layout != torch.strided:
+        return None
+    if old.dim() == 0:
+        return Match(()) if _equal(old, new) else None
+    if not old.numel() or not new.numel():
+        return None
+    old, new = old.detach().cpu(), new.detach().cpu()
+    if old.shape == new.shape and _equal(old, new):
+        return Match(tuple(map(Axis.same, old.shape)))
+    found = [*_by_slices(old, new, maps, path), *_by_known_maps(old, new, maps, path)]
+    best = max(found, key=lambda one: _weight(old, one), default=None)
+    if best is None or not _informative(old, best.axes):
+        best = _by_unique_values(old, new) or _by_scale(old, new, maps, path) or best
+    return best and Match(tuple(map(_with_gradient, best.axes)), best.sure)
+
+
+def is_scaled(axes: Axes) -> bool:
+    """Whether all entries stay, and are multiplied by something."""
+    return any(a.value is not None for a in axes) and all(bool((a.counts == 1).all()) for a in axes)
+
+
+def _weight(old: Tensor, found: Match) -> tuple[bool, int]:
+    """How much a map explains: whether it rests on values that tell, and how many entries go on."""
+    return _informative(old, found.axes), int((~born(found.axes)).sum())
+
+
+def _informative(old: Tensor, axes: Axes) -> bool:
+    """Whether what goes on is more than one number over and over."""
+    region = carried(old, axes, old.new_zeros(shape_after(axes)), "plain")[~born(axes)]
+    return bool(len(region)) and (bool((region != region[0]).any()) or (len(region) == 1 and bool(region[0] != 0)))
+
+
+def _with_gradient(axis: Axis) -> Axis:
+    """Copies of an entry share its gradient: together they move the network as it did (METHODS: g_new = P^T g_old)."""
+    if bool((axis.counts == 1).all()):
+        return axis
+    value = axis.value if axis.value is not None else torch.ones(len(axis.index), dtype=torch.float64)
+    known = axis.index >= 0
+    total = torch.zeros(axis.size, dtype=torch.float64).index_add(0, axis.index[known], value[known])
+    share = torch.where(known, 1 / total[axis.index.clamp(min=0)], 1.0)
+    return axis if bool((share == 1).all()) else Axis(axis.index, axis.size, axis.value, share)
+
+
+def _by_slices(old: Tensor, new: Tensor, maps: Maps, path: str) -> Iterator[Match]:
+    """One axis has changed, all others have not: whole slices along it are found again, whatever their order."""
+    changed = [a for a in range(old.dim()) if old.shape[a] != new.shape[a]]
+    if len(changed) > 1:
+        return
+    for number in changed or range(old.dim()):
+        before, after = _flat(old, number), _flat(new, number)
+        axis, sure = _found_again(before, after, maps.of(path, len(before), len(after)))
+        axis = _multiples(before, after, axis)
+        if axis.born.all():
+            continue
+        yield Match(tuple(axis if a == number else Axis.same(n) for a, n in enumerate(old.shape)), sure)
+
+
+def _found_again(before: Tensor, after: Tensor, known: list[Axis]) -> tuple[Axis, bool]:
+    """Which row of ``before`` each row of ``after`` is, to the bit.
+
+    Rows that stand there several times, or hold one number only, do not tell by themselves: they go by their
+    neighbours, or by a map that is known from elsewhere and fits.
+    """
+    keys, wanted = _hashes(before), _hashes(after)
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    flat = _constant(before)
+    for axis in known[:-1]:  # a map from elsewhere that explains every row that could go on
+        fits = all(place < 0 or keys[place] == key for place, key in zip(axis.index.tolist(), wanted, strict=True))
+        rest = [key for place, key in zip(axis.index.tolist(), wanted, strict=True) if place < 0]
+        if fits and not any(key in places and not flat[places[key][0]] for key in rest):
+            return axis, True
+    index: list[int] = []
+    used: set[int] = set()
+    expected, sure = 0, True
+    for key in wanted:
+        candidates = places.get(key, [])
+        if not candidates:
+            index.append(BORN)
+            continue
+        if len(candidates) == 1 and not flat[candidates[0]]:
+            place = candidates[0]
+        elif expected in candidates and expected not in used:
+            place, sure = expected, sure and (len(candidates) == 1 or not flat[expected])
+        elif flat[candidates[0]]:
+            place, sure = BORN, False  # one number over and over: as good as new
+        else:
+            place = next((c for c in candidates if c not in used), candidates[0])
+        index.append(place)
+        used.add(place)
+        expected = place + 1 if place >= 0 else expected
+    sure = sure or any(not flat[place] for place in used if place >= 0)
+    return Axis.of(index, len(before)), sure
+
+
+def _multiples(before: Tensor, after: Tensor, axis: Axis) -> Axis:
+    """Rows that are not found again, but are an old row times a number (Net2Wider's outgoing weights)."""
+    lost = axis.born.nonzero().flatten()
+    if not len(lost) or not before.is_floating_point() or before.shape[1] < 2 or len(lost) * before.numel() > WORK:
+        return axis
+    index, value = axis.index.clone(), torch.ones(len(axis.index), dtype=torch.float64)
+    ours, theirs = after[lost].double(), before.double()
+    lengths = ours.norm(dim=1, keepdim=True), theirs.norm(dim=1, keepdim=True)
+    cosine = (ours / lengths[0].clamp(min=1e-300)) @ (theirs / lengths[1].clamp(min=1e-300)).T
+    near, place = cosine.abs().max(1)
+    for row, (number, candidate) in enumerate(zip(lost.tolist(), place.tolist(), strict=True)):
+        if float(near[row]) > 1 - 1e-6 and int((before[candidate] != 0).sum()) > 1:
+            scale = _ratio(before[candidate], after[number])
+            if scale is not None:
+                index[number], value[number] = candidate, scale
+    return axis if torch.equal(index, axis.index) else Axis(index, axis.size, value)
+
+
+def _by_known_maps(old: Tensor, new: Tensor, maps: Maps, path: str) -> Iterator[Match]:
+    """Maps that were found elsewhere between the same sizes, or the leading corner, where they hold to the bit."""
+    for axes in _combinations(old, new, maps, path):
+        region, there = _region(old, axes), _region_of(new, axes)
+        if region.numel() and _equal(region, there):
+            told = any(not a.keeps_place for a in axes) or _informative(old, axes)
+            yield Match(axes, told)
+
+
+def _by_scale(old: Tensor, new: Tensor, maps: Maps, path: str) -> Match | None:
+    """All that goes on is multiplied by one number, or each entry of a single row by one over its count."""
+    if not old.is_floating_point():
+        return None
+    for axes in _combinations(old, new, maps, path):
+        region, there = _region(old, axes), _region_of(new, axes)
+        if not region.numel() or not bool((region != region.flatten()[0]).any()):
+            continue
+        scale = _ratio(region.flatten(), there.flatten())
+        if scale is not None:
+            place = next((a for a, axis in enumerate(axes) if bool((axis.counts > 1).any())), 0)
+            scaled = Axis.of(axes[place].index, axes[place].size, value=scale)
+            return Match(tuple(scaled if a == place else axis for a, axis in enumerate(axes)))
+        for number, axis in enumerate(axes):  # copies, each with its share
+            shared = axis.copied(outgoing=True)
+            trial = tuple(shared if a == number else other for a, other in enumerate(axes))
+            if bool((axis.counts > 1).any()) and _close(_region(old, trial, scaled=True), there):
+                return Match(trial)
+    return None
+
+
+def _by_unique_values(old: Tensor, new: Tensor) -> Match | None:
+    """Several axes have changed at once: numbers that occur once in the old tensor tell where each slice has gone."""
+    if not old.is_floating_point():
+        return None
+    values, inverse, counts = old.flatten().unique(return_inverse=True, return_counts=True)
+    place = torch.empty(len(values), dtype=torch.int64)
+    place[inverse] = torch.arange(old.numel())
+    at = torch.searchsorted(values, new.flatten()).clamp(max=len(values) - 1)
+    known = ((values[at] == new.flatten()) & (counts[at] == 1) & (values[at] != 0)).nonzero().flatten()
+    if len(known) < 2:
+        return None
+    source, target = _coordinates(place[at[known]], old.shape), _coordinates(known, new.shape)
+    axes = []
+    for number in range(old.dim()):
+        index = torch.full((new.shape[number],), BORN)
+        index[target[number]] = source[number]
+        if not torch.equal(index[target[number]], source[number]):
+            return None  # two entries of one slice come from two slices
+        axes.append(Axis(index, old.shape[number]))
+    found = tuple(axes)
+    return Match(found) if _equal(_region(old, found), _region_of(new, found)) else None
+
+
+def _coordinates(flat: Tensor, shape: torch.Size) -> list[Tensor]:
+    result = []
+    for size in reversed(shape):
+        result.append(flat % size)
+        flat = flat // size
+    return result[::-1]
+
+
+def _combinations(old: Tensor, new: Tensor, maps: Maps, path: str) -> Iterable[Axes]:
+    choices = [
+        [*([Axis.same(a)] if a == b else []), *maps.of(path, a, b)] for a, b in zip(old.shape, new.shape, strict=True)
+    ]
+    return itertools.islice(itertools.product(*choices), COMBINATIONS)
+
+
+def _region(old: Tensor, axes: Axes, scaled: bool = False) -> Tensor:
+    """The entries of the old tensor that go on, in their new order."""
+    for number, axis in enumerate(axes):
+        old = old.index_select(number, axis.index[~axis.born])
+        if scaled and axis.value is not None:
+            old = old * axis.value[~axis.born].view([-1 if a == number else 1 for a in range(len(axes))])
+    return old
+
+
+def _region_of(new: Tensor, axes: Axes) -> Tensor:
+    """The entries of the new tensor that are not born."""
+    for number, axis in enumerate(axes):
+        new = new.index_select(number, (~axis.born).nonzero().flatten())
+    return new
+
+
+def _ratio(old: Tensor, new: Tensor) -> float | None:
+    """The number by which ``old`` was multiplied, if it was; of those that fit, one over a whole number is taken."""
+    largest = int(old.double().abs().argmax())
+    if float(old[largest]) == 0 or not bool(new.isfinite().all()):
+        return None
+    scale = float(new[largest].double() / old[largest].double())
+    count = round(1 / scale) if scale != 0 else 0
+    for exact in (1 / count if count else scale, float(round(scale)), scale):
+        if exact != 0 and abs(exact - scale) < 1e-2 * abs(scale) and _close(old.double() * exact, new):
+            return exact
+    return None
+
+
+def _close(value: Tensor, new: Tensor) -> bool:
+    """Whether they are equal up to the rounding of ``new``."""
+    limit = 2 * torch.finfo(new.dtype).eps
+    return bool(((value.double() - new.double()).abs() <= limit * new.double().abs()).all())
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bits."""
+    return a.shape == b.shape and torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _flat(tensor: Tensor, number: int) -> Tensor:
+    """One row for each slice along an axis."""
+    return tensor.movedim(number, 0).reshape(tensor.shape[number], -1).contiguous()
+
+
+def _constant(rows: Tensor) -> list[bool]:
+    """Which rows hold one number only: a single entry does so where another row has the same, or it is 0 or 1."""
+    if rows.shape[1] > 1:
+        return (rows == rows[:, :1]).all(1).tolist()
+    values, inverse, counts = rows[:, 0].unique(return_inverse=True, return_counts=True)
+    return ((counts[inverse] > 1) | (values[inverse] == 0) | (values[inverse] == 1)).tolist()
+
+
+def _hashes(rows: Tensor) -> list[tuple[int, int]]:
+    """Two sums over the bits of each row, with fixed random weights: equal rows have equal ones."""
+    data = _bits(rows).view(len(rows), -1)
+    generator = torch.Generator().manual_seed(SEED)
+    weights = torch.randint(-(2**62), 2**62, (2, data.shape[1]), generator=generator) | 1
+    sums = [torch.cat([(part.long() * w).sum(1) for part in data.split(4096)]) for w in weights]
+    return list(zip(sums[0].tolist(), sums[1].tolist(), strict=True))
