@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters, steps_itself
+from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
+from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
@@ -132,7 +133,8 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             generator = torch.Generator().manual_seed(3)
             weighted = [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating]
             loss = torch.stack([value.float() for value in weighted]).sum()
-            return after, _gradients(loss, wanted, parameters.values())
+            grads = gradients_of(loss, model)
+            return after, {name: grads[name] for name in wanted}
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
@@ -163,32 +165,6 @@ def _reached_late(model: nn.Module, change: Change, look: Look, grads: dict[str,
             for n, value in values.items():
                 parameters[n].copy_(value)
     return {n for n in waiting if (g := later.get(n)) is not None and _nonzero(g)}
-
-
-def _gradients(loss: Tensor, wanted: dict[str, nn.Parameter], every: Iterable[nn.Parameter]) -> dict[str, Any]:
-    """The gradients of ``wanted``, on the side where that goes; ``untouched`` puts the parameters' own back."""
-    every = list(every)
-    if not _has_reentrant(loss) or any(map(steps_itself, every)):
-        grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-        return dict(zip(wanted, grads, strict=True))
-    for p in every:
-        p.grad = None
-    loss.backward()
-    return {name: p.grad for name, p in wanted.items()}
-
-
-def _has_reentrant(loss: Tensor) -> bool:
-    """Whether a reentrant activation checkpoint was run: what is inside has its gradients in a plain backward only."""
-    left: list[Any] = [loss.grad_fn]
-    seen: set[Any] = set()
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            if node.name() == "CheckpointFunctionBackward":
-                return True
-            seen.add(node)
-            left += [parent for parent, _ in node.next_functions]
-    return False
 
 
 def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs | None:

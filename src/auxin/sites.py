@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container
+from auxin.anatomy.gradients import nodes_behind
 from auxin.anatomy.probe import Call, Look, Probe, tensors_in
 from auxin.anatomy.tree import join, unwrap
 from auxin.anatomy.visits import not_one_tensor, probing
@@ -168,7 +169,7 @@ def _seen(look: Look) -> dict[str, _Seen]:
             f"sites: {type(look.model).__name__} does not run on the probe: {error}. Pass the batch as the training "
             "loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
-    used = _leading_to(outputs)
+    used = nodes_behind(outputs)
     for one in seen.values():
         one.unused = bool(used and one.nodes) and not any(node in used for node in one.nodes)
         one.nodes = []
@@ -193,18 +194,6 @@ def _watch(module: nn.Module, own: _Seen, counter: Any) -> None:
 
     module.register_forward_pre_hook(before)
     module.register_forward_hook(after, with_kwargs=True)
-
-
-def _leading_to(outputs: Iterable[Tensor]) -> set[Any]:
-    """The nodes of the autograd graph that the outputs come from."""
-    left = [t.grad_fn for t in outputs if t.grad_fn is not None]
-    found: set[Any] = set()
-    while left:
-        node = left.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            left += [parent for parent, _ in node.next_functions]
-    return found
 
 
 def _why_not(model: nn.Module, path: str, module: nn.Module, own: _Seen) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.probe import Call, Look, tensors_in
 from auxin.anatomy.visits import probing
 from auxin.anatomy.writers import (
@@ -199,8 +200,8 @@ def _reached(block: nn.Module, call: Call, names: Iterable[str], form: str) -> d
             return dict.fromkeys(wanted, False)
         generator = torch.Generator().manual_seed(2)
         total = torch.stack([(t * torch.randn(t.shape, generator=generator).to(t)).sum().float() for t in out]).sum()
-        grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return {n: g is not None and bool(g.to_dense().any()) for n, g in zip(wanted, grads, strict=True)}
+        grads = gradients_of(total, block)
+    return {n: (g := grads[n]) is not None and bool(g.to_dense().any()) for n in wanted}
 
 
 def _floating(value: Any) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
+from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.probe import Call, Look, untouched
 from auxin.anatomy.resting import PASSED, Resting, constants_of, learns
 from auxin.anatomy.tree import join, moves_between, parameters_after
@@ -149,8 +150,8 @@ def _products_of_zeros(module: nn.Module, call: Call) -> list[str]:
             out = first_tensor(call.run(twin))
             assert out is not None
             direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
-            found = torch.autograd.grad((out * direction).sum(), list(parameters.values()), allow_unused=True)
-        grads = {name: g.to_dense() for name, g in zip(parameters, found, strict=True) if g is not None}
+            found = gradients_of((out * direction).sum(), twin)
+        grads = {name: g.to_dense() for name, g in found.items() if g is not None}
         zeros = [name for name in zeros if name in grads and not grads[name].any()]  # None: not used at all here
         with torch.no_grad():
             for name, grad in grads.items():
