@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
 from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.placed import parts, registrations, runs_by_parts
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
@@ -46,12 +47,15 @@ def seen(look: Look) -> Seen:
     Raises:
         GrowthError: the network does not run on the probe.
     """
-    called: Counter[int] = Counter()
-    children = [c for m in look.model.modules() if isinstance(m, CONTAINERS) for c in m.children()]
+    called: dict[int, Counter[int]] = {}
+    children = {id(c): c for m in look.model.modules() if isinstance(m, CONTAINERS) for c in m.children()}
+    times = registrations(look.model)
     try:
         with untouched(look.model), torch.no_grad():
-            for child in children:
-                child.register_forward_hook(lambda module, *_: called.update([id(module)]))
+            for child in children.values():
+                counts = called[id(child)] = Counter()
+                for part in parts(child, times) if runs_by_parts(child) else (child,):
+                    part.register_forward_hook(lambda part, *_, counts=counts: counts.update([id(part)]))
             found = [t.detach().clone() for t in tensors_in(look.run())]
     except GrowthError:
         raise
@@ -68,7 +72,7 @@ def seen(look: Look) -> Seen:
             f"probe: {type(look.model).__name__} returns no finite number on it, so nothing can be proved; the run has "
             "diverged before this growth."
         )
-    return Seen(found, called)
+    return Seen(found, {child: max(counts.values()) for child, counts in called.items() if counts})
 
 
 def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
@@ -80,9 +84,11 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     """
     called: set[str] = set()
     near = {p: m for p, m in _kept(model, change).items() if id(m) in before.called}
+    times = registrations(model)
     with untouched(model):
         for path, module in (*((path, new.module) for path, new in change.added), *near.items()):
-            module.register_forward_hook(lambda *_, path=path: called.add(path))
+            for part in parts(module, times):
+                part.register_forward_hook(lambda *_, path=path: called.add(path))
         after, grads = _run(model, change, look)
         late = _reached_late(model, change, look, grads)
     missing = [path for path, _ in change.added if path not in called]

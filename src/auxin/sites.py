@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.gradients import nodes_behind
+from auxin.anatomy.placed import takes_another
 from auxin.anatomy.probe import Call, Look, Probe, tensors_in
 from auxin.anatomy.tree import join, unwrap
 from auxin.anatomy.visits import not_one_tensor, probing
 from auxin.anatomy.writers import arriving, first_tensor
 from auxin.edits.after import channel_axis
+from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError
 from auxin.grown import NAME, has_grown
 from auxin.modules import Dormant
@@ -122,13 +124,15 @@ def sites(model: nn.Module, probe: Probe) -> Sites:
     look = Look(model, probe)
     seen = _seen(look)
     batch = next((t.shape[0] for t in tensors_in(look.batch) if t.dim()), 1) or 1
-    lists = _block_lists(model, seen)
+    running = {above for path, own in seen.items() if own.count for above in _above(path)}
+    fixed = _fixed_blocks(look, seen, running)
+    lists = _block_lists(model, seen, fixed)
     found = Sites()
     for path, module in model.named_modules():
         if module is model:
             continue
         own, why = seen[path], _why_not(model, path, module, seen[path])
-        fits = (*(() if why else (f"After({path!r})",)), *_others(path, module, seen, lists))
+        fits = (*(() if why else (f"After({path!r})",)), *_others(path, module, running, lists, fixed))
         shapes = () if own.odd else own.shapes
         shape, dtype = next(iter(shapes), (None, None))
         size = sum(p.numel() for p in module.parameters())
@@ -217,7 +221,30 @@ def _why_not(model: nn.Module, path: str, module: nn.Module, own: _Seen) -> str:
     return f"called with several widths: {', '.join(map(str, sizes))}" if len(sizes) > 1 else ""
 
 
-def _block_lists(model: nn.Module, seen: Mapping[str, _Seen]) -> set[str]:
+def _above(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _fixed_blocks(look: Look, seen: Mapping[str, _Seen], running: set[str]) -> set[str]:
+    """Blocks whose parts forward calls, and never them: it unpacks them, or names their entries.
+
+    Not those that take one more entry, as stages do: of each list one is tried, with a layer more that returns what it
+    is given.
+    """
+    found: set[str] = set()
+    for path, module in look.model.named_modules():
+        inner = {join(path, name): child for name, child in module._modules.items() if child is not None}
+        inner = {known: child for known, child in inner.items() if known in running and not seen[known].count}
+        if not isinstance(module, CONTAINERS) or len({kind_of(child) for child in inner.values()}) != 1:
+            continue
+        at, first = next(iter(inner.items()))
+        if not isinstance(first, CONTAINERS) or not takes_another(look, at):
+            found |= set(inner)
+    return found
+
+
+def _block_lists(model: nn.Module, seen: Mapping[str, _Seen], fixed: set[str]) -> set[str]:
     """Paths of the lists of repeated blocks.
 
     Of two lists within each other it is the outer one if all of its entries are blocks (a block may hold a list of its
@@ -225,11 +252,16 @@ def _block_lists(model: nn.Module, seen: Mapping[str, _Seen]) -> set[str]:
     """
     found: dict[str, bool] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, CONTAINERS) or any(path.startswith(f"{p}.") and whole for p, whole in found.items()):
+        if (
+            not isinstance(module, CONTAINERS)
+            or path in fixed
+            or any(path.startswith(f"{p}.") and whole for p, whole in found.items())
+        ):
             continue
         container = Container(path, module, tuple(module._modules))
         distinct = len({id(child) for child in module._modules.values()}) == len(container.names)
-        blocks = [_is_block(join(path, name), child, seen) for name, child in module._modules.items()]
+        children = {join(path, name): child for name, child in module._modules.items()}
+        blocks = [known in fixed or _is_block(known, child, seen) for known, child in children.items()]
         if container.numbered and distinct and any(blocks):
             found[path] = all(blocks)
     return {path for path, whole in found.items() if whole or not any(p.startswith(f"{path}.") for p in found)}
@@ -243,13 +275,12 @@ def _is_block(path: str, module: nn.Module | None, seen: Mapping[str, _Seen]) ->
     return bool(module._modules) and next(module.parameters(), None) is not None
 
 
-def _others(path: str, module: nn.Module, seen: Mapping[str, _Seen], lists: set[str]) -> Iterator[str]:
+def _others(path: str, module: nn.Module, running: set[str], lists: set[str], fixed: set[str]) -> Iterator[str]:
     """The edits other than ``After`` that fit, as one would write them."""
     if path in lists:
         yield f"Duplicate({path!r})"
-    if isinstance(module, CONTAINERS):
-        names = [join(path, name) for name in module._modules]
-        if any(seen[name].count for name in names if name in seen) or (not names and seen[path].count):
+    if isinstance(module, CONTAINERS) and path not in fixed:
+        if running & ({join(path, name) for name in module._modules} or {path}):
             numbered = Container(path, module, tuple(module._modules)).numbered
             yield f"Insert({path!r}, layer)" if numbered else f"Insert({path!r}, layer, key=...)"
     if isinstance(module, Dormant):

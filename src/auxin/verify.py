@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from auxin.anatomy.gradients import steps_itself
+from auxin.anatomy.blocks import steps_itself
 from auxin.anatomy.tree import join, unwrap
 from auxin.anatomy.wrappers import uncovered, with_wrappers
 from auxin.errors import GrowthError

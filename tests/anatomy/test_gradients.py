@@ -126,13 +126,30 @@ def test_blocks_that_are_recomputed_are_copied(edit: Any) -> None:
     assert change.gradient_ratio is not None
 
 
-def test_what_steps_itself_is_not_stepped() -> None:
-    net = Net()
-    stepped: list[Tensor] = []
+@pytest.mark.parametrize("block", [Block, Recomputed])
+def test_no_hook_of_a_tensor_fires(block: type[nn.Module]) -> None:
+    """Not those that log or clip, nor an optimizer in the backward pass."""
+    net = Net(block)
+    fired: list[Any] = []
     for p in net.parameters():
-        p.register_post_accumulate_grad_hook(stepped.append)
-    gradients_of(net(X).sum(), net)
-    assert not stepped
+        p.register_hook(fired.append)
+        p.register_post_accumulate_grad_hook(fired.append)
+    found = gradients_of(net(X).sum(), net)
+    assert not fired
+    assert found["blocks.0.up.weight"] is not None
+    net(X).sum().backward()
+    assert len(fired) >= 2 * len(list(net.parameters()))
+
+
+def test_a_growth_lets_no_hook_of_a_tensor_fire() -> None:
+    net = Net()
+    fired: list[Tensor] = []
+    for p in net.parameters():
+        p.register_hook(fired.append)
+    ax.grow(net, ax.Duplicate("blocks", by=1), torch.optim.AdamW(net.parameters()), probe=X)
+    with ax.surgery(net, probe=X):
+        net.blocks.append(Block())
+    assert not fired
 
 
 def test_a_parameter_on_which_nothing_depends_has_none() -> None:

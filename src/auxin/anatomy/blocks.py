@@ -159,6 +159,11 @@ def hooks_on(module: nn.Module) -> str:
     return ""
 
 
+def steps_itself(parameter: nn.Parameter) -> bool:
+    """Whether a post-accumulate hook handles its gradient: it may be stepped inside the backward pass."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
 def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:
     """Ids of the block's parameters that something outside it holds as well: tied ones, and those of shared modules."""
     outside = {id(p) for m in modules_beside(model, block) for p in m._parameters.values() if p is not None}

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.record import HOOKS, hook_again, hooks_of
+
 
 def gradients_of(loss: Tensor, module: nn.Module) -> dict[str, Tensor | None]:
-    """The gradients of a scalar, on the side: every ``.grad`` stays what it is, and no optimizer steps.
+    """The gradients of a scalar, on the side: every ``.grad`` stays what it is, and no hook of a tensor fires.
 
     Args:
         loss: a scalar that was computed with gradients on.
@@ -29,17 +31,17 @@ def gradients_of(loss: Tensor, module: nn.Module) -> dict[str, Tensor | None]:
     every = list({id(p): p for p in (*named.values(), *leaves)}.values())
     # Inside a reentrant activation checkpoint there are gradients in a plain backward only.
     reentrant = any(node.name() == "CheckpointFunctionBackward" for node in nodes)
-    if reentrant and not any(map(steps_itself, every)):
-        found = _by_backward(loss, every)
-    else:
-        found = torch.autograd.grad(loss, every, allow_unused=True)
+    # Hooks of tensors are the training loop's: they log, clip, or step an optimizer inside the backward pass.
+    hooks = [(p, kind, hooks_of(p, kind)) for p in every for kind in HOOKS]
+    try:
+        for p, kind, _ in hooks:
+            hook_again(p, kind, None)
+        found = _by_backward(loss, every) if reentrant else torch.autograd.grad(loss, every, allow_unused=True)
+    finally:
+        for p, kind, held in hooks:
+            hook_again(p, kind, held)
     by_id = {id(p): grad for p, grad in zip(every, found, strict=True)}
     return {name: by_id[id(p)] for name, p in named.items()}
-
-
-def steps_itself(parameter: nn.Parameter) -> bool:
-    """Whether a post-accumulate hook handles its gradient: it may be stepped inside the backward pass."""
-    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def nodes_behind(outputs: Iterable[Tensor]) -> set[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.placed import Witness
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.change import New, Rewire
 from auxin.grown import NAME
@@ -69,7 +70,7 @@ def depended_on(look: Look, module: nn.Module, visits: Visits) -> tuple[bool, bo
     then, depends on it. A module that runs all of its children also runs one that is given to it.
     """
     generator = torch.Generator().manual_seed(5)
-    witness = _Witness()
+    witness = Witness()
 
     def moved(_: nn.Module, args: Any, output: Tensor) -> Tensor:
         noise = torch.randn(output.shape, generator=generator).to(output)
@@ -127,16 +128,6 @@ def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits)
         return False
     ran = len(given) > visits.count
     return ran and all(given) and called == visits.siblings and _same(visits.outputs, outputs)
-
-
-class _Witness(nn.Identity):
-    """Says whether it was called."""
-
-    called = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
-        return args[0]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from auxin.anatomy.placed import guarded
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.resting import Resting
 from auxin.edits.start import Start, start, takes
@@ -84,10 +85,11 @@ def begin(
         )
     modes = {module: module.training for module in built.modules()}
     try:
-        if call is not None:
-            takes(built.eval(), call, where)
-        with random_state(look.seed + 1):
-            return start(built, init, call, where, fade, resting)
+        with guarded(call):
+            if call is not None:
+                takes(built.eval(), call, where)
+            with random_state(look.seed + 1):
+                return start(built, init, call, where, fade, resting)
     finally:
         for module, mode in modes.items():
             module.training = mode

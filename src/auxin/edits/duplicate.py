@@ -11,8 +11,9 @@ from torch import nn
 
 from auxin.anatomy.blocks import Container, number, replica
 from auxin.anatomy.depth import followed, numbered, numbers
+from auxin.anatomy.placed import Placed, taken_apart
 from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.resting import PASSED, Resting, StandIn
+from auxin.anatomy.resting import Resting, StandIn, forms_of
 from auxin.anatomy.tree import join
 from auxin.change import Assign, Change, New
 from auxin.edits.start import fade_in, finish
@@ -170,15 +171,19 @@ class Duplicate:
                 f"Duplicate(at={self.at!r}, output='zero') needs one batch to find which weights must be zero: pass "
                 "probe=batch. Without one output='keep' would run and change the function."
             )
-        calls, _ = look.calls({container.names[i]: container.child(i) for i in wanted})
-        for i in wanted:
-            if container.names[i] not in calls:
+        seen, _ = look.calls({container.names[i]: container.child(i) for i in wanted})
+        calls: dict[int, Call | None] = {i: seen[name] for i in wanted if (name := container.names[i]) in seen}
+        missing = [i for i in wanted if i not in calls]
+        run = taken_apart(look, [container.child(i) for i in missing]) if missing else []
+        for i in missing:
+            if not any(container.child(i) is block for block in run):
                 path = join(self.at, container.names[i])
                 raise GrowthError(
                     f"Duplicate(at={self.at!r}): on this probe the network never calls {path}; a copy would not run "
                     "either."
                 )
-        return {i: calls[container.names[i]] for i in wanted}
+            calls[i] = _placed(look, container, i)
+        return calls
 
     def _copy(
         self,
@@ -197,11 +202,17 @@ class Duplicate:
         constants: Mapping[str, float] | None = {}
         if source in calls:
             call, where = calls[source], f"Duplicate(at={self.at!r}, output='zero')"
-            for form in (PASSED,) if resting is None else resting.forms():
+            for form in forms_of(call, resting):
                 constants = silence(model, original, twin, call, look, where, form)
                 if constants is not None:
                     break
             added = resting is not None and resting.added
+            if constants is None and isinstance(call, Placed):
+                raise GrowthError(
+                    f"{where}: the network's forward calls the parts of {path}, and no tensors of them can be zeroed "
+                    "so that it computes what it did and a copy still learns (a norm after the residual sum, parts "
+                    "without a residual, or tied weights). output='keep' would run and change the function."
+                )
             if constants is None and (added or not (self.fade and fade_in(twin, call))):
                 raise GrowthError(_cannot_start_silent(where, original, self.fade, added))
         return New(twin, path if self.content == "copy" else None, constants or {}, gated=constants is None)
@@ -222,6 +233,16 @@ def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
     return twin
 
 
+def _placed(look: Look, container: Container, source: int) -> Placed:
+    """The network with one more block behind the source."""
+    size = len(container.names)
+    items: list[str | New] = [*container.names[: source + 1], New(nn.Identity()), *container.names[source + 1 :]]
+    homes = {i: i + (i > source) for i in range(size)}
+    assigns = followed(look.model, container, [*range(source + 1), *range(source, size)], homes)
+    rewire = container.renumbered(items)
+    return Placed(look, rewire, container.aliases(look.model, rewire), assigns)
+
+
 def _resting(
     look: Look, container: Container, sources: list[int], calls: dict[int, Call | None], assigns: tuple[Assign, ...]
 ) -> Resting | None:
@@ -231,7 +252,7 @@ def _resting(
         call = calls.get(source)
         if source not in sources[:position]:
             items.append(container.names[source])
-        elif call is None:
+        elif call is None or isinstance(call, Placed):
             return None
         else:
             items.append(New(StandIn(call)))

@@ -14,8 +14,9 @@ from torch import nn
 from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
 from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.placed import Placed
 from auxin.anatomy.probe import Call, Look, untouched
-from auxin.anatomy.resting import PASSED, Resting, constants_of, learns
+from auxin.anatomy.resting import PASSED, Resting, constants_of, forms_of, learns
 from auxin.anatomy.tree import join, moves_between, parameters_after
 from auxin.anatomy.writers import (
     amplified_by_a_norm,
@@ -166,7 +167,7 @@ def _trainable(module: nn.Module) -> tuple[str, ...]:
 def _preserve(module: nn.Module, call: Call, where: str, fade: int, resting: Resting | None) -> Start:
     output = first_tensor(takes(module, call, where))
     given = arriving(call)
-    if given is None or output is None or output.shape != given[0].shape:
+    if not isinstance(call, Placed) and (given is None or output is None or output.shape != given[0].shape):
         shapes = f"{shape_of(given[0]) if given else 'nothing'} -> {shape_of(output)}"
         raise GrowthError(
             f"{where}: {_words(module)} turns {shapes}, so it cannot leave the function as it was. Give it equal input "
@@ -189,7 +190,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, rest
             f"{where}: {_words(module)} changes the function and has no weights that could prevent it. {OTHERS}"
         )
     constants = None
-    for form in (PASSED,) if resting is None else resting.forms():
+    for form in forms_of(call, resting):
         constants = constants_of(module, call, form)
         if constants:
             trial = copy.deepcopy(module)
@@ -217,11 +218,14 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, rest
     if fade and fade_in(module, call):
         return Start("fade-in", _trainable(module), preserves=True, gated=True)
     dead = constants is not None
-    why = (
-        "once its last writers are zero no gradient reaches them"
-        if dead
-        else "no zeroing of its tensors returns its input"
-    )
+    placed = isinstance(call, Placed)
+    rests = "keeps what the network computes" if placed else "returns its input"
+    why = "once its last writers are zero no gradient reaches them" if dead else f"no zeroing of its tensors {rests}"
+    if placed:
+        raise GrowthError(
+            f"{where}: the network's forward calls the parts of what stands there, and {why}. Parts whose outputs are "
+            f"added, as in x = x + part(x), and that end with a Linear can start so. {OTHERS}"
+        )
     raise GrowthError(
         f"{where}: {_words(module)} cannot keep the function and still learn: {why}, and it is not an identity for "
         f"what arrives there. A residual block x + f(x) can{'' if fade else ', or a fade-in: fade=100'}. {OTHERS}"

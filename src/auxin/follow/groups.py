@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import owned, role
-from auxin.anatomy.gradients import steps_itself
+from auxin.anatomy.blocks import owned, role, steps_itself
 from auxin.change import Change, Join, OwnGroup
 from auxin.errors import GrowthError
 
