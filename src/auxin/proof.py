@@ -14,6 +14,7 @@ from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
 from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.placed import parts, registrations, runs_by_parts
 from auxin.anatomy.probe import Look, tensors_in, untouched
+from auxin.anatomy.shaken import multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
 from auxin.errors import GrowthError
@@ -92,15 +93,20 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
         after, grads = _run(model, change, look)
         late = _reached_late(model, change, look, grads)
     missing = [path for path, _ in change.added if path not in called]
-    if missing:
-        raise GrowthError(_never_called(model, missing[0], change))
+    cold = _cold(model, change, look, before, missing)
+    lost = [path for path in missing if path not in cold]
+    if lost:
+        raise GrowthError(_never_called(model, lost[0], change))
     displaced = [path for path in near if path not in called]
     if displaced and change.how != "surgery":
         raise GrowthError(_displaced(model, displaced[0], change))
-    notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
+    notes = (*change.notes, *cold.values(), *(f"{path} is not called any more" for path in displaced))
     often = [f"{path} runs {before.called[id(m)]} times" for path, m in near.items() if before.called[id(m)] > 1]
     difference = _compare(before.outputs, after, change, often)
-    _check_gradients(change, grads, late)
+    unseen = {name for name in change.starting if name.startswith(tuple(f"{path}." for path in cold))}
+    if not unseen or unseen < {name for name in change.starting if name in grads}:
+        checked = {name: grad for name, grad in grads.items() if name not in unseen}
+        notes = (*notes, *_check_gradients(change, checked, late, look))
     whole, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
@@ -108,6 +114,26 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     notes = (*notes, *(f"no gradient at {n}, as in the block that it copies" for n in idle))
     measured = {"max_difference": difference, "gradient_ratio": whole, "gradient_ratios": each}
     return dataclasses.replace(change, **measured, notes=notes)
+
+
+def _cold(model: nn.Module, change: Change, look: Look, before: Seen, missing: list[str]) -> dict[str, str]:
+    """Of the new modules that did not run those that forward can come to, with a note: it depends on the data.
+
+    So it is where they run with other weights, and where an old entry beside them does not run on this probe either.
+    """
+    olds = change.before.modules if change.before is not None else {}
+    known = {id(module) for module in olds.values()}
+    reachable = run_with_other_weights(look, missing)
+    notes: dict[str, str] = {}
+    for path in missing:
+        at = path.rpartition(".")[0]
+        container = olds.get(at)
+        beside = container._modules.items() if isinstance(container, CONTAINERS) else ()
+        idle = [join(at, name) for name, m in beside if id(m) in known - before.called.keys()]
+        if path in reachable or idle:
+            nor = f" (nor to {', '.join(idle[:3])})" if idle else ""
+            notes[path] = f"no row of this probe is routed to {path}{nor}, so its gradient was not checked"
+    return notes
 
 
 def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
@@ -189,10 +215,12 @@ def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs 
 
 def _never_called(model: nn.Module, path: str, change: Change) -> str:
     at = path.rpartition(".")[0]
+    counted = _counted(model, at, change)
+    routed = " A router among them may be it: give it one more output in the same `with auxin.surgery(...)`."
     return (
         f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, "
-        f"a stored depth, or fixed names in forward).{_counted(model, at, change)} Let forward iterate over "
-        f"{at or 'the container'} itself."
+        f"a stored depth, or fixed names in forward).{counted} Let forward iterate over "
+        f"{at or 'the container'} itself.{routed if 'Beside it' in counted else ''}"
     )
 
 
@@ -269,8 +297,8 @@ def _shared_over_depth(often: list[str]) -> str:
     )
 
 
-def _check_gradients(change: Change, grads: dict[str, Any], late: set[str]) -> None:
-    """Check that the new weights can learn; those in ``late`` do so from the second step."""
+def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], look: Look) -> tuple[str, ...]:
+    """Check that the new weights can learn; those in ``late`` do so from the second step. Returns notes."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
     trainable = [n for n in change.starting if n in grads]
@@ -282,12 +310,24 @@ def _check_gradients(change: Change, grads: dict[str, Any], late: set[str]) -> N
         )
     wanted = [n for n in change.writers if n in grads] if change.preserves and not change.gates else []
     dead = [n for n in wanted if n not in reached | late | set(_idle(change, grads))]
-    if dead or (trainable and not any(n in reached for n in trainable)):
+    if not dead and (not trainable or any(n in reached for n in trainable)):
+        return ()
+    names = ", ".join(dead or trainable[:3])
+    if not multiplied_by_zero(look, dead or trainable):
+        other = "Begin with other values" if change.how == "surgery" else "Use init='kaiming' or 'xavier'"
         raise GrowthError(
-            f"{', '.join(dead or trainable[:3])}: no gradient reaches the new weights on the probe, so they would "
-            "never learn (a "
-            "product with another zero, or a ReLU that is off). Use init='kaiming' or 'xavier', or a residual block."
+            f"{names}: no gradient reaches the new weights on the probe, so they would never learn (a product with "
+            f"another zero, or a ReLU that is off). {other}, or a residual block."
         )
+    zeros = [join(a.path, a.name) for a in change.assigns if type(a.value) in (int, float) and not a.value]
+    factor = f"{', '.join(zeros)} = 0" if zeros else "a fade-in of your own, a mask"
+    why = f"something that is no parameter multiplies what they give by 0 now ({factor})"
+    if change.how != "surgery":
+        raise GrowthError(
+            f"{names}: no gradient reaches the new weights on the probe: {why}. Grow once it is no longer 0, or add "
+            "the layer inside `with auxin.surgery(model, optimizer):`."
+        )
+    return (f"no gradient reaches {names} on this probe: {why}",)
 
 
 def _idle(change: Change, grads: dict[str, Any]) -> list[str]:

@@ -146,6 +146,7 @@ def _arriving_at(container: Container, position: int, look: Look, where: str) ->
     And the call of the child that this was seen at. None where forward calls only parts of it.
     """
     size = len(container.names)
+    index = min(position, size - 1)
     if size == 0:
         if not isinstance(container.module, nn.Sequential):
             raise GrowthError(
@@ -154,11 +155,15 @@ def _arriving_at(container: Container, position: int, look: Look, where: str) ->
             )
         watched = {"self": container.module}
     else:
-        index = min(position, size - 1)
         watched = {"self": container.child(index)}
     calls, _ = look.calls(watched)
     if "self" not in calls and taken_apart(look, watched.values()):
         return None, None
+    if "self" not in calls and size:  # no row may be routed to this one, as among experts
+        others, _ = look.calls({str(i): container.child(i) for i in range(size)})
+        if others:
+            near = others[min(others, key=lambda i: abs(int(i) - index))]
+            return near, near
     if "self" not in calls:
         raise GrowthError(
             f"{where}: on this probe the network never calls what stands there, so a layer there would not run either."
