@@ -17,7 +17,7 @@ from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.shaken import multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import incumbents, ratio, sizes, units
 from auxin.gate import set_gate
 
@@ -62,8 +62,8 @@ def seen(look: Look) -> Seen:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
-            f"probe: {type(look.model).__name__} does not run on it: {error}. Pass the batch as the training loop "
-            "calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
+            f"probe: {type(look.model).__name__} does not run on it: {reason(error)}. Pass the batch as the training "
+            "loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
     if not found:
         raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
@@ -171,11 +171,16 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         raise
     except Exception as error:  # whatever a user's forward raises
         where = ", ".join(path for path, _ in change.added) or "the network"
+        fit = "the network's forward may count, name or unpack what stands there."
+        if about_arguments(error):
+            fit = "its forward must take the arguments that the network calls it with."
+        elif isinstance(error, RuntimeError):
+            fit = "its input and output widths must fit what stands before and behind it."
+        at = where.split(", ")[0].rpartition(".")[0]
         shapes = "; ".join(" ".join(repr(new.module).split())[:80] for _, new in change.added)
         raise GrowthError(
-            f"{where}: the grown network does not run on the probe: {error}."
-            f"{_counted(model, where.split(', ')[0].rpartition('.')[0], change)} The new layer is {shapes or 'none'}; "
-            "its input and output widths must fit what stands before and behind it."
+            f"{where}: the grown network does not run on the probe: {reason(error)}."
+            f"{_counted(model, at, change)} The new layer is {shapes or 'none'}; {fit}{_whole(model, at)}"
         ) from error
 
 
@@ -220,7 +225,7 @@ def _never_called(model: nn.Module, path: str, change: Change) -> str:
     return (
         f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, "
         f"a stored depth, or fixed names in forward).{counted} Let forward iterate over "
-        f"{at or 'the container'} itself.{routed if 'Beside it' in counted else ''}"
+        f"{at or 'the container'} itself.{routed if 'Beside it' in counted else ''}{_whole(model, at)}"
     )
 
 
@@ -230,6 +235,18 @@ def _displaced(model: nn.Module, path: str, change: Change) -> str:
         f"{path}: the network's forward called this layer before the growth and never calls it now (a stored depth, or "
         f"fixed indices in forward).{_counted(model, at, change)} Let forward iterate over "
         f"{at or 'the container'} itself."
+    )
+
+
+def _whole(model: nn.Module, at: str) -> str:
+    """What to do where the container is itself an entry of one, a block that forward takes apart."""
+    above, _, name = at.rpartition(".")
+    outer, inner = (module_at(model, path) for path in (above, at)) if name else (None, None)
+    if not (isinstance(outer, CONTAINERS) and isinstance(inner, CONTAINERS)):
+        return ""
+    return (
+        f" {at} is an entry of {above or 'the model'}: Duplicate({above!r}, by=1) or Insert({above!r}, layer) adds a "
+        "whole one."
     )
 
 
@@ -260,7 +277,7 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
         if len(old) != len(new):
             raise GrowthError(
                 f"the network would return {len(new)} tensors instead of {len(old)}: one for each layer, it seems. "
-                "Prove the growth on a call that does not ask for these, as probe={..., 'output_hidden_states': False}."
+                f"{_with_other_outputs(change)}"
             )
         old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
         wanted = " If that is wanted pass outputs=True; otherwise" if hasattr(change.edit, "outputs") else " Please"
@@ -287,6 +304,16 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
             f"all){_shared_over_depth(often)}; init='default' or output='keep' would accept that."
         )
     return difference
+
+
+def _with_other_outputs(change: Change) -> str:
+    """What to do where a network returns something of each layer."""
+    network = change.before.modules.get("") if change.before is not None else None
+    if hasattr(getattr(network, "config", None), "output_hidden_states"):
+        return "Prove the growth on a call that does not ask for these: probe={..., 'output_hidden_states': False}."
+    if hasattr(change.edit, "outputs"):
+        return "If that is wanted pass outputs=True."
+    return "If that is wanted add the layer inside `with auxin.surgery(model, optimizer, probe=batch):`."
 
 
 def _shared_over_depth(often: list[str]) -> str:

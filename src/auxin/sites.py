@@ -20,7 +20,7 @@ from auxin.anatomy.visits import not_one_tensor, probing
 from auxin.anatomy.writers import arriving, first_tensor
 from auxin.edits.after import channel_axis
 from auxin.edits.zeroing import kind_of
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, reason
 from auxin.grown import NAME, has_grown
 from auxin.modules import Dormant
 
@@ -170,8 +170,8 @@ def _seen(look: Look) -> dict[str, _Seen]:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
-            f"sites: {type(look.model).__name__} does not run on the probe: {error}. Pass the batch as the training "
-            "loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
+            f"sites: {type(look.model).__name__} does not run on the probe: {reason(error)}. Pass the batch as the "
+            "training loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
     used = nodes_behind(outputs)
     for one in seen.values():

@@ -130,6 +130,25 @@ def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits)
     return ran and all(given) and called == visits.siblings and _same(visits.outputs, outputs)
 
 
+def called_next(look: Look, module: nn.Module) -> tuple[bool, str]:
+    """Whether a module runs others inside, and the path of the first one that is called once it has returned, or ""."""
+    inside, behind = list[str](), list[str]()
+    returned: list[bool] = []
+    within = set(module.modules())
+
+    def entered(path: str, inner: bool) -> None:
+        if inner or returned:
+            (inside if inner else behind).append(path)
+
+    with probing(look):
+        module.register_forward_hook(lambda *_: returned.append(True))
+        for path, other in look.model.named_modules():
+            if other is not module:
+                other.register_forward_pre_hook(lambda *_, path=path, inner=other in within: entered(path, inner))
+        look.run()
+    return bool(inside), behind[0] if behind else ""
+
+
 @contextlib.contextmanager
 def probing(look: Look) -> Iterator[None]:
     """Run the network on the probe inside."""

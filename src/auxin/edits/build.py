@@ -13,7 +13,7 @@ from auxin.anatomy.placed import guarded
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.resting import Resting
 from auxin.edits.start import Start, start, takes
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, reason
 from auxin.randomness import random_state
 from auxin.refs import name_of
 
@@ -35,7 +35,7 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
             built = layer()
     except Exception as error:  # whatever a user's constructor raises
         raise GrowthError(
-            f"{where}: building it failed: {error}. Write its arguments into a partial: "
+            f"{where}: building it failed: {reason(error)}. Write its arguments into a partial: "
             f"layer=functools.partial({name}, ...)."
         ) from error
     if not isinstance(built, nn.Module):

@@ -28,7 +28,7 @@ from auxin.anatomy.writers import (
     set_constants,
 )
 from auxin.change import Before, Change, Rewire
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, about_arguments, reason
 from auxin.gate import open_gate, set_gate
 from auxin.randomness import random_state
 
@@ -78,11 +78,15 @@ def takes(module: nn.Module, call: Call, where: str) -> Any:
         with torch.no_grad(), random_state(seed=0):
             return call.run(module)
     except Exception as error:  # whatever a user's forward raises
-        given = f"the {shape_of(found[0])} tensor" if found else "what"
-        raise GrowthError(
-            f"{where}: {_words(module)} does not take {given} that arrives there: {error}. "
-            "Give the layer the width of that place."
-        ) from error
+        given = f"the {shape_of(found[0])} tensor that arrives there" if found else "what arrives there"
+        advice = "Give the layer the width of that place."
+        if isinstance(call, Placed):
+            advice = "The network's forward calls the parts of what stands there: build it of such parts."
+        elif about_arguments(error):
+            named = ", ".join(f"{name}=..." for name in call.kwargs)
+            advice = f"It is called with {len(call.args)} by position{f' and {named}' if named else ''}: "
+            advice += "give it a forward that takes these."
+        raise GrowthError(f"{where}: {_words(module)} does not take {given}: {reason(error)}. {advice}") from error
 
 
 def gets_gradient(module: nn.Module, call: Call, names: Iterable[str]) -> bool:
