@@ -59,7 +59,7 @@ class Placed(Call):
     def _watched(self) -> Iterator[list[tuple[int, Tensor]]]:
         """What arrives at each layer of the network, in order."""
         self._seen: list[tuple[int, Tensor]] = []
-        leaves = [m for m in self.look.model.modules() if not m._modules]
+        leaves = [m for m in self.look.model.modules() if not m._modules and not _scripted(m)]
         handles = [m.register_forward_pre_hook(lambda m, *given: self._see(m, given), with_kwargs=True) for m in leaves]
         try:
             with torch.no_grad():
@@ -116,8 +116,8 @@ def parts(module: nn.Module, times: Mapping[int, int]) -> Iterator[nn.Module]:
     Whatever of these is called, the module is run.
     """
     yield module
-    for child in module._modules.values() if not isinstance(module, torch.jit.ScriptModule) else ():
-        if child is not None and times[id(child)] < 2:
+    for child in module._modules.values() if not _scripted(module) else ():
+        if child is not None and times[id(child)] < 2 and not _scripted(child):
             yield from parts(child, times)
 
 
@@ -167,6 +167,11 @@ class Witness(nn.Identity):
         """Return what it is given first."""
         self.called = True
         return args[0]
+
+
+def _scripted(module: nn.Module) -> bool:
+    """Whether its parts run as compiled code, and call no hook."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -143,7 +143,7 @@ def called_next(look: Look, module: nn.Module) -> tuple[bool, str]:
     with probing(look):
         module.register_forward_hook(lambda *_: returned.append(True))
         for path, other in look.model.named_modules():
-            if other is not module:
+            if other is not module and not isinstance(other, torch.jit.ScriptModule):
                 other.register_forward_pre_hook(lambda *_, path=path, inner=other in within: entered(path, inner))
         look.run()
     return bool(inside), behind[0] if behind else ""
