@@ -10,3 +10,14 @@ class GrowthError(RuntimeError):
 
 class BadMoment(GrowthError):
     """The network must not be changed right now; a Grower keeps its decision for the next call."""
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, for a sentence; its type where it says nothing, or a key alone."""
+    text, kind = str(error).strip().removesuffix("."), type(error).__name__
+    return kind if not text else f"{kind}: {text}" if isinstance(error, KeyError) else text
+
+
+def about_arguments(error: BaseException) -> bool:
+    """Whether a call failed because its arguments are not those that the function takes."""
+    return isinstance(error, TypeError) and "argument" in str(error)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters, steps_itself
+from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
+from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.placed import parts, registrations, runs_by_parts
 from auxin.anatomy.probe import Look, tensors_in, untouched
+from auxin.anatomy.shaken import multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import incumbents, inside, ratio, sizes, units
 from auxin.gate import set_gate
 
@@ -47,19 +50,22 @@ def seen(look: Look) -> Seen:
     Raises:
         GrowthError: the network does not run on the probe.
     """
-    called: Counter[int] = Counter()
-    children = [c for m in look.model.modules() if isinstance(m, CONTAINERS) for c in m.children()]
+    called: dict[int, Counter[int]] = {}
+    children = {id(c): c for m in look.model.modules() if isinstance(m, CONTAINERS) for c in m.children()}
+    times = registrations(look.model)
     try:
         with untouched(look.model), torch.no_grad():
-            for child in children:
-                child.register_forward_hook(lambda module, *_: called.update([id(module)]))
+            for child in children.values():
+                counts = called[id(child)] = Counter()
+                for part in parts(child, times) if runs_by_parts(child) else (child,):
+                    part.register_forward_hook(lambda part, *_, counts=counts: counts.update([id(part)]))
             found = [t.detach().clone() for t in tensors_in(look.run())]
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
-            f"probe: {type(look.model).__name__} does not run on it: {error}. Pass the batch as the training loop "
-            "calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
+            f"probe: {type(look.model).__name__} does not run on it: {reason(error)}. Pass the batch as the training "
+            "loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
     if not found:
         raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
@@ -69,7 +75,7 @@ def seen(look: Look) -> Seen:
             f"probe: {type(look.model).__name__} returns no finite number on it, so nothing can be proved; the run has "
             "diverged before this growth."
         )
-    return Seen(found, called)
+    return Seen(found, {child: max(counts.values()) for child, counts in called.items() if counts})
 
 
 def averaged(look: Look, companions: Sequence[Any]) -> Averaged:
@@ -109,21 +115,28 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     """
     called: set[str] = set()
     near = {p: m for p, m in _kept(model, change).items() if id(m) in before.called}
+    times = registrations(model)
     with untouched(model):
         for path, module in (*((path, new.module) for path, new in change.added), *near.items()):
-            module.register_forward_hook(lambda *_, path=path: called.add(path))
+            for part in parts(module, times):
+                part.register_forward_hook(lambda *_, path=path: called.add(path))
         after, grads = _run(model, change, look)
         late = _reached_late(model, change, look, grads)
     missing = [path for path, _ in change.added if path not in called]
-    if missing:
-        raise GrowthError(_never_called(model, missing[0], change))
+    cold = _cold(model, change, look, before, missing)
+    lost = [path for path in missing if path not in cold]
+    if lost:
+        raise GrowthError(_never_called(model, lost[0], change))
     displaced = [path for path in near if path not in called]
     if displaced and change.how != "surgery":
         raise GrowthError(_displaced(model, displaced[0], change))
-    notes = (*change.notes, *(f"{path} is not called any more" for path in displaced))
+    notes = (*change.notes, *cold.values(), *(f"{path} is not called any more" for path in displaced))
     often = [f"{path} runs {before.called[id(m)]} times" for path, m in near.items() if before.called[id(m)] > 1]
     difference = _compare(before.outputs, after, change, often)
-    _check_gradients(change, grads, late)
+    unseen = {name for name in change.starting if name.startswith(tuple(f"{path}." for path in cold))}
+    if not unseen or unseen < {name for name in change.starting if name in grads}:
+        checked = {name: grad for name, grad in grads.items() if name not in unseen}
+        notes = (*notes, *_check_gradients(change, checked, late, look))
     whole, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
@@ -131,6 +144,26 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     notes = (*notes, *(f"no gradient at {n}, as in the block that it copies" for n in idle), *_silent(change, grads))
     measured = {"max_difference": difference, "gradient_ratio": whole, "gradient_ratios": each}
     return dataclasses.replace(change, **measured, notes=notes)
+
+
+def _cold(model: nn.Module, change: Change, look: Look, before: Seen, missing: list[str]) -> dict[str, str]:
+    """Of the new modules that did not run those that forward can come to, with a note: it depends on the data.
+
+    So it is where they run with other weights, and where an old entry beside them does not run on this probe either.
+    """
+    olds = change.before.modules if change.before is not None else {}
+    known = {id(module) for module in olds.values()}
+    reachable = run_with_other_weights(look, missing)
+    notes: dict[str, str] = {}
+    for path in missing:
+        at = path.rpartition(".")[0]
+        container = olds.get(at)
+        beside = container._modules.items() if isinstance(container, CONTAINERS) else ()
+        idle = [join(at, name) for name, m in beside if id(m) in known - before.called.keys()]
+        if path in reachable or idle:
+            nor = f" (nor to {', '.join(idle[:3])})" if idle else ""
+            notes[path] = f"no row of this probe is routed to {path}{nor}, so its gradient was not checked"
+    return notes
 
 
 def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
@@ -162,16 +195,22 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             generator = torch.Generator().manual_seed(3)
             weighted = [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating]
             loss = torch.stack([value.float() for value in weighted]).sum()
-            return after, _gradients(loss, wanted, parameters.values())
+            grads = gradients_of(loss, model)
+            return after, {name: grads[name] for name in wanted}
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
         where = ", ".join(path for path, _ in change.added) or "the network"
+        fit = "the network's forward may count, name or unpack what stands there."
+        if about_arguments(error):
+            fit = "its forward must take the arguments that the network calls it with."
+        elif isinstance(error, RuntimeError):
+            fit = "its input and output widths must fit what stands before and behind it."
+        at = where.split(", ")[0].rpartition(".")[0]
         shapes = "; ".join(" ".join(repr(new.module).split())[:80] for _, new in change.added)
         raise GrowthError(
-            f"{where}: the grown network does not run on the probe: {error}."
-            f"{_counted(model, where.split(', ')[0].rpartition('.')[0], change)} The new layer is {shapes or 'none'}; "
-            "its input and output widths must fit what stands before and behind it."
+            f"{where}: the grown network does not run on the probe: {reason(error)}."
+            f"{_counted(model, at, change)} The new layer is {shapes or 'none'}; {fit}{_whole(model, at)}"
         ) from error
 
 
@@ -195,32 +234,6 @@ def _reached_late(model: nn.Module, change: Change, look: Look, grads: dict[str,
     return {n for n in waiting if (g := later.get(n)) is not None and _nonzero(g)}
 
 
-def _gradients(loss: Tensor, wanted: dict[str, nn.Parameter], every: Iterable[nn.Parameter]) -> dict[str, Any]:
-    """The gradients of ``wanted``, on the side where that goes; ``untouched`` puts the parameters' own back."""
-    every = list(every)
-    if not _has_reentrant(loss) or any(map(steps_itself, every)):
-        grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-        return dict(zip(wanted, grads, strict=True))
-    for p in every:
-        p.grad = None
-    loss.backward()
-    return {name: p.grad for name, p in wanted.items()}
-
-
-def _has_reentrant(loss: Tensor) -> bool:
-    """Whether a reentrant activation checkpoint was run: what is inside has its gradients in a plain backward only."""
-    left: list[Any] = [loss.grad_fn]
-    seen: set[Any] = set()
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            if node.name() == "CheckpointFunctionBackward":
-                return True
-            seen.add(node)
-            left += [parent for parent, _ in node.next_functions]
-    return False
-
-
 def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs | None:
     """The outputs with the gates shut, if there are any; they are left open, for a gradient to come through.
 
@@ -237,10 +250,12 @@ def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs 
 
 def _never_called(model: nn.Module, path: str, change: Change) -> str:
     at = path.rpartition(".")[0]
+    counted = _counted(model, at, change)
+    routed = " A router among them may be it: give it one more output in the same `with auxin.surgery(...)`."
     return (
         f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, "
-        f"a stored depth, or fixed names in forward).{_counted(model, at, change)} Let forward iterate over "
-        f"{at or 'the container'} itself."
+        f"a stored depth, or fixed names in forward).{counted} Let forward iterate over "
+        f"{at or 'the container'} itself.{routed if 'Beside it' in counted else ''}{_whole(model, at)}"
     )
 
 
@@ -250,6 +265,18 @@ def _displaced(model: nn.Module, path: str, change: Change) -> str:
         f"{path}: the network's forward called this layer before the growth and never calls it now (a stored depth, or "
         f"fixed indices in forward).{_counted(model, at, change)} Let forward iterate over "
         f"{at or 'the container'} itself."
+    )
+
+
+def _whole(model: nn.Module, at: str) -> str:
+    """What to do where the container is itself an entry of one, a block that forward takes apart."""
+    above, _, name = at.rpartition(".")
+    outer, inner = (module_at(model, path) for path in (above, at)) if name else (None, None)
+    if not (isinstance(outer, CONTAINERS) and isinstance(inner, CONTAINERS)):
+        return ""
+    return (
+        f" {at} is an entry of {above or 'the model'}: Duplicate({above!r}, by=1) or Insert({above!r}, layer) adds a "
+        "whole one."
     )
 
 
@@ -280,7 +307,7 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
         if len(old) != len(new):
             raise GrowthError(
                 f"the network would return {len(new)} tensors instead of {len(old)}: one for each layer, it seems. "
-                "Prove the growth on a call that does not ask for these, as probe={..., 'output_hidden_states': False}."
+                f"{_with_other_outputs(change)}"
             )
         old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
         wanted = " If that is wanted pass outputs=True; otherwise" if hasattr(change.edit, "outputs") else " Please"
@@ -325,6 +352,16 @@ def tolerance(before: Outputs) -> float:
     return limit
 
 
+def _with_other_outputs(change: Change) -> str:
+    """What to do where a network returns something of each layer."""
+    network = change.before.modules.get("") if change.before is not None else None
+    if hasattr(getattr(network, "config", None), "output_hidden_states"):
+        return "Prove the growth on a call that does not ask for these: probe={..., 'output_hidden_states': False}."
+    if hasattr(change.edit, "outputs"):
+        return "If that is wanted pass outputs=True."
+    return "If that is wanted add the layer inside `with auxin.surgery(model, optimizer, probe=batch):`."
+
+
 def _shared_over_depth(often: list[str]) -> str:
     if not often:
         return ""
@@ -333,8 +370,8 @@ def _shared_over_depth(often: list[str]) -> str:
     )
 
 
-def _check_gradients(change: Change, grads: dict[str, Any], late: set[str]) -> None:
-    """Check that the new weights can learn; those in ``late`` do so from the second step."""
+def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], look: Look) -> tuple[str, ...]:
+    """Check that the new weights can learn; those in ``late`` do so from the second step. Returns notes."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
     trainable = [n for n in change.starting if n in grads]
@@ -346,12 +383,24 @@ def _check_gradients(change: Change, grads: dict[str, Any], late: set[str]) -> N
         )
     wanted = [n for n in change.writers if n in grads] if change.preserves and not change.gates else []
     dead = [n for n in wanted if n not in reached | late | set(_idle(change, grads))]
-    if dead or (trainable and not any(n in reached for n in trainable)):
+    if not dead and (not trainable or any(n in reached for n in trainable)):
+        return ()
+    names = ", ".join(dead or trainable[:3])
+    if not multiplied_by_zero(look, dead or trainable):
+        other = "Begin with other values" if change.how == "surgery" else "Use init='kaiming' or 'xavier'"
         raise GrowthError(
-            f"{', '.join(dead or trainable[:3])}: no gradient reaches the new weights on the probe, so they would "
-            "never learn (a "
-            "product with another zero, or a ReLU that is off). Use init='kaiming' or 'xavier', or a residual block."
+            f"{names}: no gradient reaches the new weights on the probe, so they would never learn (a product with "
+            f"another zero, or a ReLU that is off). {other}, or a residual block."
         )
+    zeros = [join(a.path, a.name) for a in change.assigns if type(a.value) in (int, float) and not a.value]
+    factor = f"{', '.join(zeros)} = 0" if zeros else "a fade-in of your own, a mask"
+    why = f"something that is no parameter multiplies what they give by 0 now ({factor})"
+    if change.how != "surgery":
+        raise GrowthError(
+            f"{names}: no gradient reaches the new weights on the probe: {why}. Grow once it is no longer 0, or add "
+            "the layer inside `with auxin.surgery(model, optimizer):`."
+        )
+    return (f"no gradient reaches {names} on this probe: {why}",)
 
 
 def _silent(change: Change, grads: dict[str, Any]) -> Iterator[str]:

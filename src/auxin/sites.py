@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container
+from auxin.anatomy.gradients import nodes_behind
+from auxin.anatomy.placed import takes_another
 from auxin.anatomy.probe import Call, Look, Probe, tensors_in
 from auxin.anatomy.tree import join, unwrap
 from auxin.anatomy.visits import not_one_tensor, probing
 from auxin.anatomy.writers import arriving, first_tensor
 from auxin.edits.after import channel_axis
-from auxin.errors import GrowthError
+from auxin.edits.zeroing import kind_of
+from auxin.errors import GrowthError, reason
 from auxin.grown import NAME, has_grown
 from auxin.modules import Dormant
 
@@ -121,13 +124,15 @@ def sites(model: nn.Module, probe: Probe) -> Sites:
     look = Look(model, probe)
     seen = _seen(look)
     batch = next((t.shape[0] for t in tensors_in(look.batch) if t.dim()), 1) or 1
-    lists = _block_lists(model, seen)
+    running = {above for path, own in seen.items() if own.count for above in _above(path)}
+    fixed = _fixed_blocks(look, seen, running)
+    lists = _block_lists(model, seen, fixed)
     found = Sites()
     for path, module in model.named_modules():
         if module is model:
             continue
         own, why = seen[path], _why_not(model, path, module, seen[path])
-        fits = (*(() if why else (f"After({path!r})",)), *_others(path, module, seen, lists))
+        fits = (*(() if why else (f"After({path!r})",)), *_others(path, module, running, lists, fixed))
         shapes = () if own.odd else own.shapes
         shape, dtype = next(iter(shapes), (None, None))
         size = sum(p.numel() for p in module.parameters())
@@ -165,10 +170,10 @@ def _seen(look: Look) -> dict[str, _Seen]:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
-            f"sites: {type(look.model).__name__} does not run on the probe: {error}. Pass the batch as the training "
-            "loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
+            f"sites: {type(look.model).__name__} does not run on the probe: {reason(error)}. Pass the batch as the "
+            "training loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
-    used = _leading_to(outputs)
+    used = nodes_behind(outputs)
     for one in seen.values():
         one.unused = bool(used and one.nodes) and not any(node in used for node in one.nodes)
         one.nodes = []
@@ -195,18 +200,6 @@ def _watch(module: nn.Module, own: _Seen, counter: Any) -> None:
     module.register_forward_hook(after, with_kwargs=True)
 
 
-def _leading_to(outputs: Iterable[Tensor]) -> set[Any]:
-    """The nodes of the autograd graph that the outputs come from."""
-    left = [t.grad_fn for t in outputs if t.grad_fn is not None]
-    found: set[Any] = set()
-    while left:
-        node = left.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            left += [parent for parent, _ in node.next_functions]
-    return found
-
-
 def _why_not(model: nn.Module, path: str, module: nn.Module, own: _Seen) -> str:
     """Why ``After`` does not fit, or ""."""
     inside = [".".join(path.split(".")[:i]) for i in range(path.count(".") + 2)]
@@ -228,7 +221,30 @@ def _why_not(model: nn.Module, path: str, module: nn.Module, own: _Seen) -> str:
     return f"called with several widths: {', '.join(map(str, sizes))}" if len(sizes) > 1 else ""
 
 
-def _block_lists(model: nn.Module, seen: Mapping[str, _Seen]) -> set[str]:
+def _above(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _fixed_blocks(look: Look, seen: Mapping[str, _Seen], running: set[str]) -> set[str]:
+    """Blocks whose parts forward calls, and never them: it unpacks them, or names their entries.
+
+    Not those that take one more entry, as stages do: of each list one is tried, with a layer more that returns what it
+    is given.
+    """
+    found: set[str] = set()
+    for path, module in look.model.named_modules():
+        inner = {join(path, name): child for name, child in module._modules.items() if child is not None}
+        inner = {known: child for known, child in inner.items() if known in running and not seen[known].count}
+        if not isinstance(module, CONTAINERS) or len({kind_of(child) for child in inner.values()}) != 1:
+            continue
+        at, first = next(iter(inner.items()))
+        if not isinstance(first, CONTAINERS) or not takes_another(look, at):
+            found |= set(inner)
+    return found
+
+
+def _block_lists(model: nn.Module, seen: Mapping[str, _Seen], fixed: set[str]) -> set[str]:
     """Paths of the lists of repeated blocks.
 
     Of two lists within each other it is the outer one if all of its entries are blocks (a block may hold a list of its
@@ -236,11 +252,16 @@ def _block_lists(model: nn.Module, seen: Mapping[str, _Seen]) -> set[str]:
     """
     found: dict[str, bool] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, CONTAINERS) or any(path.startswith(f"{p}.") and whole for p, whole in found.items()):
+        if (
+            not isinstance(module, CONTAINERS)
+            or path in fixed
+            or any(path.startswith(f"{p}.") and whole for p, whole in found.items())
+        ):
             continue
         container = Container(path, module, tuple(module._modules))
         distinct = len({id(child) for child in module._modules.values()}) == len(container.names)
-        blocks = [_is_block(join(path, name), child, seen) for name, child in module._modules.items()]
+        children = {join(path, name): child for name, child in module._modules.items()}
+        blocks = [known in fixed or _is_block(known, child, seen) for known, child in children.items()]
         if container.numbered and distinct and any(blocks):
             found[path] = all(blocks)
     return {path for path, whole in found.items() if whole or not any(p.startswith(f"{path}.") for p in found)}
@@ -254,13 +275,12 @@ def _is_block(path: str, module: nn.Module | None, seen: Mapping[str, _Seen]) ->
     return bool(module._modules) and next(module.parameters(), None) is not None
 
 
-def _others(path: str, module: nn.Module, seen: Mapping[str, _Seen], lists: set[str]) -> Iterator[str]:
+def _others(path: str, module: nn.Module, running: set[str], lists: set[str], fixed: set[str]) -> Iterator[str]:
     """The edits other than ``After`` that fit, as one would write them."""
     if path in lists:
         yield f"Duplicate({path!r})"
-    if isinstance(module, CONTAINERS):
-        names = [join(path, name) for name in module._modules]
-        if any(seen[name].count for name in names if name in seen) or (not names and seen[path].count):
+    if isinstance(module, CONTAINERS) and path not in fixed:
+        if running & ({join(path, name) for name in module._modules} or {path}):
             numbered = Container(path, module, tuple(module._modules)).numbered
             yield f"Insert({path!r}, layer)" if numbered else f"Insert({path!r}, layer, key=...)"
     if isinstance(module, Dormant):

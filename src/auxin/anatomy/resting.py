@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.placed import PLACED, Placed, spliced
 from auxin.anatomy.probe import Call, Look, tensors_in
 from auxin.anatomy.visits import probing
 from auxin.anatomy.writers import (
@@ -28,7 +30,7 @@ from auxin.anatomy.writers import (
     scratch,
     with_input,
 )
-from auxin.change import MISSING, Alias, Assign, New, Rewire
+from auxin.change import Alias, Assign, Rewire
 from auxin.randomness import random_state
 
 PASSED, ADDED, BOTH = "passed on", "added", "first one passed on, others added"
@@ -97,8 +99,10 @@ class Resting:
                 with probing(self.look):
                     self._outputs = self._run()
             try:
-                with probing(self.look):
-                    self._put(form)
+                for _, new in self.rewire.added:
+                    assert isinstance(new.module, StandIn)
+                    new.module.form = form
+                with probing(self.look), spliced(self.look.model, self.rewire, self.aliases, self.assigns):
                     self._held[form] = _equal(self._outputs, self._run())
             except Exception:  # the network asks more of its blocks than that, or counts them
                 self._held[form] = False
@@ -107,26 +111,12 @@ class Resting:
     def _run(self) -> list[Tensor]:
         return [t.detach().clone() for t in tensors_in(self.look.run())]
 
-    def _put(self, form: str) -> None:
-        """Let the stand-ins take their places; ``probing`` puts everything back."""
-        modules = dict(self.look.model.named_modules())
-        held = modules[self.rewire.path]._modules
-        children = {n: c.module if isinstance(c, New) else held[c or ""] for n, c in self.rewire.children}
-        for _, new in self.rewire.added:
-            assert isinstance(new.module, StandIn)
-            new.module.form = form
-        held.clear()
-        held.update(children)
-        for alias in self.aliases:
-            own = modules[alias.path].__dict__
-            own[alias.name] = type(own[alias.name])(children.values())
-        for assign in self.assigns:
-            *through, name = assign.name.split(".")
-            own = modules[assign.path].__dict__
-            for part in through:
-                own = vars(own[part])
-            if assign.value is not MISSING:
-                own[name] = assign.value
+
+def forms_of(call: Call | None, resting: Resting | None) -> Iterable[str]:
+    """What the network may do with the outputs of a new block, the most likely first."""
+    if isinstance(call, Placed):
+        return (PLACED,)
+    return (PASSED,) if resting is None else resting.forms()
 
 
 def constants_of(block: nn.Module, call: Call, form: str) -> dict[str, float] | None:
@@ -147,8 +137,10 @@ def rests(block: nn.Module, call: Call, form: str) -> bool:
     Args:
         block: in eval mode.
         call: what arrives at it.
-        form: what the network does with its outputs: PASSED, ADDED or BOTH.
+        form: what the network does with its outputs: PASSED, ADDED, BOTH or PLACED.
     """
+    if isinstance(call, Placed):
+        return call.rests(block)
     if form == PASSED:
         return is_identity(block, call)
     found = arriving(call)
@@ -199,8 +191,8 @@ def _reached(block: nn.Module, call: Call, names: Iterable[str], form: str) -> d
             return dict.fromkeys(wanted, False)
         generator = torch.Generator().manual_seed(2)
         total = torch.stack([(t * torch.randn(t.shape, generator=generator).to(t)).sum().float() for t in out]).sum()
-        grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return {n: g is not None and bool(g.to_dense().any()) for n, g in zip(wanted, grads, strict=True)}
+        grads = gradients_of(total, block)
+    return {n: (g := grads[n]) is not None and bool(g.to_dense().any()) for n in wanted}
 
 
 def _floating(value: Any) -> Iterator[Tensor]:

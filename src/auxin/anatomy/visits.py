@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.placed import Witness
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.change import New, Rewire
 from auxin.grown import NAME
@@ -69,7 +70,7 @@ def depended_on(look: Look, module: nn.Module, visits: Visits) -> tuple[bool, bo
     then, depends on it. A module that runs all of its children also runs one that is given to it.
     """
     generator = torch.Generator().manual_seed(5)
-    witness = _Witness()
+    witness = Witness()
 
     def moved(_: nn.Module, args: Any, output: Tensor) -> Tensor:
         noise = torch.randn(output.shape, generator=generator).to(output)
@@ -129,14 +130,23 @@ def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits)
     return ran and all(given) and called == visits.siblings and _same(visits.outputs, outputs)
 
 
-class _Witness(nn.Identity):
-    """Says whether it was called."""
+def called_next(look: Look, module: nn.Module) -> tuple[bool, str]:
+    """Whether a module runs others inside, and the path of the first one that is called once it has returned, or ""."""
+    inside, behind = list[str](), list[str]()
+    returned: list[bool] = []
+    within = set(module.modules())
 
-    called = False
+    def entered(path: str, inner: bool) -> None:
+        if inner or returned:
+            (inside if inner else behind).append(path)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
-        return args[0]
+    with probing(look):
+        module.register_forward_hook(lambda *_: returned.append(True))
+        for path, other in look.model.named_modules():
+            if other is not module and not isinstance(other, torch.jit.ScriptModule):
+                other.register_forward_pre_hook(lambda *_, path=path, inner=other in within: entered(path, inner))
+        look.run()
+    return bool(inside), behind[0] if behind else ""
 
 
 @contextlib.contextmanager

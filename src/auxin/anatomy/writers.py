@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.gradients import gradients_of, nodes_behind
 from auxin.anatomy.probe import Call, tensors_in
 from auxin.dynamo import kept_in_copies
 from auxin.randomness import random_state
@@ -137,21 +138,13 @@ def order_of_use(block: nn.Module, call: Call) -> list[str]:
     with torch.enable_grad():
         for p in block.parameters():
             p.requires_grad_(p.is_floating_point())
-        stack = [out.grad_fn for out in tensors_in(call.run(block)) if out.grad_fn is not None]
+        nodes = nodes_behind(tensors_in(call.run(block)))
     use: dict[str, int] = {}
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
+    for node in nodes:
         for parent, _ in node.next_functions:
-            if parent is None:
-                continue
-            variable = getattr(parent, "variable", None)
-            if variable is not None and id(variable) in names:
-                name = names[id(variable)]
+            name = names.get(id(getattr(parent, "variable", None)))
+            if name is not None:
                 use[name] = min(use.get(name, node._sequence_nr()), node._sequence_nr())
-            elif parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
     last = max(use.values(), default=0) + 1
     return sorted(names.values(), key=lambda name: use.get(name, last))
 
@@ -211,9 +204,8 @@ def gradients(block: nn.Module, call: Call, names: tuple[str, ...]) -> dict[str,
         if out is None or not out.requires_grad or not wanted:
             return none
         direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
-        found = torch.autograd.grad((out * direction).sum(), wanted, allow_unused=True)
-    pairs = zip(floating, found, strict=True)
-    return none | {name: grad.to_dense() for name, grad in pairs if grad is not None}
+        found = gradients_of((out * direction).sum(), block)
+    return none | {name: grad.to_dense() for name in floating if (grad := found[name]) is not None}
 
 
 def set_constants(module: nn.Module, constants: Mapping[str, float]) -> None:

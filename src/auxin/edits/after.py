@@ -14,7 +14,7 @@ from auxin.anatomy.blocks import Container, adopt, shape_of
 from auxin.anatomy.depth import followed
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join, module_at
-from auxin.anatomy.visits import Visits, depended_on, flows_through, visited
+from auxin.anatomy.visits import Visits, called_next, depended_on, flows_through, visited
 from auxin.change import Before, Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import Start, inside, spliced, takes
@@ -127,7 +127,7 @@ class After:
         if visits.odd:
             raise GrowthError(
                 f"{where}: it returns {visits.odd}, not one floating tensor, so nothing says where a layer belongs. "
-                "Choose a module inside it: auxin.sites(model, probe) lists them."
+                f"{_instead(look, module)}"
             )
         if self.layer is None and not any(bool(sample.any()) for sample in visits.samples.values()):
             raise GrowthError(
@@ -267,6 +267,23 @@ def _refuse_scripted(model: nn.Module, at: str, where: str) -> None:
                 "changed, and whose compiled forward calls no hook. Grow the nn.Module and script it again."
             )
         module = module._modules.get(parts[depth]) if module is not None and depth < len(parts) else None
+
+
+def _instead(look: Look, module: nn.Module) -> str:
+    """Where a layer can go, if not behind a module that returns a tuple."""
+    inside, behind = called_next(look, module)
+    if inside:
+        return "Choose a module inside it: auxin.sites(model, probe) lists them."
+    holds = f"A {type(module).__name__} runs no module inside that one could choose."
+    if not behind:
+        return f"{holds} Write a module that holds it and the layer, and put it there inside `with auxin.surgery(...)`."
+    taker = look.model.get_submodule(behind)
+    if type(taker) is nn.Sequential and "0" in taker._modules:
+        return f"{holds} Put the layer in front of what takes its output: Insert({behind!r}, layer, index=0)."
+    return (
+        f"{holds} Put the layer in front of what takes its output: `with auxin.surgery(model, optimizer, probe=batch): "
+        f"model.set_submodule({behind!r}, torch.nn.Sequential(layer, model.get_submodule({behind!r})))`."
+    )
 
 
 def _keys() -> Iterator[str]:

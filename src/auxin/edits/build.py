@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from auxin.anatomy.placed import guarded
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.resting import Resting
 from auxin.edits.start import Start, start, takes
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, reason
 from auxin.randomness import random_state
 from auxin.refs import name_of
 
@@ -34,7 +35,7 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
             built = layer()
     except Exception as error:  # whatever a user's constructor raises
         raise GrowthError(
-            f"{where}: building it failed: {error}. Write its arguments into a partial: "
+            f"{where}: building it failed: {reason(error)}. Write its arguments into a partial: "
             f"layer=functools.partial({name}, ...)."
         ) from error
     if not isinstance(built, nn.Module):
@@ -84,10 +85,11 @@ def begin(
         )
     modes = {module: module.training for module in built.modules()}
     try:
-        if call is not None:
-            takes(built.eval(), call, where)
-        with random_state(look.seed + 1):
-            return start(built, init, call, where, fade, resting)
+        with guarded(call):
+            if call is not None:
+                takes(built.eval(), call, where)
+            with random_state(look.seed + 1):
+                return start(built, init, call, where, fade, resting)
     finally:
         for module, mode in modes.items():
             module.training = mode

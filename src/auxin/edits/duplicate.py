@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from auxin.anatomy.blocks import Container, number, replica
+from auxin.anatomy.blocks import Container, number, replica, shape_of
 from auxin.anatomy.depth import followed, numbered, numbers
+from auxin.anatomy.placed import Placed, taken_apart
 from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.resting import PASSED, Resting, StandIn
+from auxin.anatomy.resting import Resting, StandIn, forms_of
 from auxin.anatomy.tree import join
+from auxin.anatomy.writers import arriving, first_tensor
 from auxin.change import Assign, Change, New
 from auxin.edits.start import fade_in, finish
 from auxin.edits.zeroing import kind_of, silence
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, reason
 from auxin.gate import close_gates
 from auxin.randomness import random_state
 
@@ -170,15 +172,19 @@ class Duplicate:
                 f"Duplicate(at={self.at!r}, output='zero') needs one batch to find which weights must be zero: pass "
                 "probe=batch. Without one output='keep' would run and change the function."
             )
-        calls, _ = look.calls({container.names[i]: container.child(i) for i in wanted})
-        for i in wanted:
-            if container.names[i] not in calls:
+        seen, _ = look.calls({container.names[i]: container.child(i) for i in wanted})
+        calls: dict[int, Call | None] = {i: seen[name] for i in wanted if (name := container.names[i]) in seen}
+        missing = [i for i in wanted if i not in calls]
+        run = taken_apart(look, [container.child(i) for i in missing]) if missing else []
+        for i in missing:
+            if not any(container.child(i) is block for block in run):
                 path = join(self.at, container.names[i])
                 raise GrowthError(
                     f"Duplicate(at={self.at!r}): on this probe the network never calls {path}; a copy would not run "
                     "either."
                 )
-        return {i: calls[container.names[i]] for i in wanted}
+            calls[i] = _placed(look, container, i)
+        return calls
 
     def _copy(
         self,
@@ -197,13 +203,20 @@ class Duplicate:
         constants: Mapping[str, float] | None = {}
         if source in calls:
             call, where = calls[source], f"Duplicate(at={self.at!r}, output='zero')"
-            for form in (PASSED,) if resting is None else resting.forms():
+            for form in forms_of(call, resting):
                 constants = silence(model, original, twin, call, look, where, form)
                 if constants is not None:
                     break
             added = resting is not None and resting.added
+            if constants is None and isinstance(call, Placed):
+                raise GrowthError(
+                    f"{where}: the network's forward calls the parts of {path}, and no tensors of them can be zeroed "
+                    "so that it computes what it did and a copy still learns (a norm after the residual sum, parts "
+                    "without a residual, or tied weights). output='keep' would run and change the function."
+                )
             if constants is None and (added or not (self.fade and fade_in(twin, call))):
-                raise GrowthError(_cannot_start_silent(where, original, self.fade, added))
+                flat = _flat(container, source, call)
+                raise GrowthError(f"{_cannot_start_silent(where, original, self.fade, added, call)}{flat}")
         return New(twin, path if self.content == "copy" else None, constants or {}, gated=constants is None)
 
 
@@ -213,13 +226,24 @@ def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
         twin = replica(model, original)
     except Exception as error:  # whatever a user's __deepcopy__ raises
         raise GrowthError(
-            f"{where} ({type(original).__name__}) cannot be copied: {error}. Build a new one: Insert(at, layer)."
+            f"{where} ({type(original).__name__}) cannot be copied: {reason(error)}. Build a new one: "
+            "Insert(at, layer)."
         ) from error
     if twin is original:
         raise GrowthError(
             f"{where} ({type(original).__name__}) returns itself as its copy. Build a new one: Insert(at, layer)."
         )
     return twin
+
+
+def _placed(look: Look, container: Container, source: int) -> Placed:
+    """The network with one more block behind the source."""
+    size = len(container.names)
+    items: list[str | New] = [*container.names[: source + 1], New(nn.Identity()), *container.names[source + 1 :]]
+    homes = {i: i + (i > source) for i in range(size)}
+    assigns = followed(look.model, container, [*range(source + 1), *range(source, size)], homes)
+    rewire = container.renumbered(items)
+    return Placed(look, rewire, container.aliases(look.model, rewire), assigns)
 
 
 def _resting(
@@ -231,7 +255,7 @@ def _resting(
         call = calls.get(source)
         if source not in sources[:position]:
             items.append(container.names[source])
-        elif call is None:
+        elif call is None or isinstance(call, Placed):
             return None
         else:
             items.append(New(StandIn(call)))
@@ -239,7 +263,7 @@ def _resting(
     return Resting(look, rewire, container.aliases(look.model, rewire), assigns)
 
 
-def _cannot_start_silent(where: str, block: nn.Module, fade: int, added: bool) -> str:
+def _cannot_start_silent(where: str, block: nn.Module, fade: int, added: bool, call: Call | None) -> str:
     """What to say of a block that neither zeros nor a gate make return its input, or nothing."""
     if added:
         return (
@@ -251,7 +275,33 @@ def _cannot_start_silent(where: str, block: nn.Module, fade: int, added: bool) -
         f"{where}: no tensors of a {type(block).__name__} can be zeroed so that a copy returns its input and still "
         "learns (a norm after the residual sum, a block without a residual or with another shape, or tied weights)"
         f"{', and a gate does not make it one either' if fade else '; it can fade in: fade=100'}. "
-        "output='keep' would run and change the function."
+        f"{_kept_would_run(call)}"
+    )
+
+
+def _kept_would_run(call: Call | None) -> str:
+    given, made = (None, None) if call is None else (arriving(call), first_tensor(call.output))
+    if given is None or made is None or given[0].shape == made.shape:
+        return "output='keep' would run and change the function."
+    return (
+        f"It turns {shape_of(given[0])} into {shape_of(made)}, which a copy behind it does not take: choose blocks "
+        "that keep the shape, by order=[...]."
+    )
+
+
+def _flat(container: Container, source: int, call: Call | None) -> str:
+    """What to do with a flat Sequential of single layers, where no copy of one keeps what the network computes."""
+    block, found = container.child(source), None if call is None else arriving(call)
+    if found is None or not isinstance(container.module, nn.Sequential) or block._modules:
+        return ""
+    kind = type(block) if isinstance(block, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else nn.Linear
+    kind, width = (nn.Conv2d, found[0].shape[1]) if found[0].dim() == 4 else (kind, found[0].shape[-1])
+    width = found[0].shape[1] if kind is not nn.Linear else width
+    sizes = f"{width}, {width}" if kind is nn.Linear else f"{width}, {width}, 3, padding=1"
+    return (
+        " A flat Sequential holds no blocks to copy. Insert a layer of that width: `def layer(): return torch.nn."
+        f"Sequential(torch.nn.{kind.__name__}({sizes}), torch.nn.ReLU())` and "
+        f"Insert({container.path!r}, layer, index={source})."
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from auxin.anatomy.blocks import Container, adopt, number
 from auxin.anatomy.depth import followed, numbered, numbers
+from auxin.anatomy.placed import Placed, taken_apart
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.resting import Resting, StandIn
 from auxin.anatomy.tree import join
@@ -75,6 +76,9 @@ class Insert:
             pairs = tuple((key if item is new else str(item), item) for item in placed)
             return Rewire(container.path, pairs) if keyed else container.renumbered(placed)
 
+        if watched and call is None:
+            tried = rewired(New(nn.Identity()))
+            call = Placed(look, tried, container.aliases(model, tried), assigns)
         resting = None
         if beside is not None and size and isinstance(container.module, (nn.ModuleList, nn.ModuleDict)):
             tried = rewired(New(StandIn(beside)))
@@ -136,12 +140,13 @@ def _neighbours(container: Container, position: int) -> list[nn.Module]:
     return [container.child(i) for i in order]
 
 
-def _arriving_at(container: Container, position: int, look: Look, where: str) -> tuple[Call, Call]:
+def _arriving_at(container: Container, position: int, look: Look, where: str) -> tuple[Call | None, Call | None]:
     """What the new child will be given: what its successor is given, or at the end what the last one returns.
 
-    And the call of the child that this was seen at.
+    And the call of the child that this was seen at. None where forward calls only parts of it.
     """
     size = len(container.names)
+    index = min(position, size - 1)
     if size == 0:
         if not isinstance(container.module, nn.Sequential):
             raise GrowthError(
@@ -150,9 +155,15 @@ def _arriving_at(container: Container, position: int, look: Look, where: str) ->
             )
         watched = {"self": container.module}
     else:
-        index = min(position, size - 1)
         watched = {"self": container.child(index)}
     calls, _ = look.calls(watched)
+    if "self" not in calls and taken_apart(look, watched.values()):
+        return None, None
+    if "self" not in calls and size:  # no row may be routed to this one, as among experts
+        others, _ = look.calls({str(i): container.child(i) for i in range(size)})
+        if others:
+            near = others[min(others, key=lambda i: abs(int(i) - index))]
+            return near, near
     if "self" not in calls:
         raise GrowthError(
             f"{where}: on this probe the network never calls what stands there, so a layer there would not run either."

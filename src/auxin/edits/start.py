@@ -13,8 +13,10 @@ from torch import nn
 
 from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
+from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.placed import Placed
 from auxin.anatomy.probe import Call, Look, untouched
-from auxin.anatomy.resting import PASSED, Resting, constants_of, learns
+from auxin.anatomy.resting import PASSED, Resting, constants_of, forms_of, learns
 from auxin.anatomy.tree import join, moves_between, parameters_after
 from auxin.anatomy.writers import (
     amplified_by_a_norm,
@@ -26,7 +28,7 @@ from auxin.anatomy.writers import (
     set_constants,
 )
 from auxin.change import Before, Change, Rewire
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, about_arguments, reason
 from auxin.gate import open_gate, set_gate
 from auxin.randomness import random_state
 
@@ -76,11 +78,15 @@ def takes(module: nn.Module, call: Call, where: str) -> Any:
         with torch.no_grad(), random_state(seed=0):
             return call.run(module)
     except Exception as error:  # whatever a user's forward raises
-        given = f"the {shape_of(found[0])} tensor" if found else "what"
-        raise GrowthError(
-            f"{where}: {_words(module)} does not take {given} that arrives there: {error}. "
-            "Give the layer the width of that place."
-        ) from error
+        given = f"the {shape_of(found[0])} tensor that arrives there" if found else "what arrives there"
+        advice = "Give the layer the width of that place."
+        if isinstance(call, Placed):
+            advice = "The network's forward calls the parts of what stands there: build it of such parts."
+        elif about_arguments(error):
+            named = ", ".join(f"{name}=..." for name in call.kwargs)
+            advice = f"It is called with {len(call.args)} by position{f' and {named}' if named else ''}: "
+            advice += "give it a forward that takes these."
+        raise GrowthError(f"{where}: {_words(module)} does not take {given}: {reason(error)}. {advice}") from error
 
 
 def gets_gradient(module: nn.Module, call: Call, names: Iterable[str]) -> bool:
@@ -149,8 +155,8 @@ def _products_of_zeros(module: nn.Module, call: Call) -> list[str]:
             out = first_tensor(call.run(twin))
             assert out is not None
             direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
-            found = torch.autograd.grad((out * direction).sum(), list(parameters.values()), allow_unused=True)
-        grads = {name: g.to_dense() for name, g in zip(parameters, found, strict=True) if g is not None}
+            found = gradients_of((out * direction).sum(), twin)
+        grads = {name: g.to_dense() for name, g in found.items() if g is not None}
         zeros = [name for name in zeros if name in grads and not grads[name].any()]  # None: not used at all here
         with torch.no_grad():
             for name, grad in grads.items():
@@ -165,7 +171,7 @@ def _trainable(module: nn.Module) -> tuple[str, ...]:
 def _preserve(module: nn.Module, call: Call, where: str, fade: int, resting: Resting | None) -> Start:
     output = first_tensor(takes(module, call, where))
     given = arriving(call)
-    if given is None or output is None or output.shape != given[0].shape:
+    if not isinstance(call, Placed) and (given is None or output is None or output.shape != given[0].shape):
         shapes = f"{shape_of(given[0]) if given else 'nothing'} -> {shape_of(output)}"
         raise GrowthError(
             f"{where}: {_words(module)} turns {shapes}, so it cannot leave the function as it was. Give it equal input "
@@ -188,7 +194,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, rest
             f"{where}: {_words(module)} changes the function and has no weights that could prevent it. {OTHERS}"
         )
     constants = None
-    for form in (PASSED,) if resting is None else resting.forms():
+    for form in forms_of(call, resting):
         constants = constants_of(module, call, form)
         if constants:
             trial = copy.deepcopy(module)
@@ -216,11 +222,14 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, rest
     if fade and fade_in(module, call):
         return Start("fade-in", _trainable(module), preserves=True, gated=True)
     dead = constants is not None
-    why = (
-        "once its last writers are zero no gradient reaches them"
-        if dead
-        else "no zeroing of its tensors returns its input"
-    )
+    placed = isinstance(call, Placed)
+    rests = "keeps what the network computes" if placed else "returns its input"
+    why = "once its last writers are zero no gradient reaches them" if dead else f"no zeroing of its tensors {rests}"
+    if placed:
+        raise GrowthError(
+            f"{where}: the network's forward calls the parts of what stands there, and {why}. Parts whose outputs are "
+            f"added, as in x = x + part(x), and that end with a Linear can start so. {OTHERS}"
+        )
     raise GrowthError(
         f"{where}: {_words(module)} cannot keep the function and still learn: {why}, and it is not an identity for "
         f"what arrives there. A residual block x + f(x) can{'' if fade else ', or a fade-in: fade=100'}. {OTHERS}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import shared_tensors
+from auxin.anatomy.placed import guarded
 from auxin.anatomy.probe import Call, Look, untouched
 from auxin.anatomy.resting import PASSED, constants_of, cut_off, learns, rests
 from auxin.anatomy.writers import set_constants
@@ -46,7 +47,7 @@ def silence(
         if remembered is not None:
             set_constants(twin, remembered)
         return remembered
-    with untouched(twin):
+    with untouched(twin), guarded(call):
         for constants in _candidates(original, call, look, kind, form):
             if _holds(model, original, twin, call, constants, form):
                 if form == PASSED and look.memory.get(kind) != constants:

@@ -1,0 +1,68 @@
+"""Gradients on a probe: always of everything that trains, as a full backward takes them.
+
+Some CPU kernels of torch end the process where only a part of what they could differentiate is asked for. A training
+step asks for all of it, and so does every gradient that is taken here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.record import HOOKS, hook_again, hooks_of
+
+
+def gradients_of(loss: Tensor, module: nn.Module) -> dict[str, Tensor | None]:
+    """The gradients of a scalar, on the side: every ``.grad`` stays what it is, and no hook of a tensor fires.
+
+    Args:
+        loss: a scalar that was computed with gradients on.
+        module: the network, or the block, whose parameters are wanted.
+
+    Returns:
+        The gradient of each parameter that requires one, by name; None where the loss does not depend on it.
+    """
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    nodes = nodes_behind([loss])
+    leaves = [node.variable for node in nodes if node.name().endswith("AccumulateGrad")]
+    every = list({id(p): p for p in (*named.values(), *leaves)}.values())
+    # Inside a reentrant activation checkpoint there are gradients in a plain backward only.
+    reentrant = any(node.name() == "CheckpointFunctionBackward" for node in nodes)
+    # Hooks of tensors are the training loop's: they log, clip, or step an optimizer inside the backward pass.
+    hooks = [(p, kind, hooks_of(p, kind)) for p in every for kind in HOOKS]
+    try:
+        for p, kind, _ in hooks:
+            hook_again(p, kind, None)
+        found = _by_backward(loss, every) if reentrant else torch.autograd.grad(loss, every, allow_unused=True)
+    finally:
+        for p, kind, held in hooks:
+            hook_again(p, kind, held)
+    by_id = {id(p): grad for p, grad in zip(every, found, strict=True)}
+    return {name: by_id[id(p)] for name, p in named.items()}
+
+
+def nodes_behind(outputs: Iterable[Tensor]) -> set[Any]:
+    """The nodes of the autograd graph that these tensors come from."""
+    left = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    found: set[Any] = set()
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def _by_backward(loss: Tensor, every: list[Any]) -> list[Tensor | None]:
+    own = [p.grad for p in every]
+    try:
+        for p in every:
+            p.grad = None
+        loss.backward()
+        return [p.grad for p in every]
+    finally:
+        for p, grad in zip(every, own, strict=True):
+            p.grad = grad
