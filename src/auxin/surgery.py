@@ -171,7 +171,7 @@ def found(
     """
     now, come = {id(m) for m in model.modules()}, origins(model, tree)
     if rescaled := {key: total for key, total in come.rescaled().items() if abs(total - 1) > ROUNDING}:
-        come.with_gradients(rescaled if unchanged() else {})
+        come.with_gradients(rescaled, unchanged())
     rewires, swaps, assigns = [], [], []
     for path, module in tree.modules.items():
         if id(module) not in now:

@@ -38,8 +38,12 @@ class Origins:
             totals[one.old] = totals.get(one.old, 0.0) + _scale(one)
         return {key: totals[one.old] for key, one in self.continued.items() if is_scaled(one.axes)}
 
-    def with_gradients(self, totals: Mapping[int, float]) -> None:
-        """Say that rescaled tensors get 1 / total of the gradient that they had, since the function is kept."""
+    def with_gradients(self, totals: Mapping[int, float], unchanged: bool) -> None:
+        """Say that rescaled tensors get 1 / total of the gradient that they had, if the function is ``unchanged``."""
+        if not unchanged:
+            names = ", ".join(self.continued[key].old for key in totals)
+            self.notes.append(f"moments of {names} stay as they are: no probe shows that the function is kept")
+            return
         for key, total in totals.items():
             one = self.continued[key]
             first = Axis.of(one.axes[0].index, one.axes[0].size, one.axes[0].value, 1 / total)

@@ -123,7 +123,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
             number(module, new.numbers)
         else:
             module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
-            _settle(module, new.module, own.modules[neighbour], live.modules[neighbour], there)
+            _settle(module, new.module, neighbour, own, live, there)
             tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
             for name, continued in new.continues.items():
                 tensor = tensors[name]
@@ -136,33 +136,34 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
     return build
 
 
-def _settle(
-    module: nn.Module, original: nn.Module, neighbour: nn.Module, live_neighbour: nn.Module, old: frozenset[int]
-) -> None:
+def _settle(module: nn.Module, original: nn.Module, path: str, own: Before, live: Before, old: frozenset[int]) -> None:
     """Give a twin's new module the flags of what stands beside it there, where the original has those of its own.
 
     Args:
         module: the new module of the twin, a copy of ``original``.
         original: the new module of the live network.
-        neighbour: what stands beside it in the twin.
-        live_neighbour: the same in the live network.
-        old: ids of the live modules that stood there before; those inside ``original`` keep their twin's own flags.
+        path: of what stands beside it, before the change.
+        own: the twin as it was.
+        live: the live network as it was.
+        old: ids of all that it held; what is old inside a new module keeps its twin's own flags.
     """
-    for inner, live in zip(module.modules(), original.modules(), strict=True):
-        if id(live) not in old and live.training == live_neighbour.training:
-            inner.training = neighbour.training
-    beside, live_beside = next(neighbour.parameters(), None), next(live_neighbour.parameters(), None)
-    if beside is None or live_beside is None:
+    for inner, one in zip(module.modules(), original.modules(), strict=True):
+        if id(one) not in old and one.training == live.modules[path].training:
+            inner.training = own.modules[path].training
+    inside = (name for name in own.parameters if name.startswith(f"{path}."))
+    beside = next(inside, next(iter(own.parameters), None))
+    if beside is None:
         return
+    twin, model = own.parameters[beside], live.parameters[beside]
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        live = _named(original, name)
-        if id(live) in old or tensor.device.type == "meta":
+        one = _named(original, name)
+        if id(one) in old or tensor.device.type == "meta":
             continue
-        dtype = beside.dtype if live.is_floating_point() and live.dtype == live_beside.dtype else tensor.dtype
-        if (tensor.dtype, tensor.device) != (dtype, beside.device):
-            tensor.data = tensor.data.to(beside.device, dtype)
-        if isinstance(tensor, nn.Parameter) and live.requires_grad == live_beside.requires_grad:
-            tensor.requires_grad_(beside.requires_grad)
+        dtype = twin.dtype if one.is_floating_point() and one.dtype == model.dtype else tensor.dtype
+        if (tensor.dtype, tensor.device) != (dtype, twin.device):
+            tensor.data = tensor.data.to(twin.device, dtype)
+        if isinstance(tensor, nn.Parameter) and one.requires_grad == model.requires_grad:
+            tensor.requires_grad_(twin.requires_grad)
 
 
 def _named(module: nn.Module, name: str) -> Tensor:
