@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from auxin import choose as choosers
 from auxin import when as triggers
 from auxin.change import Edit
+from auxin.companion import registration_of
 from auxin.errors import GrowthError
-from auxin.follow import follower_of
 
 
 def checked_companions(companions: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -23,7 +23,7 @@ def checked_companions(companions: tuple[Any, ...]) -> tuple[Any, ...]:
             raise GrowthError(
                 f"companions: there is a {kind} among them; pass each one by itself: Grower(model, *{kind}_of_them)."
             )
-        follower_of(companion)
+        registration_of(companion)
     return companions
 
 

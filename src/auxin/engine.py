@@ -20,9 +20,9 @@ from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
 from auxin.boundary import StepWatch, why_not_now
 from auxin.change import Change, Edit, Grouping
+from auxin.companion import registration_of
 from auxin.dynamo import eagerly, guards_are_off
 from auxin.errors import BadMoment, GrowthError
-from auxin.follow import follower_of
 from auxin.follow.compiled import counted, follow_compiled
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
@@ -219,7 +219,7 @@ def transaction(
     """
     change = counted(model, placed(model, change, companions, group))
     running: list[tuple[Any, Iterator[None]]] = [(model, follow_compiled(model, change))]
-    running += [(c, follower_of(c)(c, change)) for c in companions]
+    running += [(c, registration_of(c).follower(c, change)) for c in companions]
     undos: list[Undo] = []
     try:
         for _, follower in running:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import auxin as ax
-from auxin.follow import _followers
+from auxin.companion import _registered
 
 torch.set_num_threads(1)
 
@@ -142,10 +142,10 @@ class Lion(torch.optim.Optimizer):
 @pytest.fixture
 def registry():
     """Leave the register of followers as it was."""
-    before = dict(_followers)
+    before = dict(_registered)
     yield
-    _followers.clear()
-    _followers.update(before)
+    _registered.clear()
+    _registered.update(before)
 
 
 def test_an_unknown_companion_shows_the_line_that_registers_it(registry):

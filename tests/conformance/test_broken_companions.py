@@ -1,6 +1,7 @@
 """Growths broken on purpose around the network: the checks catch each, with the engine's own guards off."""
 
 import copy
+import dataclasses
 
 import families
 import pytest
@@ -10,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from twins import COPY, LAYER, WITH_STATE, afterwards, caught, group_of, run_check
 
 from auxin import Insert, follow
-from auxin.follow import _followers
+from auxin.companion import Registration, _registered
 from auxin.follow import optimizer as optimizer_follower
 from auxin.follow.structure import apply, builder
 from auxin.testing import check
@@ -27,7 +28,7 @@ def test_forgot_the_average(unguarded) -> None:
         yield
         yield
 
-    unguarded.setitem(_followers, AveragedModel, forgetful)
+    unguarded.setitem(_registered, AveragedModel, dataclasses.replace(_registered[AveragedModel], follower=forgetful))
     caught("average")
 
 
@@ -61,7 +62,7 @@ def test_average_with_a_live_copy_of_the_layer(unguarded) -> None:
             average.module.blocks[2].down.weight.fill_(0.1)
         yield
 
-    unguarded.setitem(_followers, AveragedModel, live)
+    unguarded.setitem(_registered, AveragedModel, dataclasses.replace(_registered[AveragedModel], follower=live))
     caught("average")
 
 
@@ -214,7 +215,7 @@ def test_average_not_taken_back(unguarded) -> None:
         apply(average.module, change, build)
         yield
 
-    unguarded.setitem(_followers, AveragedModel, keeps)
+    unguarded.setitem(_registered, AveragedModel, dataclasses.replace(_registered[AveragedModel], follower=keeps))
     caught("rollback")
 
 
@@ -226,7 +227,7 @@ def test_state_not_taken_back(unguarded) -> None:
         yield next(held[-1])
         yield next(held[-1])
 
-    unguarded.setitem(_followers, torch.optim.AdamW, deaf)
+    unguarded.setitem(_registered, torch.optim.AdamW, Registration(deaf))
     caught("rollback")
 
 
@@ -264,4 +265,4 @@ def test_own_follower_that_forgets_to_take_back() -> None:
                 companions=lambda m, o: [Journalled()],
             )
     finally:
-        del _followers[Journalled]
+        del _registered[Journalled]

@@ -9,7 +9,7 @@ from growing import Block, Net, batch, train
 from torch.optim import lr_scheduler as lrs
 
 import auxin as ax
-from auxin.follow import _followers
+from auxin.companion import _registered
 
 EDIT = ax.Duplicate("blocks", by=1)
 
@@ -345,7 +345,7 @@ def test_a_users_own_follower_makes_its_entry():
         assert_same(before, picture(model, *companions))
         ax.grow(model, EDIT, *companions, probe=batch()[0], group={"lr": 0.01})
     finally:
-        del _followers[WithFactors]
+        del _registered[WithFactors]
     companions[0].step()
     companions[1].step()
     assert [g["lr"] for g in companions[0].param_groups] == [pytest.approx(0.09), pytest.approx(0.005)]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin.anatomy.tree import AT_A_CHECKPOINT, REFUSED, unwrap
+from auxin.companion import copies_in
 from auxin.errors import GrowthError
 
 
@@ -25,6 +26,11 @@ def with_wrappers(model: nn.Module, companions: Sequence[Any]) -> tuple[Any, ...
     found = (*around, *companions)
     _refuse_hidden(unwrap(model), found)
     return found
+
+
+def networks_of(companion: Any) -> list[nn.Module]:
+    """The copies of the network that a companion holds (one for an average, none for most), without what is around."""
+    return [unwrap(copy) for copy in copies_in(companion)]
 
 
 def refuse_sharded(model: Any) -> None:

@@ -6,19 +6,16 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.probe import taken
-from auxin.change import Change
 from auxin.engine import BadMoment, check_moment
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.average import follow_average
 from auxin.grower import Grower
 from auxin.hosts.common import check_direction
 
@@ -42,11 +39,8 @@ def averages_in(trainer: Any) -> Iterator[tuple[Any, nn.Module]]:
             yield callback, average
 
 
-@follow("lightning.pytorch.core.module:LightningModule")
-@follow("pytorch_lightning.core.module:LightningModule")
-def follow_copy(average: nn.Module, change: Change) -> Iterator[None]:
-    """The copy into which StochasticWeightAveraging averages."""
-    yield from follow_average(cast(AveragedModel, SimpleNamespace(module=average)), change)
+for _package in ("lightning.pytorch", "pytorch_lightning"):  # the copy into which StochasticWeightAveraging averages
+    follow(f"{_package}.core.module:LightningModule", like=AveragedModel, wraps=lambda copy: [copy])
 
 
 def metrics_in(trainer: Any, monitor: str | None) -> dict[str, float]:

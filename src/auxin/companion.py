@@ -1,0 +1,140 @@
+"""What hangs on a network (an optimizer, a schedule, an average): all that auxin knows of its kind, in one place.
+
+A kind is registered once, by ``auxin.follow``: how it keeps step, and, where the general way does not serve, what
+``verify`` looks at, and what a checkpoint holds of it. An average, or whatever else holds copies of the network, says
+which: then the copies grow, are proved, verified, saved and loaded as the network is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from auxin.errors import GrowthError
+
+Follower = Callable[[Any, Any], Iterator[None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """All that is known of one kind of companion.
+
+    Attributes:
+        follower: generator ``f(companion, change)`` that yields twice, see ``auxin.follow``.
+        wraps: ``f(companion)``: the copies of the network that it holds.
+        verify: ``f(companion, model)``: what is wrong with it, one text each.
+        save: ``f(companion, model)``: its state, as ``state_dict()`` would return it.
+        load: ``f(companion, model, state)``: puts such a state back.
+    """
+
+    follower: Follower
+    wraps: Callable[[Any], Iterable[Any]] | None = None
+    verify: Callable[[Any, Any], Iterable[str]] | None = None
+    save: Callable[[Any, Any], Any] | None = None
+    load: Callable[[Any, Any, Any], None] | None = None
+
+
+_registered: dict[type | str, Registration] = {}
+
+
+def follow(
+    kind: type | str,
+    *,
+    like: type | None = None,
+    wraps: Callable[[Any], Iterable[Any]] | None = None,
+    verify: Callable[[Any, Any], Iterable[str]] | None = None,
+    save: Callable[[Any, Any], Any] | None = None,
+    load: Callable[[Any, Any, Any], None] | None = None,
+) -> Callable[[Follower], Follower]:
+    """Say how companions of one type keep step; a decorator, or with ``like=`` a statement.
+
+    Args:
+        kind: a class, or "module:qualname" of one that need not be imported yet. Subclasses are included.
+        like: a class that is followed already and whose registration serves, but for what is given beside it, e.g.
+            ``follow(Lion, like=torch.optim.AdamW)`` for an optimizer whose state is created per parameter at its first
+            step, or ``follow(EMA, like=AveragedModel, wraps=lambda ema: [ema.ema_model])`` for an average.
+        wraps: ``f(companion)``, returns the copies of the network that it holds, an average's for example. They are
+            verified and saved with it, and with ``like=AveragedModel`` they grow.
+        verify: ``f(companion, model)``, returns what ``auxin.verify`` is to tell of it, one text each.
+        save: ``f(companion, model)``, returns what a checkpoint is to hold (numbers, texts, lists, dicts, tensors);
+            without it, the copies that it wraps and its own tensors, or else its ``state_dict()``.
+        load: ``f(companion, model, state)``, puts what ``save`` has returned back in place.
+
+    Raises:
+        GrowthError: nothing follows ``like``, or one of ``save`` and ``load`` is missing.
+    """
+    if (save is None) != (load is None):
+        raise GrowthError(f"follow({kind!r}): pass save= and load= together; one without the other serves nothing.")
+    hooks = {"wraps": wraps, "verify": verify, "save": save, "load": load}
+    given = {name: hook for name, hook in hooks.items() if hook is not None}
+
+    def register(follower: Follower) -> Follower:
+        _registered[kind] = Registration(follower, **given)
+        return follower
+
+    if like is not None:
+        known = _lookup(like)
+        if known is None:
+            raise GrowthError(f"follow({kind!r}, like={like.__name__}): nothing follows {like.__name__} itself.")
+        _registered[kind] = dataclasses.replace(known, **given)
+    return register
+
+
+def registered(companion: Any) -> Registration | None:
+    """What is known of the kind of a companion, if it was registered."""
+    return _lookup(type(companion))
+
+
+def registration_of(companion: Any) -> Registration:
+    """What is known of the kind of a companion.
+
+    Raises:
+        GrowthError: nothing; shows the line that registers it.
+    """
+    found = registered(companion)
+    if found is None:
+        raise GrowthError(_unknown(type(companion)))
+    return found
+
+
+def copies_in(companion: Any) -> list[Any]:
+    """The copies of the network that a companion holds, as it holds them; none where its kind says of none."""
+    found = registered(companion)
+    return [] if found is None or found.wraps is None else list(found.wraps(companion))
+
+
+def _lookup(kind: type) -> Registration | None:
+    for base in kind.__mro__:
+        for key in (base, f"{base.__module__}:{base.__qualname__}"):
+            if key in _registered:
+                return _registered[key]
+    return None
+
+
+def _unknown(kind: type) -> str:
+    """What to do about a companion that nothing follows."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind.__module__.startswith("accelerate."):
+        return (
+            f"{kind.__name__} is what accelerator.prepare(...) has returned: pass all of that to "
+            "auxin.hosts.accelerate.Grower(accelerator, model, optimizer, scheduler, edits=..., when=...); or, for "
+            "a growth by hand, the plain ones inside, optimizer.optimizer and scheduler.scheduler."
+        )
+    if kind.__name__ == "ZeroRedundancyOptimizer":
+        return (
+            "ZeroRedundancyOptimizer keeps on each rank the state of a part of the parameters, and would not step "
+            "new ones. Use the optimizer that it shards, e.g. AdamW."
+        )
+    hint = (
+        f"auxin.follow({kind.__name__}, like=torch.optim.AdamW) if it keeps its state per parameter and creates "
+        "it at the first step"
+        if any(base.__name__ == "Optimizer" for base in kind.__mro__)
+        else f"@auxin.follow({kind.__name__}) before `def f(companion, change): check(); yield; change(); yield`, or, "
+        f"for an average of the network, auxin.follow({kind.__name__}, like=AveragedModel, "
+        f"wraps=lambda average: [average.module])"
+    )
+    return (
+        f"{name} is not a companion that auxin knows how to keep in step (torch optimizers, schedulers, "
+        f"AveragedModel, GradScaler). Register it once: {hint}; or leave it out if it does not hold parameters."
+    )
