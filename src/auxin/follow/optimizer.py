@@ -7,6 +7,7 @@ own step count, so that bias correction starts where it should.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from auxin.change import Change, Move, OwnGroup
+from auxin.companion import Registration, register
 from auxin.errors import GrowthError
-from auxin.follow import follow
 from auxin.follow.groups import made, places_in
+from auxin.follow.self_check import self_check
+from auxin.follow.structure import carried
 
 # Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -39,12 +42,8 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
     ]
     state = dict(optimizer.state)
     flat = _flat(optimizer)
-    try:
-        _apply(optimizer, change)
-        yield
-    except GeneratorExit:
-        raise
-    except BaseException:
+
+    def back() -> None:
         optimizer.param_groups[:] = whole
         for group, params, entries, names, old_names in groups:
             group["params"] = params
@@ -55,13 +54,14 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
         optimizer.state.update(state)
         for name, value in flat.items():
             setattr(optimizer, name, value)
-        raise
+
+    yield from carried(functools.partial(_apply, optimizer, change), back)
 
 
 for _name in torch.optim.__all__ if hasattr(torch.optim, "__all__") else dir(torch.optim):
     _kind = getattr(torch.optim, _name)
     if isinstance(_kind, type) and issubclass(_kind, torch.optim.Optimizer) and _kind is not torch.optim.Optimizer:
-        follow(_kind)(follow_optimizer)
+        register(_kind, Registration(follow_optimizer, self_check))
 
 
 def _flat(optimizer: Any) -> dict[str, Any]:
