@@ -22,6 +22,7 @@ class Registration:
 
     Attributes:
         follower: generator ``f(companion, change)`` that yields twice, see ``auxin.follow``.
+        self_check: ``f(companion, registration)``: raises where a companion would not be followed rightly.
         wraps: ``f(companion)``: the copies of the network that it holds.
         verify: ``f(companion, model)``: what is wrong with it, one text each.
         save: ``f(companion, model)``: its state, as ``state_dict()`` would return it.
@@ -29,6 +30,7 @@ class Registration:
     """
 
     follower: Follower
+    self_check: Callable[[Any, Registration], None] | None = None
     wraps: Callable[[Any], Iterable[Any]] | None = None
     verify: Callable[[Any, Any], Iterable[str]] | None = None
     save: Callable[[Any, Any], Any] | None = None
@@ -36,6 +38,11 @@ class Registration:
 
 
 _registered: dict[type | str, Registration] = {}
+
+
+def register(kind: type | str, registration: Registration) -> None:
+    """Make known what is known of a kind of companion."""
+    _registered[kind] = registration
 
 
 def follow(
@@ -87,21 +94,17 @@ def registered(companion: Any) -> Registration | None:
 
 
 def registration_of(companion: Any) -> Registration:
-    """What is known of the kind of a companion.
+    """What is known of the kind of a companion, which has passed the self-check of its kind.
 
     Raises:
-        GrowthError: nothing; shows the line that registers it.
+        GrowthError: nothing is known; shows the line that registers it. Or the self-check fails.
     """
     found = registered(companion)
     if found is None:
         raise GrowthError(_unknown(type(companion)))
+    if found.self_check is not None:
+        found.self_check(companion, found)
     return found
-
-
-def copies_in(companion: Any) -> list[Any]:
-    """The copies of the network that a companion holds, as it holds them; none where its kind says of none."""
-    found = registered(companion)
-    return [] if found is None or found.wraps is None else list(found.wraps(companion))
 
 
 def _lookup(kind: type) -> Registration | None:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.tree import module_at, unwrap
+from auxin.anatomy.tree import unwrap
+from auxin.anatomy.wrappers import networks_of
 from auxin.axes import Part
 from auxin.change import Change
 from auxin.dynamo import outside_graphs
@@ -258,8 +259,8 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
         riding = ramps_on(optimizer)
         if riding is not None:
             riding.forget()
-    for root in roots:
-        for _, block in list(gated(root)) if isinstance(root, nn.Module) else ():
+    for network in _networks(roots):
+        for _, block in list(gated(network)):
             close_gate(block)
     fading = [(block, ramp) for _, ramp in ramps if isinstance(ramp, Fade) for block in ramp.blocks]
     with rehooking(block for block, _ in fading):
@@ -333,13 +334,13 @@ def _beginning(change: Change, optimizer: Any) -> tuple[list[nn.Parameter], dict
 
 def _at(roots: Iterable[Any], paths: Sequence[str]) -> Iterator[nn.Module]:
     """The modules at ``paths`` in a network, and in the copies of it that averages hold."""
+    for network in _networks(roots):
+        known = dict(network.named_modules())
+        if all(path in known for path in paths):
+            yield from (known[path] for path in paths)
+
+
+def _networks(roots: Iterable[Any]) -> Iterator[nn.Module]:
+    """The network, and the copies of it that averages hold."""
     for root in roots:
-        copy = getattr(root, "module", None) if not _has(root, paths) else root
-        copy = unwrap(copy) if isinstance(copy, nn.Module) else copy  # the average of a compiled network
-        if isinstance(copy, nn.Module) and _has(copy, paths):
-            yield from (module_at(copy, path) for path in paths)
-
-
-def _has(root: Any, paths: Sequence[str]) -> bool:
-    known: Mapping[str, nn.Module] = dict(root.named_modules()) if isinstance(root, nn.Module) else {}
-    return bool(known) and all(path in known for path in paths)
+        yield from networks_of(root) or ([unwrap(root)] if isinstance(root, nn.Module) else [])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from auxin.anatomy.wrappers import modules_in, parameters_in
+from auxin.anatomy.wrappers import modules_in, networks_of, parameters_in
 from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
@@ -345,10 +345,10 @@ def structure_of(roots: Iterable[Any]) -> list[int]:
     for root in roots:
         if isinstance(root, DistributedDataParallel):  # the network in it is a root of its own
             continue
-        if isinstance(root, nn.Module):
-            found += [id(thing) for thing in (*modules_in(root), *parameters_in(root))]
-        elif isinstance(getattr(root, "param_groups", None), list):
-            found += [id(p) for group in root.param_groups for p in group["params"]]
+        networks: list[nn.Module] = [root] if isinstance(root, nn.Module) else networks_of(root)
+        found += [id(thing) for network in networks for thing in (*modules_in(network), *parameters_in(network))]
+        groups = getattr(root, "param_groups", None)
+        found += [id(p) for group in groups for p in group["params"]] if isinstance(groups, list) else []
     return found
 
 

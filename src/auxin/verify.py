@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.blocks import steps_itself
 from auxin.anatomy.tree import join, unwrap
-from auxin.anatomy.wrappers import uncovered, with_wrappers
+from auxin.anatomy.wrappers import networks_of, plain, with_wrappers
+from auxin.companion import registration_of
 from auxin.errors import GrowthError
 from auxin.gate import NAME, gated
 from auxin.modules import Dormant, awake
@@ -34,9 +33,9 @@ def verify(model: nn.Module, *companions: Any) -> None:
         GrowthError: one error that lists everything found: trainable parameters that no optimizer steps (those of
             Dormant layers need none) or that are stepped twice, tensors of replaced layers that are still held, state
             of another shape, averages of another structure, gates of blocks that fade in and that no step opens;
-            parameters that DDP does not synchronise, ranks that differ.
+            parameters that DDP does not synchronise, ranks that differ. Or a companion that auxin does not know.
     """
-    companions = with_wrappers(model, companions)
+    companions = tuple(plain(companion) for companion in with_wrappers(model, companions))
     with Ranks.of(companions).agree("verify") as said:
         verify_here(model, *companions)
         if Ranks.of(companions).size > 1:
@@ -46,7 +45,10 @@ def verify(model: nn.Module, *companions: Any) -> None:
 
 def verify_here(model: nn.Module, *companions: Any) -> None:
     """``verify`` without a word to other ranks."""
+    known = [(companion, registration_of(companion)) for companion in companions]
     problems = list(_problems(unwrap(model), companions))
+    for companion, registration in known:
+        problems += registration.verify(companion, unwrap(model)) if registration.verify is not None else ()
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise GrowthError(f"verify found {len(problems)} problem{'s' * (len(problems) > 1)}:\n  {shown}")
@@ -67,26 +69,12 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     if optimizers:
         yield from _membership(parameters, optimizers, names, running)
         yield from _gates(modules, companions, opening(optimizers))
-    for wrapper in companions:
-        if isinstance(wrapper, DistributedDataParallel):
-            for name in uncovered(wrapper):
-                yield (
-                    f"{name} is not synchronised by the DistributedDataParallel: it was put in without auxin, and each "
-                    "rank would train its own. Put such layers in inside `with auxin.surgery(ddp, optimizer, ...):`"
-                )
     for name, p in parameters.items():
         if p.grad is not None and p.grad.shape != p.shape:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
     for companion in companions:
-        if isinstance(companion, AveragedModel):
-            yield from _average(model, parameters, companion)
-        lists = {
-            k: v for k, v in getattr(companion, "__dict__", {}).items() if k in ("base_lrs", "_last_lr", "min_lrs")
-        }
-        groups = getattr(getattr(companion, "optimizer", None), "param_groups", [])
-        for key, value in lists.items() if groups else ():
-            if isinstance(value, list) and len(value) != len(groups):
-                yield f"{type(companion).__name__}.{key} has {len(value)} entries for {len(groups)} groups"
+        for copy in networks_of(companion):
+            yield from _average(model, parameters, type(companion).__name__, copy)
 
 
 def _frozen_in_their_sleep(sleeping: dict[str, Dormant], names: dict[int, str], running: set[int]) -> Iterator[str]:
@@ -111,14 +99,13 @@ def _gates(modules: dict[str, nn.Module], companions: tuple[Any, ...], opened: s
                 "of a block that fades in, or was grown with another optimizer. Make it whole: "
                 f"auxin.gate.close_gate(model.get_submodule({path!r})); or load a checkpoint of the Grower, to go on"
             )
-    for average in companions:
-        copy = unwrap(average.module) if isinstance(average, AveragedModel) else nn.Module()
+    for kind, copy in ((type(average).__name__, copy) for average in companions for copy in networks_of(average)):
         late = [path for path, block in gated(copy) if id(block) not in opened]
         if late and not left:
             yield (
-                f"AveragedModel has a gate at {', '.join(late[:4])} that no step of these optimizers opens: it was "
+                f"{kind} has a gate at {', '.join(late[:4])} that no step of these optimizers opens: it was "
                 "built while that faded in (build it before, or when the block is whole), or only the network's gate "
-                f"was closed (close this one too: auxin.gate.close_gate(average.module.get_submodule({late[0]!r})))"
+                f"was closed (close this one too: auxin.gate.close_gate(copy.get_submodule({late[0]!r})))"
             )
 
 
@@ -170,12 +157,18 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
     if isinstance(optimizer, torch.optim.LBFGS):
         return
     ours = type(optimizer).__module__.startswith("torch.optim")
-    for p, state in optimizer.state.items():
-        for key, value in state.items() if isinstance(p, Tensor) else ():
-            if not isinstance(value, Tensor) or value.shape == p.shape or value.numel() == 1:
+    entries = [(p, state) for p, state in optimizer.state.items() if isinstance(p, Tensor)]
+    # Others keep flat vectors, or rows and columns of a moment in factors: such state does not follow the shape.
+    loose = {
+        key
+        for p, state in ([] if ours else entries)
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.dim() != p.dim()
+    }
+    for p, state in entries:
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape == p.shape or value.numel() == 1 or key in loose:
                 continue
-            if not ours and value.shape in (p.shape[:-1], p.shape[:-2] + p.shape[-1:]):
-                continue  # the rows or columns of a moment that is kept in factors, as others write Adafactor
             fits = value.dim() == p.dim() and all(s in (1, n) for s, n in zip(value.shape, p.shape, strict=True))
             if not fits:
                 name = names.get(id(p), "a foreign parameter")
@@ -183,21 +176,20 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
                 yield f"{kind}: state {key!r} {shapes} has another shape"
 
 
-def _average(model: nn.Module, parameters: dict[str, nn.Parameter], average: AveragedModel) -> Iterator[str]:
+def _average(model: nn.Module, parameters: dict[str, nn.Parameter], kind: str, copy: nn.Module) -> Iterator[str]:
     ours = {n: p.shape for n, p in parameters.items()}
-    copy = unwrap(average.module)
     theirs = {n: p.shape for n, p in copy.named_parameters()}
-    for name in ours.keys() | theirs.keys():
+    for name in {**ours, **theirs}:
         if name not in theirs:
-            yield f"AveragedModel lacks {name} {tuple(ours[name])}: it would not be averaged"
+            yield f"{kind} lacks {name} {tuple(ours[name])}: it would not be averaged"
         elif name not in ours:
-            yield f"AveragedModel has {name} {tuple(theirs[name])}, which the model does not have"
+            yield f"{kind} has {name} {tuple(theirs[name])}, which the model does not have"
         elif ours[name] != theirs[name]:
-            yield f"AveragedModel has {name} {tuple(theirs[name])} for {tuple(ours[name])}"
+            yield f"{kind} has {name} {tuple(theirs[name])} for {tuple(ours[name])}"
     held, averaged = ([name for name, _ in network.named_buffers()] for network in (model, copy))
     if held != averaged:
         differ = sorted(set(held) ^ set(averaged))[:6] or ["in another order"]
-        yield f"AveragedModel has other buffers than the model, and copies them in order: {', '.join(differ)}"
+        yield f"{kind} has other buffers than the model, and copies them in order: {', '.join(differ)}"
 
 
 def bits(model: nn.Module, optimizers: Sequence[Any]) -> list[str]:

@@ -217,3 +217,43 @@ def test_muon_does_not_get_a_vector():
     ):
         ax.grow(model, ax.Insert("", functools.partial(nn.Linear, 8, 8), init="identity"), muon)
     assert_same(before, picture(model, muon))
+
+
+@pytest.mark.parametrize("what", [object(), "an average", nn.Linear(2, 2)])
+def test_verify_refuses_what_grow_refuses_with_the_same_words(what):
+    model, optimizer = ready()
+    words = []
+    for call in (
+        lambda: ax.verify(model, optimizer, what),
+        lambda: ax.grow(model, ax.Duplicate("blocks", by=1), optimizer, what, probe=batch()[0]),
+        lambda: ax.Grower(model, optimizer, what, edits=ax.Duplicate("blocks"), when=ax.when.every(1)),
+    ):
+        with pytest.raises(
+            ax.GrowthError, match=rf"{type(what).__name__} is not a companion.*Register it once"
+        ) as told:
+            call()
+        words.append(str(told.value))
+    assert len(set(words)) == 1
+
+
+def test_verify_tells_what_a_registration_tells(registry):
+    model, optimizer = ready()
+    ax.follow(Shadow, verify=lambda shadow, model: [f"Shadow lacks {n}" for n in ("a", "b")])(
+        lambda shadow, change: None
+    )
+    with pytest.raises(ax.GrowthError, match=r"verify found 2 problems:\n  Shadow lacks a\n  Shadow lacks b"):
+        ax.verify(model, optimizer, Shadow(model))
+
+
+def test_verify_looks_inside_what_accelerate_has_prepared():
+    model, optimizer = ready()
+    schedule = lr_scheduler.StepLR(optimizer, 3)
+    kinds = [
+        type(name, (), {"__module__": "accelerate.x"}) for name in ("AcceleratedOptimizer", "AcceleratedScheduler")
+    ]
+    prepared = [kind() for kind in kinds]
+    prepared[0].optimizer, prepared[1].scheduler = optimizer, schedule
+    ax.verify(model, *prepared)
+    schedule.base_lrs.append(0.1)
+    with pytest.raises(ax.GrowthError, match=r"StepLR\.base_lrs has 2 entries for 1 groups"):
+        ax.verify(model, *prepared)

@@ -237,7 +237,7 @@ def test_checkpoint_without_moments(unguarded) -> None:
 
 
 def test_checkpoint_without_the_average(unguarded) -> None:
-    unguarded.setattr("auxin.checkpoint.companions._write_average", lambda *_, **__: None)
+    unguarded.setattr("auxin.checkpoint.companions.write_copies", lambda *_, **__: None)
     caught("checkpoint")
 
 

@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin.anatomy.tree import AT_A_CHECKPOINT, REFUSED, unwrap
-from auxin.companion import copies_in
+from auxin.companion import registered
 from auxin.errors import GrowthError
+
+PREPARED = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}  # what each holds
 
 
 def with_wrappers(model: nn.Module, companions: Sequence[Any]) -> tuple[Any, ...]:
@@ -29,8 +31,28 @@ def with_wrappers(model: nn.Module, companions: Sequence[Any]) -> tuple[Any, ...
 
 
 def networks_of(companion: Any) -> list[nn.Module]:
-    """The copies of the network that a companion holds (one for an average, none for most), without what is around."""
-    return [unwrap(copy) for copy in copies_in(companion)]
+    """The copies of the network that a companion holds (one for an average, none for most), without what is around.
+
+    Raises:
+        GrowthError: its kind was registered with a ``wraps`` that returns something else.
+    """
+    known = registered(companion)
+    held = known.wraps(companion) if known is not None and known.wraps is not None else []
+    copies = [held] if isinstance(held, nn.Module) else [copy for copy in held if copy is not None]
+    for copy in copies:
+        if not isinstance(copy, nn.Module):
+            raise GrowthError(
+                f"follow({type(companion).__name__}, wraps=...): it has returned a {type(copy).__name__}; let it "
+                "return the copies of the network that are held, e.g. [average.module]."
+            )
+    return [unwrap(copy) for copy in copies]
+
+
+def plain(companion: Any) -> Any:
+    """The companion itself, without what Accelerate has put around it."""
+    while type(companion).__name__ in PREPARED and type(companion).__module__.startswith("accelerate."):
+        companion = getattr(companion, PREPARED[type(companion).__name__])
+    return companion
 
 
 def refuse_sharded(model: Any) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel
 
-from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
-from auxin.checkpoint.optimizer import check_optimizer, given, names_in, optimizer_state, restore_optimizer, taken
-from auxin.checkpoint.scheduler import check_scheduler, restore_scheduler, scheduler_state
+from auxin.anatomy.wrappers import networks_of
+from auxin.checkpoint.copies import check_copies, copies_state, write_copies
+from auxin.companion import registration_of
 from auxin.errors import GrowthError
+from auxin.follow.optimizer_state import check_optimizer, given, names_in, optimizer_state, restore_optimizer, taken
+from auxin.follow.scheduler_state import check_scheduler, restore_scheduler, scheduler_state
 from auxin.record import write
 
 State = tuple[dict[str, Tensor], Any]  # tensors by name, and plain data
@@ -28,23 +29,22 @@ def state_of(companion: Any, model: nn.Module) -> State:
     Raises:
         GrowthError: it has no ``state_dict``.
     """
+    save = registration_of(companion).save
+    if save is not None:
+        return _apart(save(companion, model))
     if isinstance(companion, torch.optim.Optimizer):
         tensors, data = optimizer_state(companion, names_of(model))
         return tensors | {VALUE + name: p.detach() for name, p in _foreign(companion, model).items()}, data
     if isinstance(companion, SCHEDULERS):
         return {}, scheduler_state(companion)
-    if isinstance(companion, AveragedModel):
-        state, rest = network_tensors(companion.module)
-        inner = {**state, **rest}
-        own = {f"own.{n}": b for n, b in companion.named_buffers(recurse=False)}
-        return {**{f"module.{n}": t for n, t in inner.items()}, **own}, network_data(companion.module)
+    if networks_of(companion):
+        return copies_state(companion, model)
     if not hasattr(companion, "state_dict"):
         raise GrowthError(
             f"{type(companion).__name__} has no state_dict() and load_state_dict(), so a checkpoint cannot hold it; "
-            "give it both, with plain values."
+            "give it both, with plain values, or register it with auxin.follow(..., save=..., load=...)."
         )
-    tensors: dict[str, Tensor] = {}
-    return tensors, taken(companion.state_dict(), "state", tensors)
+    return _apart(companion.state_dict())
 
 
 def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], data: Any) -> Write:
@@ -53,6 +53,9 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
     Raises:
         GrowthError: it does not fit; nothing has been written.
     """
+    load = registration_of(companion).load
+    if load is not None:
+        return lambda: load(companion, model, _together(tensors, data))
     if isinstance(companion, torch.optim.Optimizer):
         check_optimizer(companion, tensors, data, names_of(model))
         values = {name: (p, tensors[VALUE + name]) for name, p in _foreign(companion, model).items()}
@@ -67,12 +70,20 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
     if isinstance(companion, SCHEDULERS):
         check_scheduler(companion, data)
         return lambda: restore_scheduler(companion, data)
-    if isinstance(companion, AveragedModel):
-        inner = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
-        check_network(companion.module, inner)
-        return lambda: _write_average(companion, inner, tensors, data)
-    state = given(data, lambda _, tensor: tensor, tensors)
-    return lambda: companion.load_state_dict(state)
+    if networks_of(companion):
+        check_copies(companion, model, tensors, data)
+        return lambda: write_copies(companion, model, tensors, data)
+    return lambda: companion.load_state_dict(_together(tensors, data))
+
+
+def _apart(state: Any) -> State:
+    """A state with its tensors taken out."""
+    tensors: dict[str, Tensor] = {}
+    return tensors, taken(state, "state", tensors)
+
+
+def _together(tensors: Mapping[str, Tensor], data: Any) -> Any:
+    return given(data, lambda _, tensor: tensor, tensors)
 
 
 def _foreign(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
@@ -99,11 +110,3 @@ def kind_of(companion: Any) -> str:
 def names_of(model: nn.Module) -> dict[int, str]:
     """Parameter names by ``id``."""
     return {id(p): name for name, p in model.named_parameters()}
-
-
-def _write_average(
-    average: AveragedModel, inner: Mapping[str, Tensor], tensors: Mapping[str, Tensor], data: Mapping[str, Any]
-) -> None:
-    write_network(average.module, inner, data, run=False)
-    for name, buffer in average.named_buffers(recurse=False):
-        buffer.copy_(tensors[f"own.{name}"])

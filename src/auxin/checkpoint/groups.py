@@ -10,9 +10,9 @@ from torch import nn
 
 from auxin.change import OwnGroup
 from auxin.checkpoint.companions import names_of
-from auxin.checkpoint.optimizer import names_in
 from auxin.errors import GrowthError
 from auxin.follow.groups import made
+from auxin.follow.optimizer_state import names_in
 from auxin.follow.own_groups import optimizers_in
 from auxin.follow.scheduler import extend, lengthened, lists_of, nested, optimizer_of
 

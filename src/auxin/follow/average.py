@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.wrappers import networks_of
 from auxin.change import Before, Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.structure import Undo, apply, builder, undo
+from auxin.follow.structure import Undo, apply, builder, reversible, undo
+from auxin.record import refill
 
 
 @follow(AveragedModel, wraps=lambda average: [average.module])
@@ -28,15 +30,44 @@ def follow_average(average: Any, change: Change) -> Iterator[None]:
         _check(type(average).__name__, copy, change.before)
     undos: list[Undo] = []
     yield
-    try:
+
+    def write() -> None:
         for copy, build in copies:
+            before = dict(_tensors(copy))
             apply(copy, change, build, undos)
-        yield
-    except GeneratorExit:
-        raise
-    except BaseException:
-        undo(undos)
-        raise
+            _rename(average, before, dict(_tensors(copy)), undos)
+
+    yield from reversible(write, functools.partial(undo, undos))
+
+
+def _tensors(copy: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then buffers."""
+    yield from copy.named_parameters()
+    yield from copy.named_buffers()
+
+
+def _rename(average: Any, before: dict[str, Tensor], after: dict[str, Tensor], undos: list[Undo]) -> None:
+    """Let the names that an average keeps in lists and sets follow the tensors: else it would leave new ones out.
+
+    A list of all parameters, or of all buffers (or of those that are no integers), gets the new ones too.
+    """
+    called = {id(tensor): name for name, tensor in after.items()}
+    old = {id(tensor) for tensor in before.values()}
+    for held in vars(average).values():
+        if not (type(held) in (list, set) and held and all(type(name) is str and name in before for name in held)):
+            continue
+        names = {called.get(id(before[name]), name) for name in held}
+        for kind in ((True, True), (True, False), (False, True), (False, False)):
+            listed = {name for name, tensor in before.items() if _is(kind, tensor)}
+            if listed and listed <= set(held):
+                names |= {name for name, tensor in after.items() if _is(kind, tensor) and id(tensor) not in old}
+        undos.append(functools.partial(refill, held, list(held)))
+        refill(held, [name for name in after if name in names])
+
+
+def _is(kind: tuple[bool, bool], tensor: Tensor) -> bool:
+    """Whether it is (a parameter, not made of integers)."""
+    return kind == (isinstance(tensor, nn.Parameter), tensor.is_floating_point() or tensor.is_complex())
 
 
 def _check(kind: str, copy: nn.Module, before: Before) -> None:

@@ -19,7 +19,7 @@ from auxin.anatomy.tree import module_at
 from auxin.change import Change, New
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.structure import Undo, undo
+from auxin.follow.structure import Undo, reversible, undo
 
 _counting: weakref.WeakKeyDictionary[nn.Module, dynamo.CompileTime] = weakref.WeakKeyDictionary()
 
@@ -35,7 +35,8 @@ def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
     """Compile new modules as those that they stand beside, and keep torch from giving up."""
     yield
     undos: list[Undo] = []
-    try:
+
+    def write() -> None:
         _count(model, change, undos)
         if dynamo.loaded():
             _compile_new(change, undos)
@@ -43,12 +44,8 @@ def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
             dynamo.see_hooks(type(module_at(model, path)) for path in change.gates)
             compilers = (dynamo.compiler_of(module) for module in model.modules())
             dynamo.make_room(compiler for compiler in compilers if compiler is not None)
-        yield
-    except GeneratorExit:
-        raise
-    except BaseException:
-        undo(undos)
-        raise
+
+    yield from reversible(write, functools.partial(undo, undos))
 
 
 def _count(model: nn.Module, change: Change, undos: list[Undo]) -> None:

@@ -19,7 +19,7 @@ from auxin.anatomy.wrappers import uncovered
 from auxin.change import Before, Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.structure import forget_shape
+from auxin.follow.structure import forget_shape, reversible
 
 c10d: Any = dist  # with the names that its stubs do not list
 
@@ -40,36 +40,45 @@ POWER = ("error_dict", "p_memory_dict", "q_memory_dict", "iter")  # what a Power
 HAND_OVER = "Grow at a checkpoint: save, and build the network, grow it and wrap it anew."
 
 
-@follow(DistributedDataParallel)
+def unsynchronised(wrapper: Any, model: Any) -> Iterator[str]:
+    """Parameters of the network that the wrapper does not know."""
+    for name in uncovered(wrapper):
+        yield (
+            f"{name} is not synchronised by the DistributedDataParallel: it was put in without auxin, and each "
+            "rank would train its own. Put such layers in inside `with auxin.surgery(ddp, optimizer, ...):`"
+        )
+
+
+@follow(DistributedDataParallel, verify=unsynchronised)
 def follow_ddp(wrapper: Any, change: Change) -> Iterator[None]:
     """Build the reducer anew for the parameters of the grown network; the old one is kept to return to.
 
     Raises:
         GrowthError: it wraps another network, or works in a way that cannot be built anew.
     """
-    assert change.before is not None
-    check(wrapper, change.before)
+    known = change.before
+    assert known is not None
+    check(wrapper, known)
     yield
     before = {name: wrapper.__dict__[name] for name in REBUILT if name in wrapper.__dict__}
     inner = unwrap(wrapper)
     ignored = inner.__dict__.get(IGNORED)
     power = [(state, {name: getattr(state, name) for name in POWER}) for state in _power_states(wrapper)]
-    try:
-        _rename_ignored(wrapper, change.before)
+
+    def write() -> None:
+        _rename_ignored(wrapper, known)
         for state, _ in power:
             _start_anew(state)
         rebuild(wrapper)
-        yield
-    except GeneratorExit:
-        raise
-    except BaseException:
+
+    def back() -> None:
         vars(wrapper).update(before)
         if ignored is not None:
             inner.__dict__[IGNORED] = ignored
         for state, own in power:
-            for name, value in own.items():
-                setattr(state, name, value)
-        raise
+            vars(state).update(own)
+
+    yield from reversible(write, back)
 
 
 def check(wrapper: Any, before: Before) -> None:

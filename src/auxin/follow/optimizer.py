@@ -7,6 +7,7 @@ own step count, so that bias correction starts where it should.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from auxin.axes import Axes, Axis, Kind, carried, shape_after
 from auxin.change import Change, Move, OwnGroup
+from auxin.companion import Registration, register
 from auxin.errors import GrowthError
-from auxin.follow import follow
 from auxin.follow.groups import made, places_in
+from auxin.follow.self_check import self_check
+from auxin.follow.structure import reversible
 
 # Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -45,12 +48,8 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
     ]
     state = dict(optimizer.state)
     flat = _flat(optimizer)
-    try:
-        _apply(optimizer, change)
-        yield
-    except GeneratorExit:
-        raise
-    except BaseException:
+
+    def back() -> None:
         optimizer.param_groups[:] = whole
         for group, params, entries, names, old_names in groups:
             group["params"] = params
@@ -61,13 +60,14 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
         optimizer.state.update(state)
         for name, value in flat.items():
             setattr(optimizer, name, value)
-        raise
+
+    yield from reversible(functools.partial(_apply, optimizer, change), back)
 
 
 for _name in torch.optim.__all__ if hasattr(torch.optim, "__all__") else dir(torch.optim):
     _kind = getattr(torch.optim, _name)
     if isinstance(_kind, type) and issubclass(_kind, torch.optim.Optimizer) and _kind is not torch.optim.Optimizer:
-        follow(_kind)(follow_optimizer)
+        register(_kind, Registration(follow_optimizer, self_check))
 
 
 def _flat(optimizer: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ both alike.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,7 @@ from auxin.change import Change, Grouping, Join, OwnGroup
 from auxin.errors import GrowthError
 from auxin.follow.groups import RATES, assign
 from auxin.follow.scheduler import floors, optimizer_of
-
-# How a step is carried out is settled where the optimizer is built; the others belong to a schedule.
-SETTLED = {"foreach", "fused", "capturable", "differentiable", "base_momentum", "max_momentum", *RATES[1:]}
+from auxin.follow.self_check import SETTLED, built
 
 
 def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: Grouping) -> Change:
@@ -180,16 +177,10 @@ def _check(own: OwnGroup, new: Tensor) -> None:
         flat = value if isinstance(value, (tuple, list)) else (value,)
         if any(isinstance(item, float) and not math.isfinite(item) for item in flat):
             raise GrowthError(f"group=dict({option}={value!r}): not a finite number.")
-    known = inspect.signature(type(optimizer)).parameters
     lr = torch.full_like(donor["lr"], own.lr) if isinstance(donor.get("lr"), Tensor) else own.lr
-    words = {key: value for key, value in {**donor, **own.options, "lr": lr}.items() if key in known}
-    words = {key: value for key, value in words.items() if key not in {"params", *SETTLED}}
-    needed = {key for key, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    if needed - {"params", *words}:
-        return  # not built as torch's are
     scratch = [nn.Parameter(torch.zeros(1, 1, dtype=new.dtype, device=new.device)) for _ in range(2)]
     try:
-        type(optimizer)([{"params": [p]} for p in scratch], **words)
+        built(optimizer, [{"params": [p]} for p in scratch], {**donor, **own.options, "lr": lr})
     except (ValueError, TypeError, RuntimeError, AssertionError, IndexError) as error:
         raise GrowthError(
             f"group={shown}: {kind} refuses such a group ({error}). Pass values that {kind} takes, or leave group out "

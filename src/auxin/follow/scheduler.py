@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import types
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,18 @@ from typing import Any
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from auxin.anatomy.wrappers import plain
 from auxin.change import Change, OwnGroup
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.groups import made
+from auxin.follow.structure import reversible
 
 RATE_LISTS = ("base_lrs", "min_lrs", "max_lrs", "_last_lr", "swa_lrs")
 LISTS = (*RATE_LISTS, "lr_lambdas", "base_momentums", "max_momentums")
 # Their per-group lists are all among LISTS; any other class shows what it does in a rehearsal.
 KNOWN = ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "auxin.schedule")
-REHEARSED = 3  # steps
+REHEARSED, LONGEST = 3, 1000  # steps, and how many of them until a schedule that is no LRScheduler must have moved
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 KINDS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
@@ -36,13 +39,19 @@ def optimizer_of(scheduler: Any) -> Any:
     if found is None:
         inner = getattr(scheduler, "_schedulers", None) or [None]
         found = getattr(inner[0], "optimizer", None)
-    while type(found).__name__ == "AcceleratedOptimizer":  # around the one that takes the steps
-        found = found.optimizer
-    return found
+    return plain(found)
 
 
-@follow(lr_scheduler.LRScheduler)
-@follow(lr_scheduler.ReduceLROnPlateau)
+def uneven(scheduler: Any, model: Any) -> Iterator[str]:
+    """Lists of a scheduler that have another length than there are groups."""
+    groups = getattr(optimizer_of(scheduler), "param_groups", [])
+    for name, held in vars(scheduler).items() if groups else ():
+        if name in RATE_LISTS and isinstance(held, list) and len(held) != len(groups):
+            yield f"{type(scheduler).__name__}.{name} has {len(held)} entries for {len(groups)} groups"
+
+
+@follow(lr_scheduler.LRScheduler, verify=uneven)
+@follow(lr_scheduler.ReduceLROnPlateau, verify=uneven)
 def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
     """Check that the optimizer it drives keeps step too, and extend its lists where that gets groups of its own.
 
@@ -61,16 +70,13 @@ def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
     if groups:
         _rehearse(scheduler, groups)
     yield
-    try:
-        extend(longer, count)
-        yield
-    except GeneratorExit:
-        raise
-    except BaseException:
+
+    def back() -> None:
         if groups:
             _shorten([held for held, _ in longer], count)
             _shorten([held for one in nested(scheduler) for _, held in lists_of(one)], count)  # it may have stepped
-        raise
+
+    yield from reversible(functools.partial(extend, longer, count), back)
 
 
 def nested(scheduler: Any) -> list[Any]:
@@ -167,20 +173,22 @@ def _rehearse(scheduler: Any, groups: Sequence[OwnGroup]) -> None:
     Raises:
         GrowthError: it fails, moves the old groups, or moves the new one unlike its donor.
     """
-    foreign = [type(one) for one in nested(scheduler) if type(one).__module__ not in KNOWN]
+    inside = nested(scheduler) or [scheduler]
+    foreign = [type(one) for one in inside if type(one).__module__ not in KNOWN]
     if not foreign:
         return
+    steps = REHEARSED if isinstance(scheduler, KINDS) else LONGEST
     names = ", ".join(dict.fromkeys(kind.__name__ for kind in foreign))
     advice = f"Write down how: @auxin.follow({foreign[0].__name__}), with change.groups; or use group=<index>."
     try:
-        before = list(_rates(scheduler, []))
+        before = list(_rates(scheduler, [], steps))
     except Exception as error:
         raise GrowthError(
             f"{names} is not a scheduler of torch, and a copy of it takes no step ({type(error).__name__}: {error}), "
             f"so it is not known whether it goes on with an own group. {advice}"
         ) from error
     try:
-        after = list(_rates(scheduler, groups))
+        after = list(_rates(scheduler, groups, steps))
     except Exception as error:
         raise GrowthError(
             f"{names} does not go on with {len(groups)} group more ({type(error).__name__}: {error}). {advice}"
@@ -195,8 +203,15 @@ def _rehearse(scheduler: Any, groups: Sequence[OwnGroup]) -> None:
                 f"group that auxin does not know. {advice}"
             )
 
+    still = [own.donor for own in groups if len({rates[own.donor] for rates in before}) == 1]
+    if still and steps == LONGEST:
+        raise GrowthError(
+            f"{names} is not a scheduler of torch, and a copy of it has not moved the rate of group {still[0]} within "
+            f"{steps} steps, so it is not known whether it would move an own group's. {advice}"
+        )
 
-def _rates(scheduler: Any, groups: Sequence[OwnGroup]) -> Iterator[list[float]]:
+
+def _rates(scheduler: Any, groups: Sequence[OwnGroup], steps: int) -> Iterator[list[float]]:
     """The learning rates of some steps, on a copy around a stand-in for the optimizer."""
     driven = optimizer_of(scheduler)
     count = len(driven.param_groups)
@@ -213,6 +228,8 @@ def _rates(scheduler: Any, groups: Sequence[OwnGroup]) -> Iterator[list[float]]:
     stand_in.param_groups += [made(stand_in.param_groups[own.donor], own) for own in groups]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(REHEARSED):
-            twin.step(1.0) if isinstance(twin, lr_scheduler.ReduceLROnPlateau) else twin.step()
+        parameters = inspect.signature(twin.step).parameters.values()
+        asks = any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+        for number in range(1, steps + 1):  # it may ask for the step, or for a metric
+            twin.step(*([number] if asks else []))
             yield [float(group["lr"]) for group in stand_in.param_groups]

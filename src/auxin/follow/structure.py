@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -99,6 +99,23 @@ def undo(undos: list[Undo]) -> None:
     """Take back what ``apply`` has done so far, the last write first."""
     while undos:
         undos.pop()()
+
+
+def reversible(write: Callable[[], object], back: Callable[[], object]) -> Iterator[None]:
+    """The second half of a follower: write, wait for the proof, and go back if anything is raised before its end.
+
+    Args:
+        write: changes the companion.
+        back: puts it back as it was, whether ``write`` has come to its end or not.
+    """
+    try:
+        write()
+        yield
+    except GeneratorExit:  # dropped while the growth was held open: kept
+        raise
+    except BaseException:
+        back()
+        raise
 
 
 def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:

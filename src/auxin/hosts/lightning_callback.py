@@ -7,8 +7,7 @@ import importlib
 import sys
 from typing import Any
 
-from torch.optim.swa_utils import AveragedModel
-
+from auxin.anatomy.wrappers import networks_of
 from auxin.errors import GrowthError
 from auxin.hosts.common import warn_untested
 
@@ -59,7 +58,8 @@ def check(trainer: Any, pl_module: Any, callback: Any) -> None:
             "this strategy (ddp_spawn, ddp_fork, ddp_notebook) trains in processes from which only weights come back, "
             "into a module that has not grown. Use strategy='ddp' in a script; in a notebook, one device."
         )
-    inside = [name for name, module in pl_module.named_modules() if isinstance(module, AveragedModel)]
+    modules = pl_module.named_modules()
+    inside = [name for name, module in modules if any(copy is not module for copy in networks_of(module))]
     if inside:
         raise GrowthError(
             f"{type(pl_module).__name__}.{inside[0]} is an average inside the module, which would not follow. Use the "

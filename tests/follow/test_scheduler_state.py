@@ -11,9 +11,9 @@ from torch.optim import SGD, AdamW
 from torch.optim import lr_scheduler as lrs
 from torch.optim.swa_utils import SWALR
 
-from auxin.checkpoint.optimizer import optimizer_state, restore_optimizer
-from auxin.checkpoint.scheduler import check_scheduler, restore_scheduler, scheduler_state
 from auxin.errors import GrowthError
+from auxin.follow.optimizer_state import optimizer_state, restore_optimizer
+from auxin.follow.scheduler_state import check_scheduler, restore_scheduler, scheduler_state
 from auxin.typed import dumps, loads
 
 STEPS, SAVED = 30, 11

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon
 
 from auxin.checkpoint.directory import read, write
-from auxin.checkpoint.optimizer import check_optimizer, optimizer_state, restore_optimizer
 from auxin.errors import GrowthError
+from auxin.follow.optimizer_state import check_optimizer, optimizer_state, restore_optimizer
 from auxin.typed import dumps, loads
 
 

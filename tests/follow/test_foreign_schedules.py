@@ -1,0 +1,94 @@
+"""Schedules that are no LRScheduler of torch: an own group is refused unless they are seen to move its rate."""
+
+import math
+
+import pytest
+import torch
+from growing import Net, assert_same, batch, picture, train
+from torch.optim.lr_scheduler import LRScheduler
+
+import auxin as ax
+
+EDIT = ax.Duplicate("blocks", by=1)
+
+
+class Schedule:
+    """Sets the rate of each group from what that had when this was built; ``step`` asks for the number of the step."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    def factor(self, number):
+        return 0.5 + 0.5 * math.cos(math.pi * min(number, 100) / 100)
+
+    def step(self, number):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=False):
+            group["lr"] = rate * self.factor(number)
+
+
+class Late(Schedule):
+    """Stands still for thirty steps, as a schedule by epochs does."""
+
+    def factor(self, number):
+        return 0.1 ** (number // 30)
+
+
+class Never(Schedule):
+    def factor(self, number):
+        return 1.0
+
+
+class ByGroups(Schedule):
+    """Moves all groups that the optimizer has by then."""
+
+    def step(self, number=None):
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.9
+
+
+class Strict(Schedule):
+    def step(self, number):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate / number
+
+
+def ready(kind):
+    ax.follow(kind, like=LRScheduler)
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, 2)
+    return model, optimizer, kind(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        (Schedule, r"Schedule would go on with the rates .* kept per group.*@auxin\.follow\(Schedule\).*group=<index>"),
+        (Late, r"Late would go on with the rates .* kept per group that auxin does not know"),
+        (
+            Never,
+            r"Never is not a scheduler of torch, and a copy of it has not moved the rate of group 0 within 1000 st",
+        ),
+        (Strict, r"Strict does not go on with 1 group more \(ValueError: zip"),
+    ],
+)
+def test_an_own_group_that_would_stand_still(kind, match):
+    model, optimizer, schedule = ready(kind)
+    before = picture(model, optimizer), list(schedule.rates)
+    with pytest.raises(ax.GrowthError, match=match):
+        ax.grow(model, EDIT, optimizer, schedule, probe=batch()[0], group={"lr": 0.05})
+    assert_same(before[0], picture(model, optimizer))
+    assert schedule.rates == before[1]
+    ax.grow(model, EDIT, optimizer, schedule, probe=batch()[0], group=0)  # the way round that it names
+    ax.verify(model, optimizer, schedule)
+    schedule.step(1)
+
+
+def test_an_own_group_that_is_seen_to_move():
+    model, optimizer, schedule = ready(ByGroups)
+    ax.grow(model, EDIT, optimizer, schedule, probe=batch()[0], group={"lr": 0.05})
+    for _ in range(3):
+        schedule.step()
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(0.5 * optimizer.param_groups[0]["lr"])

@@ -1,0 +1,305 @@
+"""Optimizers that keep what their steps depend on elsewhere than per parameter are told, and refused, on a toy."""
+
+import copy
+import random
+import sys
+from collections import OrderedDict, defaultdict
+
+import pytest
+import torch
+from growing import Net, assert_same, batch, picture, train
+from torch.optim import Optimizer
+
+import auxin as ax
+from auxin.follow import self_check
+
+EDIT = ax.Duplicate("blocks", by=1)
+
+
+class Momentum(Optimizer):
+    """As it should be: its state is per parameter, made at the first step."""
+
+    built = 0
+
+    def __init__(self, params, lr=1e-2, beta=0.9, **more):
+        type(self).built += 1
+        super().__init__(params, {"lr": lr, "beta": beta, **more})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for place, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    self.move(group, p, place)
+            self.after(group)
+        return loss
+
+    def move(self, group, p, place):
+        self.walk(group, p, self.state[p])
+
+    def walk(self, group, p, state):
+        state["steps"] = state.get("steps", 0) + 1
+        state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["beta"])
+        p.sub_(state["m"], alpha=group["lr"] / (1 - group["beta"] ** state["steps"]))
+
+    def after(self, group):
+        pass
+
+
+class CountsInItsGroup(Momentum):
+    def __init__(self, params, lr=1e-2, beta=0.9):
+        super().__init__(params, lr, beta, k=0)
+
+    def move(self, group, p, place):
+        m = self.state[p].setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["beta"])
+        p.sub_(m, alpha=group["lr"] / (1 - group["beta"] ** (group["k"] + 1)))
+
+    def after(self, group):
+        group["k"] += 1
+
+
+class CountsATensorInItsGroup(CountsInItsGroup):
+    def after(self, group):
+        group["k"] = torch.as_tensor(group["k"]) + 1
+
+
+class SumsWeightsInItsGroup(Momentum):
+    """An average over time, of which the group knows how long it has been."""
+
+    def __init__(self, params, lr=1e-2, beta=0.9):
+        super().__init__(params, lr, beta, weight_sum=0.0)
+
+    def move(self, group, p, place):
+        p.sub_(p.grad, alpha=group["lr"] * 0.25 / (0.25 + group["weight_sum"]))
+
+    def after(self, group):
+        group["weight_sum"] += 0.25
+
+
+class CountsInItself(CountsInItsGroup):
+    def __init__(self, params, lr=1e-2, beta=0.9):
+        super().__init__(params, lr, beta)
+        self.number = 0
+
+    def after(self, group):
+        self.number += 1
+        group["k"] = self.number
+
+
+class CountsInItsClass(CountsInItsGroup):
+    number = 0
+
+    def after(self, group):
+        type(self).number += 1
+
+    def move(self, group, p, place):
+        group["k"] = self.number
+        super().move(group, p, place)
+
+
+class KeepsStateByPlace(Momentum):
+    def __init__(self, params, lr=1e-2, beta=0.9):
+        super().__init__(params, lr, beta)
+        self.places = {}
+
+    def move(self, group, p, place):
+        self.walk(group, p, self.places.setdefault(place, {}))
+
+
+class KeepsStateInItsClass(Momentum):
+    shared = {}
+
+    def move(self, group, p, place):
+        self.walk(group, p, self.shared.setdefault(p, {}))
+
+
+class Around(Optimizer):
+    """Stands around another optimizer, whose groups it shares and whose state it leaves where it is."""
+
+    def __init__(self, base, k=5):
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        self.base, self.k, self.counted = base, k, 0
+        self.param_groups, self.defaults, self.state = base.param_groups, base.defaults, defaultdict(dict)
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+    def state_dict(self):
+        return self.base.state_dict()
+
+    def load_state_dict(self, state):
+        self.base.load_state_dict(state)
+        self.param_groups = self.base.param_groups
+
+
+class Flat(Momentum):
+    """Keeps flat vectors beside its momentum, and a scale for all that it learns as it goes."""
+
+    def __init__(self, params, lr=1e-2, beta=0.9):
+        super().__init__(params, lr, beta, d=1e-3)
+
+    def walk(self, group, p, state):
+        state.setdefault("p0", p.flatten()[::3].clone())
+        state.setdefault("s", torch.zeros_like(state["p0"])).add_(p.grad.flatten()[::3])
+        before = state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 0.1)
+        p.sub_(before, alpha=group["d"])
+
+    def after(self, group):
+        group["d"] *= 1.7
+
+
+class WantsAClosure(Momentum):
+    def step(self, closure):
+        return super().step(closure)
+
+
+def of(kind, model):
+    if kind is Around:
+        return Around(torch.optim.AdamW(model.parameters(), lr=1e-2))
+    return kind(model.parameters())
+
+
+def ready(kind, **hooks):
+    ax.follow(kind, like=torch.optim.AdamW, **hooks)
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = of(kind, model)
+    train(model, optimizer, 4)
+    return model, optimizer
+
+
+COUNTS = r"{} counts steps outside of state\[p\] \({}, so the first step of a new parameter would be another.*{}"
+ANEW = r"Grow without it, auxin\.grow\(model, edit, probe=batch\), and build it from the grown network"
+REFUSED = [
+    (CountsInItsGroup, COUNTS.format("CountsInItsGroup", r"in group\['k'\]\)", ANEW)),
+    (CountsATensorInItsGroup, COUNTS.format("CountsATensorInItsGroup", r"in group\['k'\]\)", ANEW)),
+    (SumsWeightsInItsGroup, COUNTS.format("SumsWeightsInItsGroup", r"in group\['weight_sum'\]\)", ANEW)),
+    (CountsInItself, COUNTS.format("CountsInItself", r"in .*optimizer\.number\)", ANEW)),
+    (CountsInItsClass, COUNTS.format("CountsInItsClass", r"in .*\)", ANEW)),
+    (
+        KeepsStateByPlace,
+        r"KeepsStateByPlace steps old parameters otherwise once a new one stands between.*by their place",
+    ),
+    (KeepsStateInItsClass, r"KeepsStateInItsClass does not go on as it did once it is saved and loaded.*Say what a ch"),
+    (Around, r"Around does not go on as it did once it is saved and loaded.*Pass optimizer\.base in its place, and"),
+]
+
+
+@pytest.mark.parametrize(("kind", "match"), REFUSED)
+def test_refused_by_name_wherever_it_is_handed_over(kind, match):
+    model, optimizer = ready(kind)
+    before = picture(model, optimizer)
+    with pytest.raises(ax.GrowthError, match=match):
+        ax.grow(model, EDIT, optimizer, probe=batch()[0])
+    with pytest.raises(ax.GrowthError, match=match):
+        ax.verify(model, optimizer)
+    with pytest.raises(ax.GrowthError, match=match):
+        ax.Grower(model, optimizer, edits=EDIT, when=ax.when.every(1))
+    assert_same(before, picture(model, optimizer))
+
+
+@pytest.mark.parametrize("kind", [Momentum, Flat, WantsAClosure])
+def test_what_keeps_its_state_per_parameter_grows(kind):
+    model, optimizer = ready(kind)
+    ax.verify(model, optimizer)
+    ax.grow(model, EDIT, optimizer, probe=batch()[0])
+    ax.verify(model, optimizer)
+    train(model, optimizer, 2)
+
+
+def test_leaves_no_trace():
+    hits = []
+    listening = sys.modules[Optimizer.__module__].register_optimizer_step_post_hook(lambda *_: hits.append(1))
+    model, optimizer = ready(CountsInItsClass)
+    states = torch.get_rng_state(), random.getstate(), CountsInItsClass.number, Momentum.built
+    hits.clear()
+    for _ in range(2):
+        with pytest.raises(ax.GrowthError, match="CountsInItsClass counts"):
+            ax.verify(model, optimizer)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert (CountsInItsClass.number, Momentum.built, hits) == (*states[2:], [])
+    train(model, optimizer, 1)
+    assert hits == [1]  # it listens again
+    listening.remove()
+
+
+def test_is_made_once_for_a_class_and_its_options(monkeypatch):
+    tried = []
+    problem = self_check._problem
+    monkeypatch.setattr(self_check, "_problem", lambda *given: [tried.append(1), problem(*given)][1])
+    model, optimizer = ready(Momentum)
+    for _ in range(2):
+        ax.verify(model, optimizer)
+    optimizer.param_groups[0]["lr"] = 1e-5  # a schedule has moved it
+    ax.verify(model, optimizer)
+    assert len(tried) == 1
+    ax.verify(model, Momentum(model.parameters(), beta=0.5))
+    ax.verify(model, torch.optim.AdamW(model.parameters()))
+    assert len(tried) == 2
+
+
+def test_a_way_round_for_one_around_another():
+    model, optimizer = ready(Around)
+    ax.grow(model, EDIT, optimizer.base, probe=batch()[0])
+    train(model, optimizer, 1)
+    assert model.blocks[2].up.weight in optimizer.base.state
+
+
+def test_a_way_round_that_says_what_a_checkpoint_holds(tmp_path):
+    def load(optimizer, model, state):
+        optimizer.base.load_state_dict(state["base"])
+        optimizer.param_groups = optimizer.base.param_groups
+        optimizer.counted = state["counted"]
+
+    def save(optimizer, model):
+        return {"base": optimizer.base.state_dict(), "counted": optimizer.counted}
+
+    model, optimizer = ready(Around, save=save, load=load)
+    optimizer.counted = 4
+    options = {"edits": EDIT, "when": ax.when.every(10**9), "probe": batch()[0]}
+    grower = ax.Grower(model, optimizer, **options)
+    grower.grow(EDIT)
+    train(model, optimizer, 2)
+    ax.save(grower, tmp_path)
+    fresh = Net()
+    other = of(Around, fresh)
+    ax.load(tmp_path, ax.Grower(fresh, other, **options))
+    assert other.counted == 4 and len(other.base.state) == len(list(fresh.parameters()))
+    train(model, optimizer, 3)
+    train(fresh, other, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_follower_of_ones_own_is_trusted():
+    model, optimizer = ready(CountsInItsGroup)
+
+    @ax.follow(CountsInItsGroup)
+    def keeps_step(optimizer, change):
+        yield
+        before = [list(group["params"]) for group in optimizer.param_groups]
+        fresh = [p for p in change.after.values() if all(p is not old for held in before for old in held)]
+        optimizer.add_param_group({"params": fresh, "k": 0})
+        try:
+            yield
+        except Exception:
+            del optimizer.param_groups[len(before) :]
+            raise
+
+    ax.grow(model, EDIT, optimizer, probe=batch()[0])
+    assert [group["k"] for group in optimizer.param_groups] == [4, 0]
+
+
+def test_save_without_load():
+    with pytest.raises(ax.GrowthError, match=r"follow\(.*Momentum.*\): pass save= and load= together"):
+        ax.follow(Momentum, like=torch.optim.AdamW, save=lambda optimizer, model: copy.copy(optimizer.state))
+
+
+def test_a_stale_state_of_an_unknown_optimizer_is_found_beside_a_flat_one():
+    model, optimizer = ready(Flat)
+    optimizer.state[model.head.weight]["m"] = torch.zeros(7, 8)
+    with pytest.raises(ax.GrowthError, match=r"Flat: state 'm' \(7, 8\) of head\.weight \(1, 8\) has another shape"):
+        ax.verify(model, optimizer)
