@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from auxin import agreed, typed
 from auxin.anatomy.probe import Look, Probe
@@ -93,6 +95,7 @@ class Terms:
         watch: knows which gradients an optimizer step has used.
         memory: of block kinds, see ``Look``.
         accept: gets the last word on the proved change; raises to refuse it.
+        keep: is given the way back once the change is kept for good, see ``transaction``.
     """
 
     probe: Probe = None
@@ -104,6 +107,7 @@ class Terms:
     dry_run: bool = False
     watch: StepWatch | None = None
     accept: Callable[[Change], None] | None = None
+    keep: Callable[[Undo], None] | None = None
     memory: dict[str, Mapping[str, float] | None] | None = None
 
 
@@ -135,7 +139,7 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
             said += [] if ranks.alone else agreed.plan(change)
         share_values(ranks, change, companions)
         with ranks.agree("grow: the proof"):
-            change = held.enter_context(transaction(model, change, companions, terms.group))
+            change = held.enter_context(transaction(model, change, companions, terms.group, keep=terms.keep))
             change = _proved(model, change, look, before, companions, stock)
             prove_averages(averages, change, look)
             if stock:
@@ -208,7 +212,8 @@ def transaction(
     change: Change,
     companions: Sequence[Any],
     group: Grouping = None,
-    applied: bool = False,
+    applied: list[Undo] | None = None,
+    keep: Callable[[Undo], None] | None = None,
 ) -> Iterator[Change]:
     """Everyone checks, the network changes, everyone changes; whatever is raised inside takes all of it back.
 
@@ -217,18 +222,20 @@ def transaction(
         change: the plan.
         companions: everything that keeps step.
         group: as in ``grow``.
-        applied: the network has been changed already (surgery), and who did it takes it back.
+        applied: what takes the change to the network back, where it has been made already (surgery).
+        keep: is given a call that takes all of it back, once, at any later time: network and companions get their
+            structure, groups, shapes and the states of what was resized or removed. Other values stay as they are.
     """
     if not applied:
         check_swaps(model, change)
     change = counted(model, placed(model, change, companions, group))
     running: list[tuple[Any, Iterator[None]]] = [(model, follow_compiled(model, change))]
     running += [(c, registration_of(c).follower(c, change)) for c in companions]
-    undos: list[Undo] = []
+    undos: list[Undo] = [] if applied is None else applied
     try:
         for _, follower in running:
             next(follower)
-        if not applied:
+        if applied is None:
             apply(model, change, undos=undos)
         for companion, follower in running:
             try:
@@ -240,10 +247,9 @@ def transaction(
                 ) from None
         start(change, (model, *companions), undos)
         yield change
-        # In C, so that an interrupt comes before all of it or after: what has gone on cannot take back any more.
-        list(map(next, [f for _, f in running], itertools.repeat(None)))
+        _settle(running, undos, keep)
     except GeneratorExit:  # dropped while it was held open: kept, as if closed
-        list(map(next, [f for _, f in running], itertools.repeat(None)))
+        _settle(running, undos, keep)
         raise
     except BaseException as error:
         _throw([f for _, f in running], error)
@@ -252,6 +258,27 @@ def transaction(
             take_hold_again(companions)  # autograd has let go of what a reducer had hooked to a tensor of another shape
         if not isinstance(error, TakeBack):
             raise
+
+
+def _settle(
+    running: Sequence[tuple[Any, Iterator[None]]], undos: list[Undo], keep: Callable[[Undo], None] | None
+) -> None:
+    """Let the followers end; those that a later way back needs wait on where they are."""
+    waiting = [f for c, f in running if keep is not None and not isinstance(c, DistributedDataParallel)]
+    ending = [f for _, f in running if not any(f is one for one in waiting)]
+    # In C, so that an interrupt comes before all of it or after: what has gone on cannot take back any more.
+    list(map(next, ending, itertools.repeat(None)))
+    if keep is not None:
+        keep(functools.partial(_go_back, waiting, undos))
+
+
+def _go_back(followers: list[Iterator[None]], undos: list[Undo]) -> None:
+    """Take a change back that was kept; the reducers of DistributedDataParallel are left to whoever asks for it."""
+    error = TakeBack()
+    _throw(followers, error)
+    undo(undos)
+    for note in getattr(error, "__notes__", ()):
+        raise GrowthError(f"a companion could not go back to before a growth: {note}")
 
 
 def _throw(followers: list[Any], error: BaseException) -> None:

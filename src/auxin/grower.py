@@ -21,6 +21,7 @@ from auxin.engine import BadMoment, Terms, begin, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.follow.own_groups import checked
+from auxin.follow.structure import Undo
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
@@ -28,6 +29,7 @@ from auxin.probation import Probation
 from auxin.progress import Progress, Standing, warn_of_waiting
 from auxin.record import coming_back
 from auxin.refs import Allowed
+from auxin.structure_history import StructureHistory
 from auxin.surgery import surgery
 from auxin.together import Together
 from auxin.trial import Past, Store
@@ -113,6 +115,7 @@ class Grower:
         self.edits()
         verify_here(self.model, *self.companions)
         self._origin = fingerprint(self.model)
+        self.history: StructureHistory | None = None
         self._past = Past([self.model, *self.companions], keep or probation is not None)
         self._watch.on_step = functools.partial(self._past.stepped, self.flow.stepped)
         self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it holds the directory
@@ -246,7 +249,8 @@ class Grower:
         mark, sight = self._standing.mark(), self._past.look()
         try:
             with self._past.growing(mark) as held, self._standing.thawed():
-                change = begin(self.model, edit, self.companions, self._terms(seed, self._within), held)
+                terms = self._terms(seed, self._within, self._keep())
+                change = begin(self.model, edit, self.companions, terms, held)
                 with self._all.agree("grow: the snapshot") if sight is not None else contextlib.nullcontext():
                     change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
             with self._all.agree("grow: the journal"):
@@ -294,7 +298,7 @@ class Grower:
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; what it finds is written into the journal."""
-        words = {"group": self.group, "probe": self.probe, "watch": self._watch}
+        words = {"group": self.group, "probe": self.probe, "watch": self._watch, "keep": self._keep()}
         return surgery(self.model, *self.companions, **words, then=self.record, around=self.or_as_before())
 
     def record(self, change: Change) -> None:
@@ -368,8 +372,34 @@ class Grower:
             return []
         return [ref for edit in self.edits() for ref in references(edit)]
 
-    def _terms(self, seed: int | None, accept: Callable[[Change], None] | None = None) -> Terms:
-        own = {"watch": self._watch, "memory": self._memory, "accept": accept}
+    def go_to(self, state: Mapping[str, Any], allow: Iterable[Any] = ()) -> None:
+        """Take network, companions and this grower to the structure and counts of ``state``, forward or back.
+
+        For hosts, which load a checkpoint afterwards; ``history`` leads back past growths that are no mere additions.
+
+        Raises:
+            GrowthError: the state is of another network, or there is no way back.
+        """
+        allowed, history = [*self.references(), *allow], self.history or StructureHistory()
+        journal = Journal.from_json(state["journal"], Allowed.of(self.model, allowed))
+        self._past.settle()
+        history.go_to(self.model, journal, self.companions, self.journal)
+        self.progress.entries[:] = journal.entries
+        self.load_state_dict(state, allowed)
+
+    def _keep(self) -> Callable[[Undo], None] | None:
+        """Who is given the way back of the next growth."""
+        if self.history is None or self._past.in_branch:
+            return None
+        return functools.partial(self.history.keep, len(self.progress.entries))
+
+    def _terms(
+        self,
+        seed: int | None,
+        accept: Callable[[Change], None] | None = None,
+        keep: Callable[[Undo], None] | None = None,
+    ) -> Terms:
+        own = {"watch": self._watch, "memory": self._memory, "accept": accept, "keep": keep}
         return Terms(self.probe, self.evidence, seed, self.group, self.rewarm, self.stock, **own)
 
     def _write_down(self, change: Change) -> None:
@@ -386,6 +416,8 @@ class Grower:
         self._all.check_moment("undo", self._watch, self._past.check)
         call, step = self.calls, self.optimizer_steps
         self._past.take_back(self._standing.return_to)
+        if self.history is not None and not self._past.in_branch:
+            self.history.forget(len(self.progress.entries))
         self.log.undone(self, why, call, step)
         self._all.undone(self.on_undo)
 

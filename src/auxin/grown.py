@@ -33,10 +33,12 @@ def set_hook(module: nn.Module, wanted: bool) -> Callable[[], None]:
     hooks: dict[int, Any] = module._forward_hooks
     before = dict(hooks)
 
-    def undo() -> None:
+    def undo() -> None:  # hooks that others have registered since stay
         with rehooking([module]):
+            others = {key: hook for key, hook in hooks.items() if hook is not grown_hook}
+            kept = {key: hook for key, hook in before.items() if hook is grown_hook or key in others}
             hooks.clear()
-            hooks.update(before)
+            hooks.update(kept | others)
 
     with rehooking([module]):
         for key in [key for key, hook in before.items() if hook is grown_hook]:

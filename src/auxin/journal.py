@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from auxin.change import Change, Grouping
 from auxin.engine import transaction
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
+from auxin.follow.structure import Undo
 from auxin.gate import NAME as GATE
 from auxin.randomness import random_state
 from auxin.refs import Allowed, name_of
@@ -157,18 +159,24 @@ def replayed(
     *companions: Any,
     allow: Iterable[Any] = (),
     grown: Journal | None = None,
+    keep: Callable[[int, Undo], None] | None = None,
 ) -> Iterator[Journal]:
-    """``replay`` as a context: what is raised inside takes all of it back. ``grown`` has been carried out already."""
+    """``replay`` as a context: what is raised inside takes all of it back.
+
+    ``grown`` has been carried out already; ``keep`` is given the number and the way back of each growth.
+    """
     model = unwrap(model)
     if not isinstance(journal, Journal):
         journal = Journal.from_json(journal, Allowed.of(model, allow))
     stepped = bool(optimizers_in(companions))  # without an optimizer there are no groups to make
     with contextlib.ExitStack() as stack:
         with random_state():
-            for number, entry in enumerate(_missing(model, journal, grown)):
+            missing = _missing(model, journal, grown)
+            for number, entry in enumerate(missing, len(journal) - len(missing)):
+                group, own = entry.group if stepped else None, keep and functools.partial(keep, number)
                 try:
                     change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
-                    stack.enter_context(transaction(model, change, companions, entry.group if stepped else None))
+                    stack.enter_context(transaction(model, change, companions, group, keep=own))
                 except Exception as error:  # whatever a hostile journal brings about
                     raise GrowthError(
                         f"growth {number} of the journal ({entry.summary}) does not fit this model: {error} If the "

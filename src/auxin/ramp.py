@@ -316,7 +316,7 @@ def _ride(optimizer: Any, ramp: Any, undos: list[Callable[[], None]]) -> None:
     ramps.ramps.append(ramp)
 
     def undo() -> None:
-        ramps.ramps.remove(ramp)
+        ramps.ramps[:] = [one for one in ramps.ramps if one is not ramp]  # it may have ended
         if riding is None:
             ramps.forget()
 

@@ -34,7 +34,7 @@ class Record:
         self.buffers = dict(model.named_buffers())
         self.attributes = {path: dict(m.__dict__) for path, m in self.modules.items()}
         self._inner = {
-            path: {name: _shallow(value) for name, value in own.items() if isinstance(value, (dict, list, set))}
+            path: {name: content_of(value) for name, value in own.items() if isinstance(value, (dict, list, set))}
             for path, own in self.attributes.items()
         }
         self.classes = {path: type(m) for path, m in self.modules.items()}
@@ -66,8 +66,8 @@ class Record:
                 if id(value) in seen:
                     continue
                 seen.add(id(value))
-                yield (path, name), own, _shallow(own)
-                self._contents += [(v, _shallow(v)) for v in own.values() if type(v) in (dict, list, set)]
+                yield (path, name), own, content_of(own)
+                self._contents += [(v, content_of(v)) for v in own.values() if type(v) in (dict, list, set)]
                 deeper += [((path, f"{name}.{key}"), inner) for key, inner in own.items() if isinstance(key, str)]
             level = deeper
 
@@ -138,7 +138,7 @@ class _Loose:
                 elif drawn:
                     self._generators.append((value, generator_state(value)))
                 elif len(value) <= LONG:
-                    self._contents += [] if isinstance(value, tuple) else [(value, _shallow(value))]
+                    self._contents += [] if isinstance(value, tuple) else [(value, content_of(value))]
                     deeper += value.values() if isinstance(value, dict) else value
             level = deeper
 
@@ -178,7 +178,7 @@ def contents_of(roots: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
         if isinstance(value, tuple):
             stack += value
         elif isinstance(own, (dict, list, set, collections.deque)):
-            found.append((own, _shallow(own)))
+            found.append((own, content_of(own)))
             stack += own.values() if isinstance(own, dict) else own
     return found
 
@@ -186,7 +186,7 @@ def contents_of(roots: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
 def hooks_of(tensor: Tensor, kind: str) -> list[Any] | None:
     """The hooks of one kind on a tensor, for ``hook_again``."""
     held = getattr(tensor, kind, None)
-    return None if held is None else _shallow(held)
+    return None if held is None else content_of(held)
 
 
 def hook_again(tensor: Tensor, kind: str, hooks: list[Any] | None) -> None:
@@ -194,10 +194,6 @@ def hook_again(tensor: Tensor, kind: str, hooks: list[Any] | None) -> None:
     held = getattr(tensor, kind, None)
     if held is not None:
         refill(held, hooks or [])
-
-
-def _shallow(value: Any) -> Any:
-    return list(value.items()) if isinstance(value, dict) else list(value)
 
 
 def refill(container: Any, content: list[Any]) -> None:
@@ -217,6 +213,34 @@ def refill(container: Any, content: list[Any]) -> None:
     else:
         container.clear()
         container.extend(content)
+
+
+def put_back(container: Any, before: list[Any], after: list[Any]) -> None:
+    """Give a container the content ``before`` back in the place of ``after``; what others put into a dict since stays.
+
+    Args:
+        container: a dict, list, set or deque.
+        before: its content as ``contents_of`` tells it.
+        after: the same after what is taken back.
+    """
+    if isinstance(container, dict):
+        own = dict(after)
+        others = {key: value for key, value in container.items() if key not in own or own[key] is not value}
+        before = list({**dict(before), **others}.items())
+    refill(container, before)
+
+
+def content_of(container: Any) -> list[Any]:
+    """The content of a dict (as pairs), list, set or deque; items by reference."""
+    return list(container.items()) if isinstance(container, dict) else list(container)
+
+
+def same_content(container: Any, content: list[Any]) -> bool:
+    """Whether a container holds the very objects of ``content``, in that order."""
+    now = content_of(container)
+    if isinstance(container, dict):
+        return _same_items(now, content)
+    return len(now) == len(content) and all(a is b for a, b in zip(now, content, strict=True))
 
 
 def _same_items(now: list[Any], content: list[Any]) -> bool:

@@ -26,7 +26,7 @@ from auxin.engine import check_moment, seed_of, share_values, transaction
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in
-from auxin.follow.structure import forget_shape
+from auxin.follow.structure import Undo, forget_shape, noted
 from auxin.proof import averaged, distance, outputs_of, prove, prove_averages, seen, tolerance
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
@@ -75,11 +75,12 @@ class surgery:
         watch: StepWatch | None = None,
         then: Callable[[Change], None] | None = None,
         around: contextlib.AbstractContextManager[Any] | None = None,
+        keep: Callable[[Undo], None] | None = None,
     ):
         self.model, self.companions = unwrap(model), with_wrappers(model, companions)
         self.group, self.probe, self.watch = group, probe, watch
         self._ranks = Ranks.of(self.companions)
-        self._then, self._around = then, around or contextlib.nullcontext()
+        self._then, self._around, self._keep = then, around or contextlib.nullcontext(), keep
         self.change: Change | None = None
 
     def __enter__(self) -> surgery:
@@ -109,6 +110,7 @@ class surgery:
     def _operate(self) -> Iterator[surgery]:
         """What is raised inside, or while it is followed, takes all of it back."""
         tree, around = Record(self.model, values=True), contents_of(self.companions)
+        self._differences = noted(self.model)
         change: Change | None = None
         try:
             with self._around, contextlib.ExitStack() as held:
@@ -145,7 +147,8 @@ class surgery:
                 if swap.value.is_leaf:
                     swap.value.grad = None  # of the old shape, or of other entries: a step has used it
                 forget_shape(swap.value)
-        change = held.enter_context(transaction(self.model, change, self.companions, self.group, applied=True))
+        undos = self._differences() if self._keep is not None else []
+        change = held.enter_context(transaction(self.model, change, self.companions, self.group, undos, self._keep))
         verify_here(self.model, *self.companions)
         if self._seen is not None:
             change = prove(self.model, change, self._look, self._seen)

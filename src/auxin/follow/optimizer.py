@@ -41,27 +41,45 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
     """
     _check(optimizer, change)
     yield
-    whole = list(optimizer.param_groups)
-    groups = [
-        (g, g["params"], list(g["params"]), g.get("param_names"), list(g.get("param_names") or ()))
-        for g in optimizer.param_groups
-    ]
-    state = dict(optimizer.state)
-    flat = _flat(optimizer)
+    entries = [(list(group["params"]), list(group.get("param_names") or ())) for group in optimizer.param_groups]
+    state, flat = dict(optimizer.state), _flat(optimizer)
+    after: dict[Any, Any] | None = None
+
+    def write() -> None:
+        nonlocal after
+        _apply(optimizer, change)
+        after = dict(optimizer.state)
 
     def back() -> None:
-        optimizer.param_groups[:] = whole
-        for group, params, entries, names, old_names in groups:
-            group["params"] = params
-            params[:] = entries
-            if names is not None:
-                names[:] = old_names
-        optimizer.state.clear()
-        optimizer.state.update(state)
+        _take_back(optimizer, entries, state, dict(optimizer.state) if after is None else after)
         for name, value in flat.items():
             setattr(optimizer, name, value)
 
-    yield from reversible(functools.partial(_apply, optimizer, change), back)
+    yield from reversible(write, back)
+
+
+def _take_back(optimizer: Any, entries: list[Any], state: dict[Any, Any], after: dict[Any, Any]) -> None:
+    """Give groups and state the entries that they had; of what the change has not touched, the state goes on.
+
+    Args:
+        optimizer: it may have stepped since, or loaded a state, which makes its groups and states other objects.
+        entries: parameters and names of each group before the change.
+        state: before the change.
+        after: the same after it.
+    """
+    del optimizer.param_groups[len(entries) :]
+    for group, (params, names) in zip(optimizer.param_groups, entries, strict=True):
+        group["params"][:] = params
+        if group.get("param_names") is not None:
+            group["param_names"][:] = names
+    left = {id(p) for params, _ in entries for p in params}
+    own = {p: now for p, now in optimizer.state.items() if id(p) in left or p in state}
+    touched = {p for p in {**state, **after} if state.get(p) is not after.get(p)}
+    for p in touched:
+        own.pop(p, None)
+    own |= {p: state[p] for p in touched if p in state}
+    optimizer.state.clear()
+    optimizer.state.update({p: own.pop(p) for p in state if p in own} | own)
 
 
 for _name in torch.optim.__all__ if hasattr(torch.optim, "__all__") else dir(torch.optim):

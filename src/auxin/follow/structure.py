@@ -19,8 +19,9 @@ from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.grown import set_hook
+from auxin.record import content_of, contents_of, put_back, same_content
 
-Undo = Callable[[], None]
+Undo = Callable[[], Any]
 
 
 def apply(
@@ -118,6 +119,29 @@ def reversible(write: Callable[[], object], back: Callable[[], object]) -> Itera
         raise
 
 
+def noted(model: nn.Module) -> Callable[[], list[Undo]]:
+    """Note what a network holds, by reference, before code of the user's own changes it.
+
+    Returns:
+        A call that tells what takes back all that differs by then: structure, attributes, shapes, ``requires_grad``.
+        Values stay as they are.
+    """
+    contents = contents_of([model])
+    tensors = [(t, t.detach(), t.requires_grad) for t in (*model.parameters(), *model.buffers())]
+
+    def differences() -> Iterator[Undo]:
+        for held, before in contents:
+            if not same_content(held, before):
+                yield functools.partial(put_back, held, before, content_of(held))
+        for tensor, value, trained in tensors:
+            if tensor.shape != value.shape:
+                yield functools.partial(_give_back, tensor, value)
+            if tensor.requires_grad != trained:
+                yield functools.partial(tensor.requires_grad_, trained)
+
+    return lambda: list(differences())
+
+
 def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
     """How a copy of the network makes its own new modules: from its own tensors where the live one used its own.
 
@@ -206,13 +230,7 @@ def _beside(rewire: Rewire, name: str) -> str:
 
 def _splice(module: nn.Module, children: dict[str, nn.Module | None], undos: list[Undo]) -> None:
     held = module._modules
-    before = dict(held)
-
-    def undo() -> None:
-        held.clear()
-        held.update(before)
-
-    undos.append(undo)
+    undos.append(functools.partial(put_back, held, list(held.items()), list(children.items())))
     held.clear()
     held.update(children)
 
@@ -314,18 +332,20 @@ def _resize(tensor: Tensor, value: Tensor, undos: list[Undo]) -> None:
 
     Its gradient has the old shape and is dropped: a growth happens when a step has used it.
     """
-    old, grad = tensor.detach(), tensor.grad if tensor.is_leaf else None
-
-    def undo() -> None:
-        tensor.data = old
-        if grad is not None:
-            tensor.grad = grad
-
-    undos.append(undo)
+    grad = tensor.grad if tensor.is_leaf else None
+    undos.append(functools.partial(_give_back, tensor, tensor.detach(), grad))
     if grad is not None:
         tensor.grad = None
     tensor.data = value.detach()
     forget_shape(tensor)
+
+
+def _give_back(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> None:
+    """Give a tensor the shape back that it had, with the storage and the gradient of then."""
+    tensor.data = value
+    forget_shape(tensor)
+    if tensor.is_leaf:
+        tensor.grad = grad
 
 
 def forget_shape(tensor: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import accelerate
@@ -16,7 +16,7 @@ from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
 from auxin.hosts.common import FORWARD, as_built, check_options, unwrapped, warn_untested
 from auxin.hosts.files import STATE, read_state, write_state
-from auxin.hosts.way import Way
+from auxin.structure_history import StructureHistory
 
 warn_untested("accelerate", accelerate.__version__, "1.15")
 
@@ -47,7 +47,7 @@ class Grower(grower.Grower):
         plain = [unwrapped(one) for one in companions]
         _check_optimizers(accelerator, model, plain)
         super().__init__(model, *plain, **options)
-        self._accelerator, self._way, self._allow = accelerator, Way(), list(allow)
+        self._accelerator, self._allow, self.history = accelerator, list(allow), StructureHistory()
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
 
@@ -63,8 +63,7 @@ class Grower(grower.Grower):
     def grow(self, edit: Edit, seed: int | None = None) -> Change:
         """Carry out one edit now; see ``auxin.Grower``."""
         _check_optimizers(self._accelerator, self.model, self.companions)
-        lasting = not self._past.in_branch
-        with as_built(self.model), self._way.noting(self.model, len(self.journal)) if lasting else nullcontext():
+        with as_built(self.model):
             return super().grow(edit, seed)
 
     @contextmanager
@@ -87,7 +86,7 @@ class Grower(grower.Grower):
         state = read_state(directory, self.model, [*self.references(), *self._allow], name)
         if state is not None:
             with as_built(self.model):
-                self._way.to(self, state, self._allow)
+                self.go_to(state, self._allow)
         elif len(self.journal):
             raise GrowthError(
                 f"'{directory}' holds no {name}: it was saved without this Grower, so it is not known what had grown. "

@@ -10,10 +10,10 @@ from auxin.grower import Grower
 from auxin.hosts import lightning_trainer as parts
 from auxin.hosts.common import carry_out, check_options
 from auxin.hosts.lightning_callback import AnyCallback, check
-from auxin.hosts.lightning_checkpoint import KEY, renew_averages, stand_by, state_of
+from auxin.hosts.lightning_checkpoint import KEY, has_grown, renew_averages, stand_by, state_of, take_to
 from auxin.hosts.lightning_checkpoint import load_from_checkpoint as load_from_checkpoint
 from auxin.hosts.lightning_grower import Arguments
-from auxin.hosts.structure import Structure, has_grown
+from auxin.structure_history import StructureHistory
 
 
 class GrowthCallback(AnyCallback):
@@ -63,7 +63,7 @@ class GrowthCallback(AnyCallback):
         self._arguments = Arguments(options, counted_by, allow)
         self.monitor, self.reset_patience = monitor, reset_patience
         self.grower: Grower | None = None
-        self._structure: Structure | None = None
+        self._history, self._module = StructureHistory(), None
         self.saved: Mapping[str, Any] | None = None
         self._unread: list[dict[str, float]] = []
         self._batch: Any = None
@@ -71,7 +71,12 @@ class GrowthCallback(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy, or another process, needs: no network and no optimizer."""
-        return {**self.__dict__, **dict.fromkeys(("grower", "_structure", "_batch")), "saved": self.state()}
+        return {
+            **self.__dict__,
+            **dict.fromkeys(("grower", "_module", "_batch")),
+            "_history": StructureHistory(),
+            "saved": self.state(),
+        }
 
     def state(self) -> Mapping[str, Any] | None:
         """What a checkpoint holds of it, under the key "auxin"."""
@@ -86,24 +91,26 @@ class GrowthCallback(AnyCallback):
         check(trainer, pl_module, self)
         if stage == "fit":
             self.saved, self.grower = self.state(), None
-        if self._structure is not None and self._structure.model is not pl_module:
-            self._structure = None
+        if self._module is not None and self._module is not pl_module:
+            self._history, self._module = StructureHistory(), None
         stand_by(self, trainer)
 
     def after_reading(self, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
         """Take the network to the structure of a checkpoint; its weights are loaded next."""
-        self.saved, self.grower, module = checkpoint.get(KEY), None, trainer.lightning_module
-        self._structure = self._structure or Structure(module)
+        module, saved, now = trainer.lightning_module, checkpoint.get(KEY), self.state()
+        if self.grower is not None:
+            self.grower._past.settle()
+        now = now if self._module is module and has_grown(module, now) else None
         with parts.without_trainer(module):
-            if self._structure.take_to(self.saved, self._arguments.allow):
+            if take_to(self._history, module, now, saved, self._arguments.allow):
                 renew_averages(trainer, module)
-            with self._structure.noting():
-                self._arguments.recount(module, checkpoint)
+            self._arguments.recount(module, checkpoint)
+        self.saved, self.grower, self._module = saved, None, module
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Build the Grower around what the Trainer has made and restored."""
-        if self._structure is None:  # a new module, or a copy of this callback with its own
-            self._structure, self.saved = Structure(pl_module), self.saved if has_grown(pl_module, self.saved) else None
+        if self._module is None:  # a new module, or a copy of this callback with its own
+            self._module, self.saved = pl_module, self.saved if has_grown(pl_module, self.saved) else None
         self._unread, self._batch = list((self.saved or {}).get("unread", ())), None
         self.grower = self._built(trainer)
 
@@ -136,15 +143,16 @@ class GrowthCallback(AnyCallback):
 
     def _built(self, trainer: Any) -> Grower:
         parts.check_mode(trainer, self._arguments.options["when"], self.monitor)
-        return self._arguments.grower(trainer, self.saved, lambda: self._batch)
+        grower = self._arguments.grower(trainer, self.saved, lambda: self._batch)
+        grower.history = self._history
+        return grower
 
     def _step(self, trainer: Any, grower: Grower, logged: dict[str, float]) -> None:
-        assert self._structure is not None
         metric, change = None if self.monitor is None else logged[self.monitor], None
         with parts.without_trainer(trainer.lightning_module):
             grower.progress.pending = parts.decided(grower, metric, logged)
             if grower.progress.pending is not None:
-                with self._structure.noting(), parts.told_of_the_probe(self._arguments.options["probe"]):
+                with parts.told_of_the_probe(self._arguments.options["probe"]):
                     change = carry_out(grower)
         for stopping in trainer.early_stopping_callbacks if change is not None and self.reset_patience else ():
             stopping.wait_count = 0

@@ -12,7 +12,10 @@ from auxin.checkpoint.groups import group_names, regroup
 from auxin.follow.scheduler import optimizer_of
 from auxin.grower import Grower
 from auxin.hosts.lightning_trainer import averages_in
-from auxin.hosts.structure import Structure
+from auxin.journal import Journal, fingerprint
+from auxin.ramp import resumed
+from auxin.refs import Allowed
+from auxin.structure_history import StructureHistory
 
 KEY = "auxin"
 WATCHED = ("load_checkpoint", "save_checkpoint", "load_optimizer_state_dict")
@@ -35,13 +38,49 @@ def load_from_checkpoint(kind: Any, path: Any, allow: Iterable[Any] = (), **opti
     """
 
     def on_load_checkpoint(self: Any, checkpoint: Mapping[str, Any]) -> None:
-        Structure(self).take_to(checkpoint.get(KEY), allow)
+        take_to(StructureHistory(), self, None, checkpoint.get(KEY), allow)
         kind.on_load_checkpoint(self, checkpoint)
 
     own = {"on_load_checkpoint": on_load_checkpoint, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     model = type(kind.__name__, (kind,), own).load_from_checkpoint(path, **options)
     model.__class__ = kind
     return model
+
+
+def take_to(
+    history: StructureHistory,
+    module: Any,
+    now: Mapping[str, Any] | None,
+    saved: Mapping[str, Any] | None,
+    allow: Iterable[Any],
+) -> bool:
+    """Take a module to the structure that ``saved`` tells of; None: to the one that it began with.
+
+    Args:
+        history: of the structures of this module.
+        module: the LightningModule, without its Trainer.
+        now: what is known of its structure, as ``state_of`` gives it.
+        saved: the same of a checkpoint.
+        allow: what a journal may name.
+
+    Returns:
+        Whether anything is another object now, or may be.
+
+    Raises:
+        GrowthError: the checkpoint is of another module, or there is no way back.
+    """
+    allowed, before = Allowed.of(module, allow), fingerprint(module)
+    grown, wanted = (Journal.from_json(state["grower"]["journal"] if state else [], allowed) for state in (now, saved))
+    history.go_to(module, wanted, (), grown)
+    ramps = saved["grower"]["ramps"] if saved else []
+    resumed(ramps, module, (), (module,))
+    return before != fingerprint(module) or bool(ramps)
+
+
+def has_grown(module: Any, saved: Mapping[str, Any] | None) -> bool:
+    """Whether a module has the structure that ``saved`` tells of, and has grown to it."""
+    journal = saved["grower"]["journal"] if saved is not None else []
+    return bool(journal) and journal[-1]["fingerprint"] == fingerprint(module)
 
 
 def state_of(grower: Grower) -> dict[str, Any]:

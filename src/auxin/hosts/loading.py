@@ -14,9 +14,9 @@ from auxin.errors import GrowthError
 from auxin.grower import Grower
 from auxin.hosts.common import as_built, unwrapped
 from auxin.hosts.files import check_weights, read_blocks, read_state
-from auxin.hosts.way import Way
 from auxin.journal import Journal
 from auxin.refs import Allowed
+from auxin.structure_history import StructureHistory
 
 ELSE = (
     "Train without it; or grow between two runs: load the model in one process, auxin.grow(model, edit, probe=batch), "
@@ -39,7 +39,7 @@ class Loading(transformers.TrainerCallback):
         self.companions, self.allow = list(companions), list(allow)
         self.grower: Grower | None = None
         self._trainer: Any = None
-        self._way = Way()
+        self._history = StructureHistory()
         self._restored: dict[str, Any] | None = None  # what a checkpoint held, until training begins
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -86,13 +86,13 @@ class Loading(transformers.TrainerCallback):
             return
         if self.grower is not None and self.grower.model is model:
             model.zero_grad()  # of a training that was interrupted; the Trainer does so next
-            self._way.to(self.grower, state, self.allow)
+            self.grower.go_to(state, self.allow)
             return
-        self._way = Way()
+        self._history = StructureHistory()
         if trainer.optimizer is None:
             trainer.create_optimizer()  # on the network as it was built, as in the run that was saved
         theirs = [unwrapped(one) for one in (trainer.optimizer, trainer.lr_scheduler) if one is not None]
-        self._way.forward(model, self._journal(model, state), [*theirs, *self.companions])
+        self._history.go_to(model, self._journal(model, state), [*theirs, *self.companions])
 
     def _load_best(self, trainer: Any, load: Callable[[], None]) -> None:
         """Take the network to what it was at the best checkpoint, before its weights are loaded."""
@@ -102,7 +102,7 @@ class Loading(transformers.TrainerCallback):
         state = read_state(best, grower.model, self.allow)
         if state is not None:
             with as_built(grower.model):
-                self._way.to(grower, state, self.allow)
+                grower.go_to(state, self.allow)
         left = check_weights(grower.model, best)
         load()
         grower.model.load_state_dict(left, strict=False)

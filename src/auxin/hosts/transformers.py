@@ -18,10 +18,10 @@ from auxin.grower import Grower
 from auxin.hosts.common import as_built, carry_out, check_direction, check_options, unwrapped, warn_untested
 from auxin.hosts.files import write_blocks, write_state
 from auxin.hosts.loading import Loading, better, full
-from auxin.hosts.way import Way
 from auxin.journal import references
 from auxin.logbook import Logbook
 from auxin.progress import load_states, states_of
+from auxin.structure_history import StructureHistory
 
 warn_untested("transformers", transformers.__version__, "5.23")
 follow("transformers.optimization:Adafactor", like=torch.optim.AdamW)  # state per parameter, from its first step on
@@ -87,9 +87,10 @@ class GrowthCallback(Loading):
         if restored is None and before is not None and before.model is model:
             restored = before.state_dict()  # a second train() goes on
         elif restored is None:
-            self._way = Way()
+            self._history = StructureHistory()
             load_states(self._parts, self._unused)
         self.grower = Grower(self._trainer.model_wrapped, *companions, *self.companions, **self.options)
+        self.grower.history = self._history
         if restored is not None:
             self.grower.progress.entries[:] = self._journal(model, restored).entries
             self.grower.load_state_dict(restored, self.allow)
@@ -113,7 +114,7 @@ class GrowthCallback(Loading):
         self._check_monitor(args)
         grower = self.grower
         if grower is not None and grower.progress.pending is not None:
-            with as_built(grower.model), self._way.noting(grower.model, len(grower.journal)):
+            with as_built(grower.model):
                 carry_out(grower)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
