@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torch import nn
+
 from auxin.errors import GrowthError
 
 Follower = Callable[[Any, Any], Iterator[None]]
@@ -37,6 +39,7 @@ class Registration:
     load: Callable[[Any, Any, Any], None] | None = None
 
 
+SECOND_TREE = "a second tree over the network's blocks"  # which no class tells
 _registered: dict[type | str, Registration] = {}
 
 
@@ -90,7 +93,8 @@ def follow(
 
 def registered(companion: Any) -> Registration | None:
     """What is known of the kind of a companion, if it was registered."""
-    return _lookup(type(companion))
+    found = _lookup(type(companion))
+    return _registered.get(SECOND_TREE) if found is None and original_of(companion) is not None else found
 
 
 def registration_of(companion: Any) -> Registration:
@@ -105,6 +109,12 @@ def registration_of(companion: Any) -> Registration:
     if found.self_check is not None:
         found.self_check(companion, found)
     return found
+
+
+def original_of(model: Any) -> nn.Module | None:
+    """The network around which ``model`` is a second tree of containers, as ``compile_regions`` makes one."""
+    inner = model.__dict__.get("_orig_mod") if isinstance(model, nn.Module) else None
+    return inner if isinstance(inner, nn.Module) and "_orig_mod" not in model._modules else None
 
 
 def _lookup(kind: type) -> Registration | None:
@@ -137,7 +147,14 @@ def _unknown(kind: type) -> str:
         f"for an average of the network, auxin.follow({kind.__name__}, like=AveragedModel, "
         f"wraps=lambda average: [average.module])"
     )
+    tree = (
+        " If it is a second tree over the blocks of the network: tree.__dict__['_orig_mod'] = model, and pass it in place "
+        "of the model."
+        if issubclass(kind, nn.Module)
+        else ""
+    )
     return (
         f"{name} is not a companion that auxin knows how to keep in step (torch optimizers, schedulers, "
         f"AveragedModel, GradScaler). Register it once: {hint}; or leave it out if it does not hold parameters."
+        f"{tree}"
     )

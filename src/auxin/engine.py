@@ -28,6 +28,7 @@ from auxin.errors import BadMoment, GrowthError
 from auxin.follow.compiled import counted, follow_compiled
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
+from auxin.follow.second_tree import follow_views
 from auxin.follow.structure import Undo, apply, check_swaps, undo
 from auxin.proof import Seen, averaged, prove, prove_averages, seen
 from auxin.ramp import start
@@ -229,7 +230,9 @@ def transaction(
     if not applied:
         check_swaps(model, change)
     change = counted(model, placed(model, change, companions, group))
-    running: list[tuple[Any, Iterator[None]]] = [(model, follow_compiled(model, change))]
+    running: list[tuple[Any, Iterator[None]]] = [
+        (model, f) for f in (follow_compiled(model, change), follow_views(change))
+    ]
     running += [(c, registration_of(c).follower(c, change)) for c in companions]
     undos: list[Undo] = [] if applied is None else applied
     try:

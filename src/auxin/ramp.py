@@ -341,6 +341,9 @@ def _at(roots: Iterable[Any], paths: Sequence[str]) -> Iterator[nn.Module]:
 
 
 def _networks(roots: Iterable[Any]) -> Iterator[nn.Module]:
-    """The network, and the copies of it that averages hold."""
+    """The network, and the copies of it that averages hold, each once: a wrapper stands for the network itself."""
+    found: dict[int, nn.Module] = {}
     for root in roots:
-        yield from networks_of(root) or ([unwrap(root)] if isinstance(root, nn.Module) else [])
+        held = networks_of(root) or ([unwrap(root)] if isinstance(root, nn.Module) else [])
+        found |= {id(network): network for network in held}
+    yield from found.values()

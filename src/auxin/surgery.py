@@ -110,7 +110,7 @@ class surgery:
     def _operate(self) -> Iterator[surgery]:
         """What is raised inside, or while it is followed, takes all of it back."""
         tree, around = Record(self.model, values=True), contents_of(self.companions)
-        self._differences = noted(self.model)
+        self._differences = noted(self.model) if self._keep is not None else list
         change: Change | None = None
         try:
             with self._around, contextlib.ExitStack() as held:
@@ -147,7 +147,7 @@ class surgery:
                 if swap.value.is_leaf:
                     swap.value.grad = None  # of the old shape, or of other entries: a step has used it
                 forget_shape(swap.value)
-        undos = self._differences() if self._keep is not None else []
+        undos = self._differences()
         change = held.enter_context(transaction(self.model, change, self.companions, self.group, undos, self._keep))
         verify_here(self.model, *self.companions)
         if self._seen is not None:

@@ -8,6 +8,7 @@ import accelerate
 import pytest
 import torch
 from accelerated import Net, Run, X, Y
+from safetensors.torch import load_file
 from torch import nn
 
 import auxin as ax
@@ -314,3 +315,41 @@ def test_a_version_that_was_not_tested(monkeypatch):
     monkeypatch.delitem(sys.modules, "auxin.hosts.accelerate")
     with pytest.warns(UserWarning, match="tested with accelerate 1.15, and 2.0.0 is installed"):
         importlib.import_module("auxin.hosts.accelerate")
+
+
+# ---- compiled by regions
+
+
+def test_compiled_by_regions_it_grows_is_saved_loaded_and_unwrapped(tmp_path):
+    """``prepare`` returns a second tree around the blocks; Accelerate saves the first."""
+
+    def run(grows=True, depth=2):
+        plugin = accelerate.utils.TorchDynamoPlugin(backend="eager", use_regional_compilation=True)
+        return Run(depth=depth, grows=grows, accelerator={"dynamo_plugin": plugin})
+
+    whole = run()
+    before = whole.model(X[:8])
+    whole.accelerator.save_state(tmp_path / "before")
+    losses = whole.epoch() + whole.epoch()
+    assert len(whole.grower.journal) == 1 and len(whole.model.blocks) == 3 and losses
+    assert {type(block).__name__ for block in whole.model.blocks} == {"OptimizedModule"}
+    plain = whole.accelerator.unwrap_model(whole.model, keep_torch_compile=False)
+    assert len(plain.blocks) == 3 and torch.equal(plain(X), whole.model(X))
+    whole.accelerator.save_state(tmp_path / "after")
+    again = run()
+    again.accelerator.load_state(tmp_path / "after")
+    assert len(again.model.blocks) == 3 and torch.equal(again.model(X), whole.model(X))
+    stock = Net(depth=3)
+    stock.load_state_dict(load_file(tmp_path / "after" / "model.safetensors"))
+    assert torch.equal(stock(X), whole.model(X))
+    whole.accelerator.load_state(tmp_path / "before")
+    assert len(whole.model.blocks) == len(plain.blocks) == 2 and torch.equal(whole.model(X[:8]), before)
+    whole.grower.verify()
+
+
+def test_a_growth_outside_of_a_grower_that_never_grew_is_warned_of_when_saving(tmp_path):
+    run = Run(depth=2)
+    ax.grow(run.model, ax.Duplicate("blocks", by=1), run.optimizer.optimizer, run.scheduler.scheduler, probe=X[:8])
+    with pytest.warns(UserWarning, match=r"gets no auxin.json: the network is not what this Grower has grown"):
+        run.accelerator.save_state(tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").exists()

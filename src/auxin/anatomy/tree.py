@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from auxin.axes import Axis, carried, check, shape_after
 from auxin.change import Before, Change, Continued, Move, New, Rewire, Swap
+from auxin.companion import original_of
 from auxin.errors import GrowthError
 
 AT_A_CHECKPOINT = (
@@ -207,7 +208,7 @@ def taken_over(moves: Iterable[Move], continued: Mapping[int, Continued]) -> tup
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside the wrappers of ``torch.compile`` and ``DistributedDataParallel``.
+    """The user's own module inside the wrappers of compiling, whole or by regions, and ``DistributedDataParallel``.
 
     Raises:
         GrowthError: a wrapper under which this version cannot grow; names it and the way round.
@@ -215,8 +216,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise GrowthError(f"model is a {type(model).__name__}; pass the nn.Module itself.")
     kind = type(model)
-    inner = model._modules.get("_orig_mod")
-    if kind.__name__ == "OptimizedModule" and inner is not None:
+    inner = model._modules.get("_orig_mod") if kind.__name__ == "OptimizedModule" else original_of(model)
+    if inner is not None:
         return unwrap(inner)
     if isinstance(model, torch.jit.ScriptModule):
         raise GrowthError(

@@ -11,27 +11,32 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin.anatomy.tree import AT_A_CHECKPOINT, REFUSED, unwrap
-from auxin.companion import registered
+from auxin.companion import original_of, registered
 from auxin.errors import GrowthError
 
 PREPARED = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}  # what each holds
 
 
 def with_wrappers(model: nn.Module, companions: Sequence[Any]) -> tuple[Any, ...]:
-    """The companions, with the DistributedDataParallel around the model in front of them.
+    """The companions, with what stands around the model in front: DistributedDataParallel, a tree of compiled regions.
 
     Raises:
         GrowthError: the network is sharded, or stands in a DistributedDataParallel that was not handed over.
     """
     refuse_sharded(model)
-    around = [w for w in _wrappers(model) if not any(c is w for c in companions)]
+    around = [w for w in wrappers_of(model) if not any(c is w for c in companions)]
     found = (*around, *companions)
     _refuse_hidden(unwrap(model), found)
     return found
 
 
 def networks_of(companion: Any) -> list[nn.Module]:
-    """The copies of the network that a companion holds (one for an average, none for most), without what is around.
+    """The copies of the network that a companion holds (one for an average, none for most), without what is around."""
+    return [unwrap(copy) for copy in copies_in(companion)]
+
+
+def copies_in(companion: Any) -> list[nn.Module]:
+    """The copies of the network that a companion holds, as it holds them.
 
     Raises:
         GrowthError: its kind was registered with a ``wraps`` that returns something else.
@@ -45,7 +50,7 @@ def networks_of(companion: Any) -> list[nn.Module]:
                 f"follow({type(companion).__name__}, wraps=...): it has returned a {type(copy).__name__}; let it "
                 "return the copies of the network that are held, e.g. [average.module]."
             )
-    return [unwrap(copy) for copy in copies]
+    return copies
 
 
 def plain(companion: Any) -> Any:
@@ -123,13 +128,14 @@ def parameters_in(module: nn.Module) -> Iterator[nn.Parameter]:
     return (p for m in modules_in(module) for p in m._parameters.values() if p is not None)
 
 
-def _wrappers(model: nn.Module) -> Iterator[DistributedDataParallel]:
-    """Each DistributedDataParallel between ``model`` and the user's own module, outermost first."""
+def wrappers_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Each wrapper between ``model`` and the user's own module that must keep step, outermost first."""
     own = unwrap(model)
     while model is not own:
-        if isinstance(model, DistributedDataParallel):
+        inner = original_of(model)
+        if isinstance(model, DistributedDataParallel) or inner is not None:
             yield model
-        model = next(child for child in model._modules.values() if child is not None)
+        model = inner or next(child for child in model._modules.values() if child is not None)
 
 
 def _refuse_hidden(model: nn.Module, companions: Sequence[Any]) -> None:

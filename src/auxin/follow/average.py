@@ -9,10 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from auxin.anatomy.wrappers import networks_of
+from auxin.anatomy.tree import unwrap
+from auxin.anatomy.wrappers import copies_in, networks_of, wrappers_of
 from auxin.change import Before, Change
+from auxin.companion import original_of
 from auxin.errors import GrowthError
 from auxin.follow import follow
+from auxin.follow.second_tree import in_step
 from auxin.follow.structure import Undo, apply, builder, reversible, undo
 from auxin.record import refill
 
@@ -28,6 +31,8 @@ def follow_average(average: Any, change: Change) -> Iterator[None]:
     copies = [(copy, builder(change.before, copy)) for copy in networks_of(average)]
     for copy, _ in copies:
         _check(type(average).__name__, copy, change.before)
+    trees = [w for held in copies_in(average) for w in wrappers_of(held) if original_of(w) is not None]
+    in_steps = [in_step(tree, dict(unwrap(tree).named_modules()), change) for tree in trees]  # of compiled regions
     undos: list[Undo] = []
     yield
 
@@ -36,6 +41,8 @@ def follow_average(average: Any, change: Change) -> Iterator[None]:
             before = dict(_tensors(copy))
             apply(copy, change, build, undos)
             _rename(average, before, dict(_tensors(copy)), undos)
+        for follow_tree in in_steps:
+            follow_tree(undos)
 
     yield from reversible(write, functools.partial(undo, undos))
 

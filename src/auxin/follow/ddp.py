@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import uncovered
 from auxin.change import Before, Change
+from auxin.companion import original_of
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.structure import forget_shape, reversible
@@ -103,6 +104,7 @@ def check(wrapper: Any, before: Before) -> None:
         ("mixed_precision=", wrapper.mixed_precision is not None),
         ("delay_all_reduce_named_params=", bool(wrapper._delay_all_reduce_params)),
         ("the Python reducer of torch.compile (optimize_ddp='python_reducer')", wrapper._use_python_reducer),
+        ("regional compilation around it", original_of(wrapper) is not None),
         (
             "an optimizer inside the backward pass (_register_fused_optim, _apply_optimizer_in_backward)",
             any(hasattr(p, "_in_backward_optimizers") for p in wrapper._module_parameters)

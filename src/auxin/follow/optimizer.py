@@ -7,7 +7,6 @@ own step count, so that bias correction starts where it should.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -59,14 +59,14 @@ def apply(
     lists = [(modules[a.path], a.name, _children(modules[a.rewire.path], a.rewire, of)) for a in change.aliases]
     flags = [(parameters[name], trains) for name, trains in change.trains.items()]
     for module, children in rewired:
-        _splice(module, children, undos)
+        splice(module, children, undos)
     for rewire in change.rewires:
         if rewire.hook is not None:
             undos.append(set_hook(modules[rewire.path], rewire.hook))
     for module, name, items in lists:
         _relist(module, name, list(items.values()), undos)
     for assign in change.assigns:
-        _set(modules[assign.path], assign, undos)
+        assign_to(modules[assign.path], assign, undos)
     for swap in change.swaps:
         _swap(modules[swap.path], swap, twins, undos)
     for p, trains in flags:
@@ -228,7 +228,8 @@ def _beside(rewire: Rewire, name: str) -> str:
     return join(rewire.path, min(old)[1]) if old else rewire.path
 
 
-def _splice(module: nn.Module, children: dict[str, nn.Module | None], undos: list[Undo]) -> None:
+def splice(module: nn.Module, children: dict[str, nn.Module | None], undos: list[Undo]) -> None:
+    """Give a module these children."""
     held = module._modules
     undos.append(functools.partial(put_back, held, list(held.items()), list(children.items())))
     held.clear()
@@ -251,7 +252,8 @@ def _relist(module: nn.Module, name: str, items: list[Any], undos: list[Undo]) -
         value[:] = items
 
 
-def _set(module: nn.Module, assign: Assign, undos: list[Undo]) -> None:
+def assign_to(module: nn.Module, assign: Assign, undos: list[Undo]) -> None:
+    """Set a plain attribute, or one of an object that the module refers to."""
     *through, name = assign.name.split(".")
     own = module.__dict__
     for part in through:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -77,7 +78,14 @@ class Grower(grower.Grower):
     def _save(self, models: Sequence[nn.Module], weights: Any, directory: str) -> None:
         name = self._file(models)
         if name is not None and accelerate.PartialState().is_main_process:
-            write_state(self, directory, name)
+            try:
+                write_state(self, directory, name)
+            except GrowthError as error:
+                if self.journal:
+                    raise
+                warnings.warn(
+                    f"'{directory}' gets no {name}: {error}", stacklevel=2
+                )  # nothing of this Grower's is lost
 
     def _load(self, models: Sequence[nn.Module], directory: str) -> None:
         name = self._file(models)
