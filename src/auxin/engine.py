@@ -25,6 +25,7 @@ from auxin.change import Change, Edit, Grouping
 from auxin.companion import registration_of
 from auxin.dynamo import eagerly, guards_are_off
 from auxin.errors import BadMoment, GrowthError
+from auxin.follow.adapters import follow_adapters
 from auxin.follow.compiled import counted, follow_compiled
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
@@ -230,9 +231,8 @@ def transaction(
     if not applied:
         check_swaps(model, change)
     change = counted(model, placed(model, change, companions, group))
-    running: list[tuple[Any, Iterator[None]]] = [
-        (model, f) for f in (follow_compiled(model, change), follow_views(change))
-    ]
+    own = (follow_compiled(model, change), follow_views(change), follow_adapters(model, change))
+    running: list[tuple[Any, Iterator[None]]] = [(model, follower) for follower in own]
     running += [(c, registration_of(c).follower(c, change)) for c in companions]
     undos: list[Undo] = [] if applied is None else applied
     try:

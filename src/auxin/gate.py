@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +30,7 @@ def open_gate(block: nn.Module, share: float = 0.0) -> None:
     beside = next((t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()), torch.empty(0))
     block.register_buffer(NAME, torch.full((), share, dtype=beside.dtype, device=beside.device))
     block.register_forward_hook(faded, with_kwargs=True)
+    block.register_state_dict_pre_hook(warn_of_saving)
 
 
 def close_gate(block: nn.Module) -> None:
@@ -38,6 +41,8 @@ def close_gate(block: nn.Module) -> None:
     for key in [key for key, hook in block._forward_hooks.items() if hook is faded]:
         del block._forward_hooks[key]
         block._forward_hooks_with_kwargs.pop(key, None)
+    for key in [key for key, hook in block._state_dict_pre_hooks.items() if hook is warn_of_saving]:
+        del block._state_dict_pre_hooks[key]
 
 
 def close_gates(block: nn.Module) -> None:
@@ -67,6 +72,21 @@ def faded(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ou
     if given is None or made is None or gate is None:
         return output
     return _with_first(output, made, given + gate * (made - given))
+
+
+def warn_of_saving(block: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Hook before a state_dict: a file that Hugging Face's ``save_pretrained`` writes now is of another function."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "save_pretrained":
+        frame = frame.f_back
+    gate = block._buffers.get(NAME)
+    if frame is not None and gate is not None:
+        warnings.warn(
+            f"save_pretrained: {prefix.removesuffix('.') or 'the block'} fades in, and is open to {float(gate):.3g}. "
+            "from_pretrained makes it whole at once, which is another function. Save when the fade is over; or use "
+            "auxin.save(grower, path), which keeps the gate.",
+            stacklevel=2,
+        )
 
 
 def first_floating(value: Any) -> Tensor | None:
