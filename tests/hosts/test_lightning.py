@@ -997,7 +997,7 @@ def test_other_hands_on_the_network_are_noticed(tmp_path: Path) -> None:
     module, callback = built(), growing([2])
     made = fit(module, tmp_path, callback, saving(tmp_path / "run"), epochs=4)
     module.extra = nn.Linear(2, 2)
-    with pytest.raises(GrowthError, match="changed by other code too"):
+    with pytest.raises(GrowthError, match="other code has changed it since"):
         made.test(module, batches(), ckpt_path=tmp_path / "run" / "epoch=0.ckpt", verbose=False)
 
 

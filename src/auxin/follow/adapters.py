@@ -50,7 +50,11 @@ def follow_adapters(model: nn.Module, change: Change) -> Iterator[None]:
     before = [config.__dict__.get(SAVE) for config in configs]
     adapters = tuple(f".{name}." for module in modules_in(model) for name in _held(module)) if configs else ()
     below = [move for move in change.moves if not any(name in f"{move.name} {move.old_name}" for name in adapters)]
-    found = [_path(move, change) for move in below if move.old is not move.new or move.old.shape != move.old_shape]
+    found = [
+        _path(move, change)
+        for move in below
+        if move.new is None or move.old is not move.new or move.new.shape != move.old_shape
+    ]
     try:
         for config, held in zip(configs, before, strict=True) if found else ():
             known = held.changed if isinstance(held, SaveWithWarning) else ()

@@ -202,7 +202,7 @@ def _items(held: Any) -> dict[Any, Any]:
     """What a module, list, tuple or dict holds."""
     if isinstance(held, nn.Module):
         return {} if dynamo.is_wrapper(held) else dict(held._modules)
-    return held if isinstance(held, dict) else dict(enumerate(held))
+    return dict(held) if isinstance(held, dict) else dict(enumerate(list(held)))
 
 
 def _hold(held: Any, names: Sequence[Any], values: Sequence[nn.Module], undos: list[Undo]) -> None:
