@@ -148,8 +148,8 @@ def _unknown(kind: type) -> str:
         f"wraps=lambda average: [average.module])"
     )
     tree = (
-        " If it is a second tree over the blocks of the network: tree.__dict__['_orig_mod'] = model, and pass it in place "
-        "of the model."
+        " If it is a second tree over the blocks of the network: tree.__dict__['_orig_mod'] = model, and pass it in "
+        "place of the model."
         if issubclass(kind, nn.Module)
         else ""
     )

@@ -86,6 +86,7 @@ class StructureHistory:
         other = [entry for _, entry in going[-1:] if fingerprint(model) != entry.fingerprint]
         for entry in lost or other:
             raise GrowthError(_no_way(entry))
+        gradients = {id(p): p.grad for p in model.parameters()}
         for number, entry in reversed(going):
             undo = self._undos.pop(number, None)
             with without_emptied(companions):
@@ -96,6 +97,9 @@ class StructureHistory:
                         grow(model, Remove(added["path"]), *companions, stock=False)
             if fingerprint(model) != entry.before:
                 raise GrowthError(_no_way(entry))
+        for p in model.parameters():  # those of then are long used
+            if p.grad is not gradients.get(id(p)):
+                p.grad = None
         if going:
             take_hold_again(companions)
             verify_here(model, *companions)

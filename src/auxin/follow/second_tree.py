@@ -159,8 +159,8 @@ def _beside(path: str, module: nn.Module, known: set[int]) -> Iterator[tuple[str
                 elif type(one) in (list, tuple, dict):
                     if depth or type(one) is dict:  # a list or tuple itself is an alias of the edit's
                         yield where, one
-                    items = one.items() if isinstance(one, dict) else enumerate(one)
-                    deeper += [(f"{where}[{key!r}]", item) for key, item in items if not _is_plain(item)]
+                    held = _items(one).items()
+                    deeper += [(f"{where}[{key!r}]", item) for key, item in held if not _is_plain(item)]
             level = deeper
 
 
@@ -202,7 +202,7 @@ def _items(held: Any) -> dict[Any, Any]:
     """What a module, list, tuple or dict holds."""
     if isinstance(held, nn.Module):
         return {} if dynamo.is_wrapper(held) else dict(held._modules)
-    return dict(held) if isinstance(held, dict) else dict(enumerate(list(held)))
+    return dict(held) if isinstance(held, dict) else dict(enumerate(held))
 
 
 def _hold(held: Any, names: Sequence[Any], values: Sequence[nn.Module], undos: list[Undo]) -> None:
