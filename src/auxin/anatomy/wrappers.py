@@ -43,7 +43,7 @@ def copies_in(companion: Any) -> list[nn.Module]:
     """
     known = registered(companion)
     held = known.wraps(companion) if known is not None and known.wraps is not None else []
-    copies = [held] if isinstance(held, nn.Module) else [copy for copy in held if copy is not None]
+    copies: list[Any] = [held] if isinstance(held, nn.Module) else [copy for copy in held if copy is not None]
     for copy in copies:
         if not isinstance(copy, nn.Module):
             raise GrowthError(
