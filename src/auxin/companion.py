@@ -153,8 +153,10 @@ def _unknown(kind: type) -> str:
         if issubclass(kind, nn.Module)
         else ""
     )
+    # A schedule holds no parameters, and yet what it keeps per group must grow with an own group.
+    drives = isinstance(getattr(getattr(companion, "optimizer", None), "param_groups", None), list)
+    leave = "" if drives else "; or leave it out if it does not hold parameters"
     return (
         f"{name} is not a companion that auxin knows how to keep in step (torch optimizers, schedulers, "
-        f"AveragedModel, GradScaler). Register it once: {hint}; or leave it out if it does not hold parameters."
-        f"{tree}"
+        f"AveragedModel, GradScaler). Register it once: {hint}{leave}.{tree}"
     )

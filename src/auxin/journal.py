@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
@@ -64,7 +64,10 @@ class Entry:
 
 
 class Journal:
-    """The growths of a network in order. Prints as a list; ``to_json`` and ``from_json`` are exact."""
+    """The growths of a network in order. Prints as a list; ``to_json`` and ``from_json`` are exact.
+
+    ``journal[0]`` is an entry, and ``journal[:2]`` a journal of the first two growths, for ``replay`` up to there.
+    """
 
     def __init__(self, entries: Iterable[Entry] = ()):
         self.entries: list[Entry] = entries if isinstance(entries, list) else list(entries)
@@ -74,6 +77,18 @@ class Journal:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Journal: ...
+
+    def __getitem__(self, index: int | slice) -> Entry | Journal:
+        return Journal(self.entries[index]) if isinstance(index, slice) else self.entries[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_json() == other.to_json() if isinstance(other, Journal) else NotImplemented
 
     def __repr__(self) -> str:
         return "\n".join(f"{i}: {entry.summary}" for i, entry in enumerate(self)) or "nothing has grown"
@@ -220,12 +235,12 @@ def references(edit: Any) -> list[Any]:
 def _missing(model: nn.Module, journal: Journal, grown: Journal | None) -> list[Entry]:
     """The entries that the model does not have yet: all, where it looks as at the start (it may look so again)."""
     now = fingerprint(model)
-    if grown and grown.entries[-1].fingerprint == now and grown.to_json() == journal.to_json():
+    if grown and grown[-1].fingerprint == now and grown == journal:
         return []
-    if journal.entries and journal.entries[0].before == now:
+    if journal.entries and journal[0].before == now:
         return journal.entries
     for done in range(len(journal), 0, -1):
-        if journal.entries[done - 1].fingerprint == now:
+        if journal[done - 1].fingerprint == now:
             return journal.entries[done:]
     return journal.entries
 

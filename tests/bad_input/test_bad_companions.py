@@ -257,3 +257,23 @@ def test_verify_looks_inside_what_accelerate_has_prepared():
     schedule.base_lrs.append(0.1)
     with pytest.raises(ax.GrowthError, match=r"StepLR\.base_lrs has 2 entries for 1 groups"):
         ax.verify(model, *prepared)
+
+
+class Cosine:
+    """A schedule that is no scheduler of torch."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+class Ring:
+    """It keeps something, nobody knows what."""
+
+
+def test_only_what_may_hold_nothing_is_to_be_left_out():
+    model, optimizer = ready()
+    for companion in (Cosine(optimizer), Cosine(Cosine(optimizer).optimizer)):
+        with pytest.raises(ax.GrowthError, match=r"Cosine is not a companion .* before `def f\(.*; yield`\.$"):
+            ax.grow(model, ax.Duplicate("blocks", by=1), optimizer, companion, probe=batch()[0])
+    with pytest.raises(ax.GrowthError, match=r"Ring is not .*; or leave it out if it does not hold parameters\.$"):
+        ax.grow(model, ax.Duplicate("blocks", by=1), optimizer, Ring(), probe=batch()[0])
