@@ -203,8 +203,8 @@ def test_limits_are_errors_that_say_so():
 def test_a_decision_that_waits_for_long_says_why():
     model, optimizer, grower = build(when=ax.when.every(1))
     step(model, optimizer)
-    nn.functional.mse_loss(model(X), Y).backward()
-    with pytest.warns(UserWarning, match=r"waiting for 20 calls .*right after optimizer\.step"):
+    nn.functional.mse_loss(model(X), Y).backward()  # an accumulation that does not end
+    with pytest.warns(UserWarning, match=r"waiting for 20 calls .*; grow right after optimizer\.step"):
         for _ in range(25):
             grower.step(1.0)
     assert "no optimizer step has used" in grower.waiting_for

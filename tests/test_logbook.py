@@ -180,7 +180,8 @@ def test_undo_and_probation_are_told_apart(tmp_path):
     run.grower.grow(D)
     run.grower.undo()
     undone = of_kind(tmp_path / "run", "undone")
-    assert [(line["number"], line["why"]) for line in undone] == [(0, "probation"), (0, "undo()")]
+    told = [(line["number"], line["why"]) for line in undone]
+    assert told == [(0, "probation: 10 behind the run without it"), (0, "undo()")]
     assert (undone[0]["call"], undone[0]["step"]) == (6, 12)
     assert json.loads((tmp_path / "run" / "journal.json").read_text())["entries"] == []
     readings = of_kind(tmp_path / "run", "reading")

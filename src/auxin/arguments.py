@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from auxin import choose as choosers
 from auxin import when as triggers
+from auxin.anatomy.blocks import Container
+from auxin.anatomy.probe import Look, Probe
+from auxin.anatomy.tree import module_at
 from auxin.change import Edit
 from auxin.companion import registration_of
+from auxin.edits.duplicate import Duplicate
+from auxin.edits.insert import Insert
 from auxin.errors import GrowthError
+from auxin.proof import does_not_run
+from auxin.when.inner import inside
+
+
+def check_words(door: str, given: Iterable[str], grower: type, needed: Iterable[str] = ()) -> None:
+    """Check the names of the keywords that a door takes for a Grower.
+
+    Raises:
+        GrowthError: names what is wrong, and all that there are.
+    """
+    known = [p.name for p in inspect.signature(grower).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown, missing = sorted({*given} - {*known}), sorted({*needed} - {*given})
+    if "companions" in unknown:
+        way = "Pass each one by itself, by position: Grower(model, optimizer, scheduler, average, edits=..., when=...)"
+        found = "Optimizers, schedules and averages are found in the Trainer"
+        raise GrowthError(f"{door}(companions=...): {found if 'Callback' in door else way}.")
+    if unknown or missing:
+        what = f"takes no {', '.join(unknown)}" if unknown else f"needs {' and '.join(missing)}"
+        raise GrowthError(f"{door} {what}. It takes the arguments of auxin.Grower: {', '.join(known)}.")
 
 
 def checked_companions(companions: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -37,6 +63,10 @@ def checked_trigger(when: Any) -> Any:
         )
     if not _takes_one(when):
         raise GrowthError("when takes no reading; write it as when=lambda reading: ...")
+    parts = list(inside(when))
+    twice = next((part for n, part in enumerate(parts) if any(part is other for other in parts[:n])), None)
+    if hasattr(twice, "state_dict"):
+        raise GrowthError(f"when={when!r}: {twice!r} is given twice, and would see every reading twice.")
     return when
 
 
@@ -52,17 +82,92 @@ def checked_chooser(choose: Any) -> Any:
     return choose
 
 
-def checked_edits(given: Any, model: nn.Module) -> list[Edit]:
-    """The edits that a Grower may choose from: one, several, or a function that returns them."""
-    made = callable(given) and not is_edit(given) and not isinstance(given, type)
-    if made and not _takes_one(given):
+def check_judge(when: Any, probation: Any) -> None:
+    """Check that a probation takes the same for better as the trigger, where both look at one metric.
+
+    Raises:
+        GrowthError: they do not.
+    """
+    if probation is None:
+        return
+    for trigger in inside(when):
+        mode = getattr(trigger, "mode", None)
+        same = getattr(trigger, "metric", None) == probation.metric and not hasattr(trigger, "value")
+        if same and mode in ("min", "max") and mode != probation.mode:
+            raise GrowthError(
+                f"when={trigger!r} and {probation!r} look at one metric and take it the other way round: give both "
+                f"the same mode, e.g. Probation(mode={mode!r})."
+            )
+
+
+def checked_edits(given: Any) -> Any:
+    """What a Grower may choose from: a list of edits, or the function that makes it at each decision."""
+    if not callable(given) or is_edit(given) or isinstance(given, type):
+        return listed(given)
+    if not _takes_one(given):
         raise GrowthError("edits takes no model; write it as edits=lambda model: [...]")
-    found = given(model) if made else given
-    listed: list[Any] = [found] if is_edit(found) or not isinstance(found, Iterable) else list(found)
-    for edit in listed:
+    return given
+
+
+def listed(edits: Any) -> list[Edit]:
+    """One edit or several as a list."""
+    if isinstance(edits, (str, bytes)):
+        raise GrowthError(f"edits={edits!r} is a text, not an edit; write edits=auxin.Duplicate({edits!r}, by=1).")
+    found: list[Any] = [edits] if is_edit(edits) or not isinstance(edits, Iterable) else list(edits)
+    for edit in found:
         if not is_edit(edit):
-            raise GrowthError(f"edits holds {_words(edit)}; pass edits such as Duplicate('blocks', by=1).")
-    return listed
+            raise GrowthError(f"edits holds {_words(edit)}; pass edits such as auxin.Duplicate('blocks', by=1).")
+    return found
+
+
+def check_places(edits: Any, model: nn.Module) -> None:
+    """Check that the edits of a list have a place in the network as it is now. A function is not asked.
+
+    Raises:
+        GrowthError: none of them has; the message is that of the growth. Where only some have none, a warning says so,
+            since a growth may make their place.
+    """
+    given = [] if callable(edits) and not is_edit(edits) else listed(edits)
+    wrong = [why for edit in given if (why := _misplaced(edit, model)) is not None]
+    if wrong and len(wrong) == len(given):
+        raise GrowthError(
+            f"{wrong[0]} (If other code makes that place later, write edits=lambda model: [...], which is asked at "
+            "each decision.)"
+        )
+    for why in wrong:
+        warnings.warn(f"{why} As long as no growth makes that place, this edit is refused.", stacklevel=4)
+
+
+def _misplaced(edit: Edit, model: nn.Module) -> str | None:
+    """Why one of our own edits has no place in the network."""
+    name, at = type(edit).__name__, getattr(edit, "at", None)
+    if not type(edit).__module__.startswith("auxin.") or not isinstance(at, str):
+        return None
+    try:
+        if isinstance(edit, (Duplicate, Insert)):
+            Container.at(model, at, name)
+        module_at(model, at, f"{name}(at=...): at")
+    except GrowthError as error:
+        return str(error)
+    return None
+
+
+def check_probe(model: nn.Module, probe: Probe) -> None:
+    """Check by one forward that the network takes a probe. A callable is not asked: it may draw from the data.
+
+    Raises:
+        GrowthError: it does not.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    unasked = probe is None or (callable(probe) and not isinstance(probe, Tensor))
+    if unasked or any(t.is_meta or is_lazy(t) for t in tensors):
+        return
+    try:
+        Look(model, probe).calls({})
+    except GrowthError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        raise does_not_run(model, error) from error
 
 
 def is_edit(value: Any) -> bool:

@@ -7,10 +7,12 @@ something has `state_dict()` and `load_state_dict()`.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
+from auxin.evidence import Evidence
+from auxin.run_state import Run
 
 E = TypeVar("E")
 
@@ -99,7 +101,7 @@ class _LeastChange:
     def __init__(self) -> None:
         self.results: list[tuple[Any, float | str]] = []
 
-    def __call__(self, edits: Sequence[E], grower: Any) -> E | None:
+    def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
         if grower.probe is None:
             raise GrowthError("least_change() compares outputs on a batch: give the Grower probe=batch.")
         measured = [self._measure(edit, grower) for edit in edits]
@@ -112,10 +114,10 @@ class _LeastChange:
             warnings.warn(f"least_change() chose nothing, since none could be measured:\n  {reasons}", stacklevel=2)
         return None
 
-    def _measure(self, edit: Any, grower: Any) -> float | str:
+    def _measure(self, edit: Any, grower: Run) -> float | str:
         try:
             with grower.trial(edit) as change:
-                size = change.max_difference
+                size = None if change is None else change.max_difference
         except BadMoment:
             raise
         except GrowthError as error:
@@ -159,7 +161,7 @@ class _ByTrial:
         self.score, self.steps, self.margin = score, steps, margin
         self.results: list[tuple[Any, float | str]] = []
 
-    def __call__(self, edits: Sequence[E], grower: Any) -> E | None:
+    def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
         if grower.evidence is None and (self.score is None or not callable(self.steps)):
             raise GrowthError(
                 "by_trial(...) needs a loss and batches to branch on: give the Grower "
@@ -174,7 +176,7 @@ class _ByTrial:
         best, number = min(tried)
         return edits[number] if best < _worst_if_nan(unchanged) - self.margin else None
 
-    def _try(self, edit: Any, grower: Any) -> float | str:
+    def _try(self, edit: Any, grower: Run) -> float | str:
         try:
             return self._branch(edit, grower)
         except BadMoment:
@@ -182,16 +184,17 @@ class _ByTrial:
         except GrowthError as error:
             return str(error)
 
-    def _branch(self, edit: Any, grower: Any) -> float:
+    def _branch(self, edit: Any, grower: Run) -> float:
         with grower.trial(edit):
             too_large = None if edit is None else grower.limit.exceeded(grower.model, grower.probe)
             if too_large is not None:
                 raise GrowthError(f"the network would have {too_large}.")
+            evidence = cast(Evidence, grower.evidence)  # checked above, where it is needed
             if callable(self.steps):
                 self.steps(grower)
             else:
-                grower.evidence.train(grower.model, grower.optimizers, self.steps)
-            return float(self.score(grower.model) if self.score is not None else grower.evidence.mean(grower.model))
+                evidence.train(grower.model, grower.optimizers, self.steps)
+            return float(self.score(grower.model) if self.score is not None else evidence.mean(grower.model))
 
     def __repr__(self) -> str:
         return f"by_trial(steps={self.steps!r}, margin={self.margin!r})"

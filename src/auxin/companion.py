@@ -105,7 +105,7 @@ def registration_of(companion: Any) -> Registration:
     """
     found = registered(companion)
     if found is None:
-        raise GrowthError(_unknown(type(companion)))
+        raise GrowthError(_unknown(companion))
     if found.self_check is not None:
         found.self_check(companion, found)
     return found
@@ -125,8 +125,9 @@ def _lookup(kind: type) -> Registration | None:
     return None
 
 
-def _unknown(kind: type) -> str:
+def _unknown(companion: Any) -> str:
     """What to do about a companion that nothing follows."""
+    kind = type(companion)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if kind.__module__.startswith("accelerate."):
         return (
@@ -143,9 +144,7 @@ def _unknown(kind: type) -> str:
         f"auxin.follow({kind.__name__}, like=torch.optim.AdamW) if it keeps its state per parameter and creates "
         "it at the first step"
         if any(base.__name__ == "Optimizer" for base in kind.__mro__)
-        else f"@auxin.follow({kind.__name__}) before `def f(companion, change): check(); yield; change(); yield`, or, "
-        f"for an average of the network, auxin.follow({kind.__name__}, like=AveragedModel, "
-        f"wraps=lambda average: [average.module])"
+        else f"@auxin.follow({kind.__name__}) before `def f(companion, change): check(); yield; change(); yield`"
     )
     tree = (
         " If it is a second tree over the blocks of the network: tree.__dict__['_orig_mod'] = model, and pass it in "
@@ -154,9 +153,12 @@ def _unknown(kind: type) -> str:
         else ""
     )
     # A schedule holds no parameters, and yet what it keeps per group must grow with an own group.
-    drives = isinstance(getattr(getattr(companion, "optimizer", None), "param_groups", None), list)
-    leave = "" if drives else "; or leave it out if it does not hold parameters"
+    if not isinstance(getattr(getattr(companion, "optimizer", None), "param_groups", None), list):
+        hint += (
+            f", or, for an average of the network, auxin.follow({kind.__name__}, like=AveragedModel, "
+            "wraps=lambda average: [average.module]); or leave it out if it does not hold parameters"
+        )
     return (
         f"{name} is not a companion that auxin knows how to keep in step (torch optimizers, schedulers, "
-        f"AveragedModel, GradScaler). Register it once: {hint}{leave}.{tree}"
+        f"AveragedModel, GradScaler). Register it once: {hint}.{tree}"
     )

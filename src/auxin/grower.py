@@ -6,27 +6,28 @@ import contextlib
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, Never
 
 from torch import Tensor, nn
 
+from auxin import arguments
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
-from auxin.arguments import checked_chooser, checked_companions, checked_edits, checked_trigger, is_edit
 from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
 from auxin.engine import BadMoment, Terms, begin, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
-from auxin.follow.own_groups import checked
+from auxin.follow.own_groups import check_own_group, checked
 from auxin.follow.structure import Undo
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
-from auxin.probation import Probation
-from auxin.progress import Progress, Standing, warn_of_waiting
+from auxin.probation import Probation, TakenBack
+from auxin.progress import Progress, Standing
 from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.structure_history import StructureHistory
@@ -45,7 +46,8 @@ class Grower:
         companions: optimizers, schedulers, averages, scalers.
         edits: an edit, a list of edits, or ``callable(model) -> iterable`` of them.
         when: a trigger, ``when(reading) -> bool``; see ``auxin.when``.
-        choose: ``choose(edits, grower) -> edit or None``; see ``auxin.choose``.
+        choose: ``choose(edits, grower) -> edit or None``; see ``auxin.choose``. The default, ``first``, takes the
+            first of several edits at every growth, until that one is set aside: ``cycle()`` takes them in turn.
         probe: one batch, or a callable that returns one; every growth is proved on it.
         evidence: a loss and batches for edits that look at data.
         limit: where growing ends.
@@ -56,12 +58,16 @@ class Grower:
             "pinned" or "disk". Costs one copy of network and optimizer state; the change prints its size.
         probation: judge each growth some calls later and roll the run back if it is behind (implies ``keep``). An edit
             that was rolled back is not chosen again; ``undone`` lists them.
+        on_refused: what a growth that is refused does in ``step``: "raise" ends the run. "warn" warns once, sets the
+            edit aside for good (``refused`` lists it, with the reason), and the run goes on.
         on_growth: called with each change, for cached lists of parameters; if it raises, the growth is taken back.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
         log: a directory into which the run writes what happens, or a ``Logbook`` (``auxin.logbook``, ``auxin.flow``).
 
     Raises:
-        GrowthError: something does not fit together already.
+        GrowthError: something does not fit together already: a companion, edits none of which has a place in the
+            network, a probe that it does not take, an own group that no optimizer or schedule can have, a trigger that
+            belongs to another Grower.
 
     Example:
         >>> import torch
@@ -95,31 +101,47 @@ class Grower:
         stock: bool = True,
         keep: bool | Store = False,
         probation: Probation | None = None,
+        on_refused: Literal["raise", "warn"] = "raise",
         on_growth: Callable[[Change], None] | None = None,
         on_undo: Callable[[], None] | None = None,
         log: str | os.PathLike[str] | Logbook | None = None,
+        **unknown: Never,
     ):
-        self.model, self.companions = unwrap(model), checked_companions(with_wrappers(model, companions))
+        arguments.check_words("Grower", unknown, Grower)
+        # What was given, by itself and then together: nothing is written before all of it fits.
+        self.model = unwrap(model)
+        self.companions = arguments.checked_companions(with_wrappers(model, companions))
         self.limit, self.probation = Limit.of(limit), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
+        if on_refused not in ("raise", "warn"):
+            raise GrowthError(f"on_refused={on_refused!r}: pass 'raise' or 'warn'.")
         self.probe, self.evidence, self.rewarm, self.stock = probe, evidence, rewarm, stock
+        self.on_growth, self.on_undo, self.on_refused = on_growth, on_undo, on_refused
         self.group = checked(group, self.optimizers)
-        self.on_growth, self.on_undo, self._edits = on_growth, on_undo, edits
-        self._memory: dict[str, Mapping[str, float] | None] = {}
+        self._edits = arguments.checked_edits(edits)
+        arguments.checked_trigger(when)
+        arguments.checked_chooser(choose)
+        arguments.check_judge(when, probation)
+        arguments.check_places(self._edits, self.model)
+        verify_here(self.model, *self.companions)
+        check_own_group(self.group, self.companions)
+        arguments.check_probe(self.model, probe)
+        # Where it stands, and what it watches.
         self.waiting_for: str | None = None
-        self._waited = 0
-        self._standing = Standing(self.model, self.companions, checked_trigger(when), checked_chooser(choose))
-        self._watch, self.flow = self._standing.watch, self._standing.flow
+        self.telling = False
+        self._memory: dict[str, Mapping[str, float] | None] = {}
+        self._standing = Standing(self.model, self.companions, when, choose)
+        self.watch, self.flow = self._standing.watch, self._standing.flow
         self._all = Together(self.model, self.companions)
         self.edits()
-        verify_here(self.model, *self.companions)
         self._origin = fingerprint(self.model)
         self.history: StructureHistory | None = None
-        self._past = Past([self.model, *self.companions], keep or probation is not None)
-        self._watch.on_step = functools.partial(self._past.stepped, self.flow.stepped)
+        self.past = Past([self.model, *self.companions], keep or probation is not None)
+        self.watch.on_step = functools.partial(self.past.stepped, self.flow.stepped)
         self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it holds the directory
-        self.flow.on_reading, self.log.past = self.log.flow, self._past
+        self.flow.on_reading, self.log.past = self.log.flow, self.past
+        self._standing.begin_parts()
 
     def __repr__(self) -> str:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
@@ -152,6 +174,11 @@ class Grower:
         return self.progress.undone
 
     @property
+    def refused(self) -> list[tuple[Edit, str]]:
+        """Edits that are not chosen any more, each with the reason: refused, or rolled back by a probation."""
+        return self.progress.refused
+
+    @property
     def calls(self) -> int:
         """How often ``step`` was called."""
         return self.progress.calls
@@ -176,10 +203,12 @@ class Grower:
 
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from now."""
-        over = [*self.progress.refused, *(e.edit for e in self.progress.entries if getattr(e.edit, "once", False))]
-        return [edit for edit in checked_edits(self._edits, self.model) if edit not in over]
+        given = self._edits(self.model) if callable(self._edits) else self._edits
+        over = [edit for edit, _ in self.progress.refused]
+        over += [entry.edit for entry in self.progress.entries if getattr(entry.edit, "once", False)]
+        return [edit for edit in arguments.listed(given) if edit not in over]
 
-    def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | None:
+    def step(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> Change | TakenBack | None:
         """Say how training goes; grows at most once. Call it right after ``optimizer.step()``, outside autocast.
 
         Args:
@@ -187,18 +216,31 @@ class Grower:
             metrics: further numbers, by name.
 
         Returns:
-            The change, or None. Where the moment is bad (gradients that no step has used, inside autocast) the decision
-            is kept for the next call, and ``waiting_for`` says why. Inside a ``trial`` nothing is decided.
+            The change; or, where a probation has rolled the last growth back, a ``TakenBack``, which counts as false
+            and prints what was taken back; or None. Where the moment is bad (gradients that no step has used, inside
+            autocast) the decision is kept for the next call, and ``waiting_for`` says why; where the place of the call
+            is to blame, a warning says so, once. Inside a ``trial`` nothing is decided.
 
         Raises:
-            GrowthError: the growth was refused; everything is as it was.
+            GrowthError: the growth was refused; everything is as it was. See ``on_refused``.
         """
-        if self._past.in_branch:
+        if self.past.in_branch:
             return None
-        decision = self.decide(metric, **metrics)
+        undone = len(self.undone)
+        self.progress.pending = self.decide(metric, **metrics)
+        if len(self.undone) > undone:
+            return TakenBack(self.undone[-1])
+        return self.carry_out()
+
+    def carry_out(self) -> Change | None:
+        """Grow what ``decide`` has decided and left in ``progress.pending``; at a bad moment it stays there.
+
+        Raises:
+            GrowthError: the growth was refused; everything is as it was. See ``on_refused``.
+        """
+        decision, self.progress.pending = self.progress.pending, None
         if decision is None:
             return None
-        self.progress.pending = None
         try:
             change = self.grow(*decision)
         except BadMoment as error:
@@ -208,25 +250,36 @@ class Grower:
         except LimitReached:
             self.progress.done = True
             return None
-        self.waiting_for, self._waited = None, 0
+        except GrowthError as error:
+            if self.on_refused == "raise":
+                raise
+            self._set_aside(decision[0], str(error))
+            return None
+        self.waiting_for = None
+        self._standing.moments.over()
         return change
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
         """The decision as data, (edit, seed) or None, without carrying it out; counts as one call of ``step``."""
+        when = self._standing.parts["when"]
         value, named = self._all.read(metric, metrics)
         state = self.progress
         state.read(value, named)
         self.log.reading(self, value, named)
+        self._standing.moments.call()
+        undone = len(state.undone)
         if self.probation is not None:
             state.remember(value if self.probation.metric is None else named.get(self.probation.metric))
-            reason = self._standing.judge(self.probation, functools.partial(self._take_back, "probation"))
+            reason = self._standing.judge(self.probation, self._take_back)
             if reason is not None:
                 self._wait(reason)
             state = self.progress
         if self._all.done(self):
             return None
         reading = Reading(value, named, state.calls, self.optimizer_steps, len(state.entries), state.since_growth)
-        state.fired = self._all.fired(self.when, reading) or state.fired
+        state.fired = self._all.fired(when, reading) or state.fired
+        if len(state.undone) > undone:
+            return None  # a call that takes back grows nothing: what has fired is decided at the next one
         if state.pending is not None or not state.fired or state.on_probation is not None:
             return state.pending
         try:
@@ -246,13 +299,13 @@ class Grower:
         """
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
-        mark, sight = self._standing.mark(), self._past.look()
+        mark, sight = self._standing.mark(), self.past.look()
         try:
-            with self._past.growing(mark) as held, self._standing.thawed():
+            with self.past.growing(mark) as held, self._standing.thawed():
                 terms = self._terms(seed, self._within, self._keep())
                 change = begin(self.model, edit, self.companions, terms, held)
                 with self._all.agree("grow: the snapshot") if sight is not None else contextlib.nullcontext():
-                    change = dataclasses.replace(change, notes=(*change.notes, *self._past.keep(sight)))
+                    change = dataclasses.replace(change, notes=(*change.notes, *self.past.keep(sight)))
             with self._all.agree("grow: the journal"):
                 if self.probation is not None:
                     self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
@@ -260,8 +313,8 @@ class Grower:
             self._all.ranks.share("grow: the log", functools.partial(self.log.growth, self, change))
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
-            if self._past.mark is mark:
-                self._past.take_back(self._standing.return_to)
+            if self.past.mark is mark:
+                self.past.take_back(self._standing.return_to)
             self._standing.return_to(mark)
             raise
 
@@ -289,16 +342,16 @@ class Grower:
             edit: what to try; None: a branch that does not grow, to compare with.
             seed: of the new weights.
         """
-        self._all.check_moment("trial", self._watch)
+        self._all.check_moment("trial", self.watch)
         mark = self._standing.mark()
-        with coming_back(lambda: self._standing.return_to(mark)), self._past.branch():
+        with coming_back(lambda: self._standing.return_to(mark)), self.past.branch():
             with self._standing.thawed():
                 grown = None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
             yield grown
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; what it finds is written into the journal."""
-        words = {"group": self.group, "probe": self.probe, "watch": self._watch, "keep": self._keep()}
+        words = {"group": self.group, "probe": self.probe, "watch": self.watch, "keep": self._keep()}
         return surgery(self.model, *self.companions, **words, then=self.record, around=self.or_as_before())
 
     def record(self, change: Change) -> None:
@@ -310,7 +363,7 @@ class Grower:
         with self.or_as_before(), self._all.agree("record"):
             self._write_down(change)
             self.progress.on_probation = None
-            self._past.forget()
+            self.past.forget()
         self.log.growth(self, change)
 
     def freeze_old(self, on: bool = True) -> list[str]:
@@ -321,7 +374,7 @@ class Grower:
         Raises:
             GrowthError: nothing has grown, or there are gradients that no step has used.
         """
-        self._all.check_moment("freeze_old", self._watch)
+        self._all.check_moment("freeze_old", self.watch)
         return self._standing.freeze_old(on)
 
     def verify(self) -> None:
@@ -352,23 +405,23 @@ class Grower:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
         self._standing.restore(state, journal, allowed)
         self._origin = next((entry.before for entry in journal if entry.before), self._origin)
-        self._past.forget()
+        self.past.forget()
         self.log.resuming = (self.calls, self.optimizer_steps)
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
         """What is raised inside puts this grower's own state back. For ``load``."""
-        mark, past, resuming = self._standing.mark(), self._past.mark, self.log.resuming
+        mark, past, resuming = self._standing.mark(), self.past.mark, self.log.resuming
         try:
             yield
         except BaseException:
-            self._past.mark, self.log.resuming = past, resuming
+            self.past.mark, self.log.resuming = past, resuming
             self._standing.return_to(mark)
             raise
 
     def references(self) -> list[Any]:
         """Classes and functions in this grower's edits: a journal may name them, the user has handed them over."""
-        if callable(self._edits) and not is_edit(self._edits):
+        if callable(self._edits):
             return []
         return [ref for edit in self.edits() for ref in references(edit)]
 
@@ -382,14 +435,14 @@ class Grower:
         """
         allowed, history = [*self.references(), *allow], self.history or StructureHistory()
         journal = Journal.from_json(state["journal"], Allowed.of(self.model, allowed))
-        self._past.settle()
+        self.past.settle()
         history.go_to(self.model, journal, self.companions, self.journal)
         self.progress.entries[:] = journal.entries
         self.load_state_dict(state, allowed)
 
     def _keep(self) -> Callable[[Undo], None] | None:
         """Who is given the way back of the next growth."""
-        if self.history is None or self._past.in_branch:
+        if self.history is None or self.past.in_branch:
             return None
         return functools.partial(self.history.keep, len(self.progress.entries))
 
@@ -399,24 +452,28 @@ class Grower:
         accept: Callable[[Change], None] | None = None,
         keep: Callable[[Undo], None] | None = None,
     ) -> Terms:
-        own = {"watch": self._watch, "memory": self._memory, "accept": accept, "keep": keep}
+        own = {"watch": self.watch, "memory": self._memory, "accept": accept, "keep": keep}
         return Terms(self.probe, self.evidence, seed, self.group, self.rewarm, self.stock, **own)
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
         self.journal.record(self.model, change, at, self.progress.metrics, self._origin)
         self.progress.since_growth = 0
-        if self._past.in_branch:
+        if self.past.in_branch:
             return
         if self.on_growth is not None:
-            self.on_growth(change)
+            self.telling = True  # all of the growth is there: a checkpoint may be saved
+            try:
+                self.on_growth(change)
+            finally:
+                self.telling = False
         self.flow.begin(change, len(self.progress.entries) - 1, self.optimizer_steps)
 
     def _take_back(self, why: str) -> None:
-        self._all.check_moment("undo", self._watch, self._past.check)
+        self._all.check_moment("undo", self.watch, self.past.check)
         call, step = self.calls, self.optimizer_steps
-        self._past.take_back(self._standing.return_to)
-        if self.history is not None and not self._past.in_branch:
+        self.past.take_back(self._standing.return_to)
+        if self.history is not None and not self.past.in_branch:
             self.history.forget(len(self.progress.entries))
         self.log.undone(self, why, call, step)
         self._all.undone(self.on_undo)
@@ -425,7 +482,15 @@ class Grower:
         self.limit.check(self.model, self.probe)
 
     def _wait(self, reason: str) -> None:
-        """Remember why a decision waits; say it once where it waits for long."""
-        self.waiting_for, self._waited = reason, self._waited + 1
+        """Remember why a decision waits, and warn once where waiting does not help."""
+        self.waiting_for = reason
         self.log.decision(self, self.progress.pending and self.progress.pending[0], reason)
-        warn_of_waiting(self._waited, reason)
+        self._standing.moments.wait(reason)
+
+    def _set_aside(self, edit: Edit, why: str) -> None:
+        """Never choose an edit again that was refused, and go on."""
+        self.progress.refused = [*self.progress.refused, (edit, why)]
+        self.waiting_for = None
+        self._standing.moments.over()
+        self.log.decision(self, edit, f"refused, and set aside: {why}")
+        warnings.warn(f"{edit!r} was refused, and is not chosen any more: {why}", stacklevel=4)

@@ -23,6 +23,8 @@ from auxin.errors import GrowthError
 from auxin.flow import Flow
 from auxin.journal import FORMAT
 from auxin.limit import flops_per_sample
+from auxin.run_state import Run
+from auxin.trial import Past
 
 try:
     import fcntl
@@ -36,9 +38,9 @@ class Logbook:
     """Writes the files of one run into a directory.
 
     ``metrics.jsonl`` holds one JSON object a line, each with its ``kind``: "reading" for every call of ``grower.step``,
-    "decision" where the trigger had fired, "growth", "undone", "flow" for the gradients of new blocks (see
-    ``auxin.flow``), "resumed". Numbers that are not finite are null. ``journal.json`` is that of a checkpoint, and the
-    shapes of the parameters.
+    "decision" where the trigger had fired (with what it waits for, or why it was refused), "growth", "undone" with the
+    reason, "flow" for the gradients of new blocks (see ``auxin.flow``), "resumed". Numbers that are not finite are
+    null. ``journal.json`` is that of a checkpoint, and the shapes of the parameters.
 
     A line is written at once and whole. A run that was resumed by ``load`` goes on in the same files, where its seconds
     and FLOPs go on counting; what a crash has cut short there is closed, and readers skip it. Any other run begins
@@ -69,7 +71,7 @@ class Logbook:
             raise GrowthError(f"Logbook(batch={batch!r}): the samples in one optimizer step, a whole number from 1.")
         self.directory = None if directory is None else Path(directory)
         self.batch = batch
-        self.past: Any = None  # of the Grower: nothing is written in a branch of the run
+        self.past: Past | None = None  # of the Grower: nothing is written in a branch of the run
         self.resuming: tuple[int, int] | None = None  # (calls, optimizer steps) to which a load has set the run
         self._began = time.monotonic()
         self._flops, self._steps = 0.0, 0
@@ -78,7 +80,7 @@ class Logbook:
         self._files = [] if self.directory is None else [_locked(self.directory)]
         self._end = weakref.finalize(self, _close, self._files, os.getpid())
 
-    def reading(self, run: Any, metric: float | None, metrics: Mapping[str, float]) -> None:
+    def reading(self, run: Run, metric: float | None, metrics: Mapping[str, float]) -> None:
         """One call of ``grower.step``; ``run`` is the Grower."""
         if self._ready():
             self._count(run, run.optimizer_steps)
@@ -86,13 +88,13 @@ class Logbook:
             measured = {"flops": _finite(self._flops), "parameters": _size(run.model)}
             self._write({"kind": "reading", **self._now(run), **measured, "metric": _finite(metric), "metrics": named})
 
-    def decision(self, run: Any, chosen: Any, waiting: str | None = None) -> None:
-        """The trigger has fired: what was chosen (None: nothing), or why it waits."""
+    def decision(self, run: Run, chosen: Any, waiting: str | None = None) -> None:
+        """The trigger has fired: what was chosen (None: nothing), why it waits, or why it was refused."""
         if self._ready():
             told = {"fired": True, "chosen": None if chosen is None else repr(chosen), "waiting": waiting}
             self._write({"kind": "decision", **self._now(run), **told, "reason": repr(run.when)})
 
-    def growth(self, run: Any, change: Any) -> None:
+    def growth(self, run: Run, change: Any) -> None:
         """A growth, the last of the journal."""
         if self._ready():
             entry = run.journal.to_json()[-1]
@@ -107,7 +109,7 @@ class Logbook:
             self._count(run, run.optimizer_steps, anew=True)
             self._write_journal(run)
 
-    def undone(self, run: Any, why: str, call: int, step: int) -> None:
+    def undone(self, run: Run, why: str, call: int, step: int) -> None:
         """The growth behind the journal's last was taken back at that call and optimizer step."""
         if self._ready():
             line = {"kind": "undone", "number": len(run.journal), **self._now(run), "call": call, "step": step}
@@ -128,13 +130,13 @@ class Logbook:
         self.directory = None
         self._end()
 
-    def _now(self, run: Any) -> dict[str, Any]:
+    def _now(self, run: Run) -> dict[str, Any]:
         return {"call": run.calls, "step": run.optimizer_steps, "seconds": self._seconds()}
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)
 
-    def _count(self, run: Any, step: int, anew: bool = False) -> None:
+    def _count(self, run: Run, step: int, anew: bool = False) -> None:
         """Add the FLOPs of the optimizer steps up to ``step``; ``anew``: from here on the network is another one."""
         if self._per_step is None:
             self._per_step = _training_flops(run.model, run.probe, self.batch)
@@ -192,7 +194,7 @@ class Logbook:
                     os.ftruncate(file, size)
             self._fail(error)
 
-    def _write_journal(self, run: Any) -> None:
+    def _write_journal(self, run: Run) -> None:
         assert self.directory is not None
         shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
         text = {"format": FORMAT, "entries": run.journal.to_json(), "shapes": shapes}  # for the widths of a report

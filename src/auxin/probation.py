@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from auxin.errors import GrowthError
 
@@ -41,11 +41,13 @@ class Probation:
         if self.calls < 1 or self.window < 3 or self.mode not in ("min", "max"):
             raise GrowthError(f"{self!r}: calls is at least 1, window at least 3, mode 'min' or 'max'.")
 
-    def verdict(self, history: Sequence[Point], born: int) -> list[Point] | None:
-        """The readings up to the growth at call ``born`` if the run is behind without it, else None."""
+    def verdict(self, history: Sequence[Point], born: int) -> tuple[list[Point], str] | None:
+        """The readings up to the growth at call ``born``, and how far the run is behind; None where it is not."""
         before = [point for point in history if point[0] <= born]
         after = [point for point in history if point[0] > born]
-        return before if self.behind(before, after) else None
+        if not self.behind(before, after):
+            return None
+        return before, f"probation: {self.gap(before, after):.3g} behind the run without it"
 
     def behind(self, before: Sequence[Point], after: Sequence[Point]) -> bool:
         """The verdict: the mean of the last third of ``after`` against the line through ``before``.
@@ -54,13 +56,37 @@ class Probation:
             before: (call, metric) up to the growth; with fewer than 3 points no growth is ever behind.
             after: (call, metric) since.
         """
-        before = [point for point in before if point[1] == point[1]][-self.window :]
-        if len(before) < 3 or not after:
-            return False
-        slope, level = line(before)
+        known = [point for point in before if point[1] == point[1]]
+        return len(known) >= 3 and len(after) > 0 and not self.gap(before, after) <= self.margin
+
+    def gap(self, before: Sequence[Point], after: Sequence[Point]) -> float:
+        """How far the mean of the last third of ``after`` is behind the line through ``before``; below 0: ahead."""
+        slope, level = line([point for point in before if point[1] == point[1]][-self.window :])
         late = after[-max(1, len(after) // 3) :]
         gap = sum(metric - (level + slope * call) for call, metric in late) / len(late)
-        return not (gap if self.mode == "min" else -gap) <= self.margin
+        return gap if self.mode == "min" else -gap
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """What ``grower.step`` returns where a probation has rolled a growth back: false, since nothing has grown.
+
+    Attributes:
+        entry: of the journal, as it was, with ``undone_at`` and ``why``; the last of ``grower.undone``.
+
+    Example:
+        >>> taken_back = TakenBack({"summary": "blocks.2 <- Linear", "undone_at": {"calls": 9}, "why": "behind"})
+        >>> bool(taken_back), str(taken_back)
+        (False, 'taken back at call 9 (behind): blocks.2 <- Linear')
+    """
+
+    entry: Mapping[str, Any]
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return f"taken back at call {self.entry['undone_at']['calls']} ({self.entry['why']}): {self.entry['summary']}"
 
 
 def line(points: Sequence[Point]) -> tuple[float, float]:

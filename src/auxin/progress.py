@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
+import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from auxin import ramp
 from auxin.anatomy.blocks import CONTAINERS
@@ -24,11 +27,65 @@ from auxin.freezing import freeze, freeze_all_but, grown_paths, refuse_parts
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
 from auxin.probation import Probation
 from auxin.refs import Allowed
+from auxin.when.inner import inside
 
 KEPT_READINGS = 1000
-PATIENCE = 20  # calls in a row that a decision may wait for a clean moment before a warning
+PATIENCE = 20  # calls in a row that a decision may wait for a clean moment before a warning in any case
 COUNTS = ("calls", "since_growth", "optimizer_steps")
 PLAIN = (*COUNTS, "done", "fired", "undone")
+
+# By id of each trigger and chooser that has a state: itself, the state that it came with, and whose it is now.
+_taken: dict[int, tuple[weakref.ref[Any], Any, object]] = {}
+
+
+class Moments:
+    """Tells a call of ``grower.step`` that stands in the wrong place from one that has only to wait.
+
+    Some loops wait rightly, a few calls at most: a ``GradScaler`` has skipped a step (gradients that are not finite),
+    or gradients are being accumulated (no optimizer step since the last call; or earlier calls have found none that
+    were unused; of the first call nothing is known). Any other bad moment comes again at the next call, so it is worth
+    a warning at once.
+
+    Args:
+        watch: knows which gradients a step has used.
+        optimizers: whose parameters are looked at.
+    """
+
+    def __init__(self, watch: StepWatch, optimizers: Sequence[Any]):
+        self.watch, self._optimizers = watch, optimizers
+        self._steps = self._steps_before = 0  # optimizer steps at this call of ``step``, and at the one before
+        self._clean = False  # whether a call after an optimizer step has found no unused gradients
+        self._calls, self._waited, self._warned = 0, 0, False
+
+    def call(self) -> None:
+        """``step`` was called."""
+        self._calls += 1
+        self._steps_before, self._steps = self._steps, self.watch.steps
+        self._clean = self._clean or (self._steps > 0 and self._unused() is None)
+
+    def wait(self, reason: str) -> None:
+        """A decision has to wait; warn once, where that will not help or has taken long."""
+        self._waited += 1
+        gradient = self._unused()
+        still = self._calls < 2 or self._steps == self._steps_before
+        passing = gradient is not None and (self._clean or still or not bool(gradient.isfinite().all()))
+        if not self._warned and (not passing or self._waited == PATIENCE):
+            self._warned = True
+            since = "waits" if self._waited == 1 else f"has been waiting for {self._waited} calls"
+            warnings.warn(f"a growth {since} where grower.step is called: {reason}", stacklevel=5)
+
+    def over(self) -> None:
+        """Nothing waits any more."""
+        self._waited, self._warned = 0, False
+
+    def _unused(self) -> Tensor | None:
+        """The gradient of the first parameter that has one, where no step has used it."""
+        held = (p for o in self._optimizers for group in o.param_groups for p in group["params"])
+        first = next((p for p in held if p.grad is not None), None)
+        if first is None or first.grad is None or self.watch.used(first):
+            return None
+        gradient = first.grad.coalesce().values() if first.grad.is_sparse else first.grad
+        return gradient if bool(gradient.any()) else None
 
 
 @dataclasses.dataclass
@@ -45,7 +102,7 @@ class Progress:
         metrics: of the last call.
         history: (call, metric) of the last readings.
         on_probation: (edit, call of its growth, number of its journal entry) until the verdict.
-        refused: edits that a probation has rolled back.
+        refused: edits that are not chosen any more, each with the reason.
         undone: the journal entries of rolled-back growths, each with ``undone_at``.
         entries: of the journal.
     """
@@ -59,7 +116,7 @@ class Progress:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     history: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     on_probation: tuple[Any, int, int] | None = None
-    refused: list[Any] = dataclasses.field(default_factory=list)
+    refused: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
     undone: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     entries: list[Entry] = dataclasses.field(default_factory=list)
 
@@ -95,7 +152,7 @@ class Progress:
             "metrics": dict(self.metrics),
             "history": [list(point) for point in self.history],
             "on_probation": None if judged is None else [edit_to_json(judged[0]), *judged[1:]],
-            "refused": [edit_to_json(edit) for edit in self.refused],
+            "refused": [[edit_to_json(edit), why] for edit, why in self.refused],
             "journal": Journal(self.entries).to_json(),
         }
 
@@ -123,11 +180,21 @@ class Progress:
                 on_probation=None
                 if judged is None
                 else (edit_from_json(judged[0], "on_probation", allowed), int(judged[1]), int(judged[2])),
-                refused=[edit_from_json(edit, "refused", allowed) for edit in data["refused"]],
+                refused=[_refused(item, allowed) for item in data["refused"]],
                 entries=list(journal.entries),
             )
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise GrowthError(f"this is not the state of a Grower: {error}.") from error
+
+
+def _let_go(key: int, _: Any) -> None:
+    _taken.pop(key, None)
+
+
+def _refused(item: Any, allowed: Allowed) -> tuple[Any, str]:
+    """An edit that was set aside, and why; earlier versions kept the edit alone, and only a probation did so."""
+    edit, why = item if isinstance(item, (list, tuple)) else (item, "probation")
+    return edit_from_json(edit, "refused", allowed), str(why)
 
 
 class Standing:
@@ -149,6 +216,8 @@ class Standing:
         self.model, self.companions, self.when, self.choose = model, companions, when, choose
         self.optimizers = optimizers_in(companions)
         self.watch, self.flow = StepWatch(self.optimizers), FlowWatch(self.optimizers)
+        self._token, self._stateful = object(), list[Any]()
+        self.moments = Moments(self.watch, self.optimizers)
         self.progress = Progress()
         self.frozen: list[nn.Parameter] = []
 
@@ -157,9 +226,45 @@ class Standing:
         """Steps of the first optimizer since the run began, restored ones included."""
         return self.progress.optimizer_steps + self.watch.steps
 
+    def begin_parts(self) -> None:
+        """Take trigger and chooser over, each as it was when a Grower got it first.
+
+        Raises:
+            GrowthError: one that another Grower has used cannot be set back.
+        """
+        made_of = itertools.chain(inside(self.when), inside(self.choose))
+        self._stateful = [p for p in made_of if hasattr(p, "state_dict") and set(p.state_dict()) - {"triggers"}]
+        for part in self._stateful:
+            known = _taken.get(id(part))
+            before = copy.deepcopy(part.state_dict()) if known is None else known[1]
+            if known is not None and not hasattr(part, "load_state_dict"):
+                raise GrowthError(
+                    f"{part!r} has served another Grower, and has no load_state_dict that would set it back. Make a "
+                    "new one for each Grower."
+                )
+            if known is not None:
+                part.load_state_dict(copy.deepcopy(before))
+            with contextlib.suppress(TypeError):  # it has slots, and none for weak references
+                _taken[id(part)] = (weakref.ref(part, functools.partial(_let_go, id(part))), before, self._token)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Trigger and chooser, as long as they are this Grower's.
+
+        Raises:
+            GrowthError: they have been handed to another Grower, which has set them back.
+        """
+        for part in self._stateful:
+            if _taken.get(id(part), (None, None, self._token))[2] is not self._token:
+                raise GrowthError(
+                    f"{part!r} was handed to another Grower after this one, and counts for that one now. Growers that "
+                    "are in use together need one each: build it where the Grower is built."
+                )
+        return {"when": self.when, "choose": self.choose}
+
     def mark(self) -> tuple[Any, ...]:
         """All of it, to return to."""
-        parts = {"when": self.when, "choose": self.choose}
+        parts = self.parts
         watched = self.watch.state(self.model), self.flow.state()
         return self.progress.copy(), watched, parts, copy.deepcopy(states_of(parts)), list(self.frozen)
 
@@ -204,7 +309,7 @@ class Standing:
             refresh(self.companions)
         self.frozen[:] = parameters
 
-    def judge(self, probation: Probation, undo: Callable[[], None]) -> str | None:
+    def judge(self, probation: Probation, undo: Callable[[str], None]) -> str | None:
         """End a probation that is due: keep the growth, or roll the run back and never choose that edit again.
 
         Returns:
@@ -214,13 +319,14 @@ class Standing:
         if progress.on_probation is None or progress.calls - progress.on_probation[1] < probation.calls:
             return None
         edit, born, index = progress.on_probation
-        before = probation.verdict(progress.history, born)
-        if before is None:
+        verdict = probation.verdict(progress.history, born)
+        if verdict is None:
             progress.on_probation = None
             return None
-        entry = {**Journal(progress.entries).to_json()[index], "undone_at": {"calls": progress.calls}}
+        before, why = verdict
+        entry = {**Journal(progress.entries).to_json()[index], "undone_at": {"calls": progress.calls}, "why": why}
         try:
-            undo()
+            undo(why)
         except BadMoment as error:
             return str(error)
         except GrowthError as error:  # after a resume: the snapshot is gone
@@ -230,7 +336,7 @@ class Standing:
             warnings.warn(f"a growth did not pay, but cannot be rolled back: {error}{pruned}", stacklevel=5)
             return None
         self.progress.undone, self.progress.history = [*progress.undone, entry], before
-        self.progress.refused = [*self.progress.refused, edit]
+        self.progress.refused = [*self.progress.refused, (edit, why)]
         self.progress.pending, self.progress.fired, self.progress.on_probation = None, False, None
         return None
 
@@ -249,7 +355,7 @@ class Standing:
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        parts = states_of({"when": self.when, "choose": self.choose})
+        parts = states_of(self.parts)
         ramps = ramp.saved(self.model, self.optimizers)
         still = {id(p) for p in self.frozen}
         frozen = [name for name, p in self.model.named_parameters() if id(p) in still]
@@ -264,20 +370,13 @@ class Standing:
         """
         own = {name: value for name, value in state.items() if name not in ("when", "choose", "ramps", "frozen")}
         progress = Progress.from_json(own, journal, allowed)
-        load_states({"when": self.when, "choose": self.choose}, state)
+        load_states(self.parts, state)
         ramp.resumed(state.get("ramps", ()), self.model, self.optimizers, (self.model, *self.companions))
         progress.optimizer_steps -= self.watch.steps
         self.progress = progress
         still = set(state.get("frozen", ()))
         self._freeze([p for name, p in self.model.named_parameters() if name in still])
         self.flow.forget()
-
-
-def warn_of_waiting(calls: int, reason: str) -> None:
-    """Say once that a decision has been waiting for long."""
-    if calls == PATIENCE:
-        waiting = f"a growth has been waiting for {calls} calls of grower.step: {reason}"
-        warnings.warn(f"{waiting} Call it right after optimizer.step().", stacklevel=5)
 
 
 def _removing(model: nn.Module, paths: Sequence[str]) -> str:

@@ -63,10 +63,7 @@ def seen(look: Look) -> Seen:
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
-        raise GrowthError(
-            f"probe: {type(look.model).__name__} does not run on it: {reason(error)}. Pass the batch as the training "
-            "loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
-        ) from error
+        raise does_not_run(look.model, error) from error
     if not found:
         raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
     floating = [t for t in found if t.is_floating_point()]
@@ -104,6 +101,14 @@ def prove_averages(before: Averaged, change: Change, look: Look) -> None:
 def _outputs_of(copy: nn.Module, look: Look) -> Outputs:
     with untouched(copy), torch.no_grad():
         return [t.detach().clone() for t in tensors_in(look.run_of(copy))]
+
+
+def does_not_run(model: nn.Module, error: Exception) -> GrowthError:
+    """What to say where the network does not take the probe."""
+    return GrowthError(
+        f"probe: {type(model).__name__} does not run on it: {reason(error)}. Pass the batch as the "
+        "training loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
+    )
 
 
 def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,12 +15,21 @@ Shape = Literal["linear", "cosine", "sqrt"]
 Phase = Literal["warmup", "stable", "decay"]
 
 
+class Grows(Protocol):
+    """What says when its growing is over; a Grower does."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will grow any more."""
+        ...
+
+
 def wsd(
     optimizer: Optimizer,
     warmup: int,
     decay: int,
     total: int | None = None,
-    grower: Any = None,
+    grower: Grows | None = None,
     settle: int = 0,
     final: float = 0.0,
     shape: Shape = "linear",
@@ -84,7 +93,7 @@ class WSD(LRScheduler):
         warmup: int,
         decay: int,
         total: int | None,
-        grower: Any,
+        grower: Grows | None,
         settle: int,
         final: float,
         shape: Shape,
@@ -96,12 +105,12 @@ class WSD(LRScheduler):
         super().__init__(optimizer)
 
     @property
-    def grower(self) -> Any:
+    def grower(self) -> Grows | None:
         """The grower whose end starts the decay, or None."""
         return None if self._grower is None else self._grower()
 
     @grower.setter
-    def grower(self, grower: Any) -> None:
+    def grower(self, grower: Grows | None) -> None:
         if grower is not None and not hasattr(grower, "done"):
             raise GrowthError(f"wsd(grower={grower!r}): pass the Grower itself, or None.")
         self._grower = None if grower is None else weakref.ref(grower)

@@ -25,6 +25,7 @@ from auxin.follow.ddp import guard_steps
 from auxin.journal import edit_from_json, edit_to_json
 from auxin.ranks import Ranks
 from auxin.refs import Allowed
+from auxin.run_state import Run
 from auxin.when import Reading
 
 
@@ -107,7 +108,7 @@ class Together:
         mean = {name: _mean([one[name] for one in all_of_them]) for name in all_of_them[0]}
         return mean.pop(""), {name: value for name, value in mean.items() if value is not None}
 
-    def done(self, grower: Any) -> bool:
+    def done(self, grower: Run) -> bool:
         """Whether rank 0 is done; a trigger may be it by the clock, and then the others follow."""
         return self.ranks.share("grower.step: whether it is done", lambda: bool(grower.done))[0]
 
@@ -115,7 +116,7 @@ class Together:
         """Whether the trigger of rank 0 has fired."""
         return self.ranks.share("grower.step: the trigger", lambda: bool(when(reading)))[0]
 
-    def chosen(self, grower: Any) -> Edit | None:
+    def chosen(self, grower: Run) -> Edit | None:
         """What the chooser of rank 0 has chosen.
 
         Raises:

@@ -21,7 +21,14 @@ from auxin.progress import Standing
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType)
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
-OWN_AFFAIR = ("_past", "_watch", "watch", "flow", "log", "_memory")  # of a Grower: buffers, identities, a cache
+OWN_AFFAIR = (
+    "past",
+    "watch",
+    "moments",
+    "flow",
+    "log",
+    "_memory",
+)  # of a Grower: a cache, counts of calls
 
 
 def bits(tensor: Tensor) -> Any:
@@ -221,5 +228,5 @@ class Run:
 
     def picture(self) -> dict[str, Any]:
         """Of all of it, and of what the grower knows about the moment."""
-        used = [self.grower._watch.used(p) for p in self.first]
+        used = [self.grower.watch.used(p) for p in self.first]
         return {**picture(self.model, *self.companions, self.grower), "used": used}

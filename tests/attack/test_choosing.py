@@ -52,7 +52,7 @@ def test_what_is_beyond_the_limit_is_passed_over():
 
 
 def test_where_all_are_refused_the_grower_says_why():
-    run, _ = ready([NOWHERE])
+    run, _ = ready(lambda model: [NOWHERE])  # a list is refused when the Grower is built
     with pytest.raises(ax.GrowthError, match="no child 'nowhere'"):
         run.grower.step(1.0)
 

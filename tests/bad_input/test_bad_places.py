@@ -218,7 +218,7 @@ def test_everything_is_refused_before_the_first_growth_of_a_grower():
     options = {"edits": ax.Duplicate("blocks", by=1), "when": ax.when.every(1), "probe": batch()[0]}
     for wrong, match in (
         ({"when": 3}, r"when is a int; pass a trigger such as auxin\.when\.plateau"),
-        ({"edits": [LINEAR]}, r"edits holds a partial; pass edits such as Duplicate"),
+        ({"edits": [LINEAR]}, r"edits holds a partial; pass edits such as auxin\.Duplicate"),
         ({"limit": ax.Limit(flops=1e9), "probe": None}, r"limit=Limit\(flops=\.\.\.\) is measured on a batch"),
     ):
         with pytest.raises(ax.GrowthError, match=match):

@@ -49,7 +49,7 @@ def test_every_trigger_sees_every_reading(build):
 
 
 def test_a_paused_trigger_sees_every_reading():
-    assert fires(when.cooldown(when.plateau(patience=2), 3), [5, 5, 5, 4, 3, 2, 2, 2]) == [3, 8]
+    assert fires(when.cooldown(when.plateau(patience=2, cooldown=0), 3), [5, 5, 5, 4, 3, 2, 2, 2]) == [3, 8]
 
 
 def test_nesting():

@@ -46,11 +46,24 @@ def noisy_descent(rng: random.Random, length: int = 120) -> list[float]:
 
 def test_plateau_fires_at_the_patience_th_reading_without_improvement() -> None:
     assert fires(when.plateau(patience=3), [5, 4, 4, 4, 4]) == [5]
-    assert fires(when.plateau(patience=1), [5, 4, 4, 4]) == [3, 4]
+    assert fires(when.plateau(patience=1, cooldown=0), [5, 4, 4, 4]) == [3, 4]
 
 
 def test_plateau_starts_again_after_firing() -> None:
-    assert fires(when.plateau(patience=2), [1] * 8) == [3, 5, 7]
+    assert fires(when.plateau(patience=2, cooldown=0), [1] * 8) == [3, 5, 7]
+
+
+def test_plateau_leaves_what_has_grown_time_by_itself():
+    assert fires(when.plateau(patience=2), [1] * 16) == [3, 9, 15]
+    assert fires(when.plateau(patience=3), [1] * 22) == [4, 13, 22]
+    # An improvement in the pause is kept as the best, and the count begins behind the pause.
+    assert fires(when.plateau(patience=2), [2, 2, 2, 1, 1, 1, 1, 1, 1]) == [3, 9]
+
+
+def test_a_plateau_saved_by_an_earlier_version_loads():
+    trigger = when.plateau(patience=2)
+    trigger.load_state_dict({"best": 1.0, "wait": 1, "cooling": 0})
+    assert fires(trigger, [1] * 8) == [1, 7]
 
 
 def test_an_improvement_clears_the_count() -> None:
@@ -78,20 +91,20 @@ def test_an_improvement_during_cooldown_is_kept_as_the_best() -> None:
 
 def test_the_best_is_kept_over_a_growth_and_a_jump_does_not_fire_at_once() -> None:
     # Grown after the fifth call, which makes the metric jump.
-    assert fires(when.plateau(patience=3), [3, 2, 2, 2, 2, 9, 8, 1, 1, 1, 1]) == [5, 11]
-    assert fires(when.plateau(patience=3), [3, 2, 2, 2, 2, 9, 8, 7, 6]) == [5, 8]
+    assert fires(when.plateau(patience=3, cooldown=0), [3, 2, 2, 2, 2, 9, 8, 1, 1, 1, 1]) == [5, 11]
+    assert fires(when.plateau(patience=3, cooldown=0), [3, 2, 2, 2, 2, 9, 8, 7, 6]) == [5, 8]
     assert fires(when.plateau(patience=3, cooldown=4), [3, 2, 2, 2, 2, 9, 8, 7, 6]) == [5]
 
 
 def test_nan_counts_as_a_reading_without_improvement() -> None:
-    assert fires(when.plateau(patience=2), [NAN, NAN, 1, NAN, NAN]) == [2, 5]
+    assert fires(when.plateau(patience=2, cooldown=0), [NAN, NAN, 1, NAN, NAN]) == [2, 5]
     assert fires(when.plateau(patience=3), [2, NAN, 1, NAN, 2, NAN]) == [6]
 
 
 def test_infinities() -> None:
-    assert fires(when.plateau(patience=2), [INF, INF, 1, INF, INF]) == [2, 5]
+    assert fires(when.plateau(patience=2, cooldown=0), [INF, INF, 1, INF, INF]) == [2, 5]
     assert fires(when.plateau(patience=2), [-INF, -INF, -INF]) == [3]
-    assert fires(when.plateau(patience=2, mode="max"), [-INF, -INF, INF, 3, 3]) == [2, 5]
+    assert fires(when.plateau(patience=2, mode="max", cooldown=0), [-INF, -INF, INF, 3, 3]) == [2, 5]
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

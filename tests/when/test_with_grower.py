@@ -167,7 +167,7 @@ def beside_reduce(patience: int, cut_after: int, improves_at: int | None = None,
     model = nn.Sequential(Block())
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     schedule = lrs.ReduceLROnPlateau(optimizer, factor=0.1, patience=cut_after - 1)
-    trigger = when.plateau(patience=patience)
+    trigger = when.plateau(patience=patience, cooldown=0)
     trigger = when.not_while_decaying(trigger, schedule) if guard else trigger
     grower = ax.Grower(model, optimizer, schedule, edits=ax.Duplicate("", by=1), when=trigger, probe=X[:2])
     grown, cut = [], []

@@ -12,11 +12,11 @@ import torch
 
 from auxin.boundary import FORWARD
 from auxin.errors import GrowthError
-from auxin.journal import fingerprint
+from auxin.run_state import Run
 
 # What every optimizer's step runs in.
 STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
-GROWING = ("step", "decide", "grow", "undo", "trial", "load_state_dict")
+GROWING = ("step", "decide", "carry_out", "grow", "undo", "trial", "load_state_dict")
 # Where a network is changed, and where it is loaded.
 CHANGING = {"auxin.engine": "auxin.grow", "auxin.surgery": "auxin.surgery"}
 LOADING = ("auxin.checkpoint.run", "_loaded")
@@ -24,13 +24,13 @@ LOADING = ("auxin.checkpoint.run", "_loaded")
 Frames = Sequence[tuple[CodeType, Any, str | None]]
 
 
-def check_moment(grower: Any) -> None:
+def check_moment(grower: Run) -> None:
     """Check that nothing is half-done on this thread: what a signal handler, or a hook, may find itself in.
 
     Raises:
         GrowthError: names what is going on.
     """
-    if grower._past.in_branch:
+    if grower.past.in_branch:
         raise GrowthError(
             "save: inside a trial, and what is tried is gone afterwards. Save outside of `with grower.trial(...)`."
         )
@@ -42,7 +42,7 @@ def check_moment(grower: Any) -> None:
         )
 
 
-def _inside(grower: Any) -> str | None:
+def _inside(grower: Run) -> str | None:
     """What of this run is on the stack of this thread."""
     frames = list(_stack(sys._getframe(2)))
     # First without a look at the network: in the middle of a growth its modules may be without their attributes.
@@ -56,10 +56,10 @@ def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, Any, str | None]
         frame = frame.f_back
 
 
-def _growth(frames: Frames, grower: Any) -> str | None:
+def _growth(frames: Frames, grower: Run) -> str | None:
     busy = {inspect.unwrap(getattr(type(grower), name)).__code__: name for name in GROWING}
     for code, owner, module in frames:
-        if owner is grower and code is type(grower)._write_down.__code__ and _written_down(grower):
+        if owner is grower and code in busy and busy[code] == "grow" and grower.telling:
             return None  # in `on_growth`: all of the growth is there
         if owner is grower and code in busy:
             return f"Grower.{busy[code]}"
@@ -70,7 +70,7 @@ def _growth(frames: Frames, grower: Any) -> str | None:
     return None
 
 
-def _training(frames: Frames, grower: Any) -> str | None:
+def _training(frames: Frames, grower: Run) -> str | None:
     modules = {id(module) for module in grower.model.modules()}
     companions = {id(companion) for companion in grower.companions}
     for code, owner, _ in frames:
@@ -79,9 +79,3 @@ def _training(frames: Frames, grower: Any) -> str | None:
         if code is STEP and id(owner) in companions:
             return f"the step of {type(owner).__name__}"
     return None
-
-
-def _written_down(grower: Any) -> bool:
-    """Whether the growth that is under way is in the journal already, and counted."""
-    entries = grower.progress.entries
-    return bool(entries) and entries[-1].fingerprint == fingerprint(grower.model) and not grower.progress.since_growth

@@ -25,6 +25,7 @@ from auxin.ramp import resumed
 from auxin.randomness import random_data, restore_random
 from auxin.ranks import Ranks
 from auxin.refs import Allowed
+from auxin.run_state import Run
 from auxin.trial import Snapshot
 from auxin.version import __version__
 
@@ -32,7 +33,7 @@ ATTEMPTS = 10  # at a directory into which another process saves: the newest che
 KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
 
 
-def save(grower: Any, path: str | os.PathLike[str], extra: Any = None, keep_last: int = 2) -> None:
+def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last: int = 2) -> None:
     """Write a run: network, companions, journal, counts, global random generators, gradients that no step has used yet.
 
     Whole or not at all. Under DistributedDataParallel every rank calls it: rank 0 writes, the others tell it their
@@ -94,11 +95,11 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     return _loaded(path, into)
 
 
-def _files(grower: Any, extra: Any) -> dict[str, Any]:
+def _files(grower: Run, extra: Any) -> dict[str, Any]:
     """The files of a checkpoint: tensors by name, and bytes."""
     model, companions = grower.model, _saved(grower.companions, grower.model)
     state, rest = network_tensors(model)
-    waiting = gradients.waiting_gradients(model, companions, grower._watch)
+    waiting = gradients.waiting_gradients(model, companions, grower.watch)
     parts = {"model.safetensors": state, "buffers.safetensors": rest, gradients.FILE: waiting}
     files: dict[str, Any] = {name: tensors for name, tensors in parts.items() if tensors or tensors is state}
     listed = []
@@ -133,7 +134,7 @@ def _saved(companions: Iterable[Any], model: nn.Module) -> tuple[Any, ...]:
 class _Target:
     """Into what a checkpoint is loaded: a Grower's network with its companions, or a bare network with its wrappers."""
 
-    grower: Any
+    grower: Run | None
     model: nn.Module
     companions: tuple[Any, ...]
     allowed: list[Any]
@@ -216,7 +217,7 @@ def _carried_out(files: Files, parts: _Parts, into: _Target) -> Any:
         for write_one in writes:
             write_one()
         if grower is not None:
-            gradients.write_gradients(model, parts.waiting, grower._watch)
+            gradients.write_gradients(model, parts.waiting, grower.watch)
             if parts.own["random"] is not None:
                 restore_random(parts.own["random"])
         return parts.own["extra"]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.change import Change, Grouping, Join, OwnGroup
+from auxin.companion import registration_of
 from auxin.errors import GrowthError
 from auxin.follow.groups import RATES, assign
 from auxin.follow.scheduler import floors, optimizer_of
@@ -101,6 +102,33 @@ def checked(group: Any, optimizers: Sequence[Any]) -> Any:
         if not any(option in options_of(o) for o in optimizers):
             raise _unknown(option, optimizers)
     return asked
+
+
+def check_own_group(group: Grouping, companions: Sequence[Any]) -> None:
+    """Check ahead of any growth that some group of some optimizer could have an own group beside it.
+
+    Raises:
+        GrowthError: none could; says why the first cannot, as the growth would.
+    """
+    if not isinstance(group, Mapping):
+        return
+    refused: list[GrowthError] = []
+    for optimizer in optimizers_in(companions):
+        for index, donor in enumerate(optimizer.param_groups):
+            try:
+                own = _planned(Join(optimizer, index, None), len(optimizer.param_groups), group, companions)
+                if donor["params"]:
+                    _check(own, donor["params"][0])
+                change = Change(None, optimizers=optimizers_in(companions), groups=(own,))
+                for schedule in (c for c in companions if optimizer_of(c) is optimizer):
+                    next(
+                        registration_of(schedule).follower(schedule, change)
+                    )  # it writes nothing before its first yield
+                return
+            except GrowthError as error:
+                refused.append(error)
+    if refused:
+        raise refused[0]
 
 
 def options_of(optimizer: Any) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def nested(scheduler: Any) -> list[Any]:
     left = [scheduler]
     while left:
         one = left.pop()
-        if isinstance(one, KINDS) and id(one) not in found:
+        if (isinstance(one, KINDS) or one is scheduler) and id(one) not in found:
             found[id(one)] = one
             values = list(vars(one).values())
             left += [v for value in values for v in (value if isinstance(value, (list, tuple)) else (value,))]
@@ -179,7 +179,10 @@ def _rehearse(scheduler: Any, groups: Sequence[OwnGroup]) -> None:
         return
     steps = REHEARSED if isinstance(scheduler, KINDS) else LONGEST
     names = ", ".join(dict.fromkeys(kind.__name__ for kind in foreign))
-    advice = f"Write down how: @auxin.follow({foreign[0].__name__}), with change.groups; or use group=<index>."
+    advice = (
+        "Write it as torch.optim.lr_scheduler.LambdaLR(optimizer, f), where f(step) is the rate at a step over the "
+        f"first one; or write down how: @auxin.follow({foreign[0].__name__}), with change.groups; or use group=<index>."
+    )
     try:
         before = list(_rates(scheduler, [], steps))
     except Exception as error:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from auxin import grower
 from auxin.anatomy.tree import unwrap
+from auxin.arguments import check_words
 from auxin.change import Change, Edit
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
-from auxin.hosts.common import FORWARD, as_built, check_options, unwrapped, warn_untested
+from auxin.hosts.common import FORWARD, as_built, unwrapped, warn_untested
 from auxin.hosts.files import STATE, read_state, write_state
 from auxin.structure_history import StructureHistory
 
@@ -42,7 +43,7 @@ class Grower(grower.Grower):
     """
 
     def __init__(self, accelerator: Any, model: nn.Module, *companions: Any, allow: Iterable[Any] = (), **options: Any):
-        check_options(options, "auxin.hosts.accelerate.Grower")
+        check_words("auxin.hosts.accelerate.Grower", options, grower.Grower, needed=("edits", "when"))
         _check(accelerator, model)
         self._prepared: dict[str, Any] = {}  # while it decides: what was hung on the network
         plain = [unwrapped(one) for one in companions]

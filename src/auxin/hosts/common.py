@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from auxin.change import Change
-from auxin.engine import BadMoment
+from auxin.arguments import checked_chooser, checked_edits, checked_trigger
+from auxin.choose import first
 from auxin.errors import GrowthError
-from auxin.grower import Grower
-from auxin.limit import LimitReached
+from auxin.journal import references
+from auxin.when.inner import inside
 
 FORWARD = ("forward", "_original_forward")
 WRAPPED = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}
@@ -29,41 +28,46 @@ def warn_untested(name: str, version: str, tested: str) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def check_options(options: Mapping[str, Any], door: str) -> None:
-    """Check that options are arguments of a Grower, and that those which must be there are.
+def checked_parts(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a Grower whose edits, trigger and chooser are checked, before there is a network.
 
     Raises:
-        GrowthError: names what is wrong, and all that there are.
+        GrowthError: one of them is none.
     """
-    known = [p.name for p in inspect.signature(Grower).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = sorted(set(options) - set(known))
-    missing = sorted({"edits", "when"} - set(options))
-    if unknown or missing:
-        what = f"takes no {', '.join(unknown)}" if unknown else f"needs {' and '.join(missing)}"
-        raise GrowthError(f"{door} {what}. It takes the arguments of auxin.Grower: {', '.join(known)}.")
+    options["edits"] = checked_edits(options["edits"])
+    checked_trigger(options["when"])
+    checked_chooser(options.get("choose", first))
+    return options
 
 
-def check_direction(when: Any, metric: str, better: str | None, said: str) -> None:
-    """Check that a trigger takes the same for better as the host does.
+def named_by(edits: Any) -> list[Any]:
+    """What the edits of a list name, so that a journal may too."""
+    return [] if callable(edits) else [found for edit in edits for found in references(edit)]
+
+
+def check_direction(options: Mapping[str, Any], metric: str, better: str | None, said: str) -> None:
+    """Check that trigger and probation take the same for better as the host does.
 
     Args:
-        when: the trigger.
-        metric: what it looks at.
+        options: of the Grower.
+        metric: what they look at.
         better: "max", "min", or None where the host does not say.
         said: where the host says so, in words.
 
     Raises:
-        GrowthError: it does not.
+        GrowthError: they do not.
     """
-    mode = getattr(when, "mode", None)
-    own = getattr(when, "metric", None) is not None or hasattr(when, "value")  # another metric, or a goal
-    if better is None or mode not in ("min", "max") or mode == better or own:
-        return
-    word = "greater" if better == "max" else "smaller"
-    raise GrowthError(
-        f"GrowthCallback: {metric} is better when it is {word}, says {said}, and {when!r} takes it the other way "
-        f"round. Pass mode={better!r} to the trigger."
-    )
+    probation = options.get("probation")
+    for judge in (*inside(options["when"]), *([] if probation is None else [probation])):
+        mode = getattr(judge, "mode", None)
+        other = getattr(judge, "metric", None) is not None or hasattr(judge, "value")  # another metric, or a goal
+        if better is None or mode not in ("min", "max") or mode == better or other:
+            continue
+        word = "greater" if better == "max" else "smaller"
+        raise GrowthError(
+            f"GrowthCallback: {metric} is better when it is {word}, says {said}, and {judge!r} takes it the other way "
+            f"round. Pass mode={better!r} to {'the trigger' if judge is not probation else 'Probation'}."
+        )
 
 
 def unwrapped(companion: Any) -> Any:
@@ -81,18 +85,3 @@ def as_built(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.__dict__.update(own)
-
-
-def carry_out(grower: Grower) -> Change | None:
-    """Grow what was decided (``grower.progress.pending``), unless the moment is bad: then it waits on."""
-    decision, grower.progress.pending = grower.progress.pending, None
-    if decision is None:
-        return None
-    try:
-        return grower.grow(*decision)
-    except BadMoment as error:
-        grower.progress.pending = decision
-        grower._wait(str(error))
-    except LimitReached:
-        grower.progress.done = True
-    return None

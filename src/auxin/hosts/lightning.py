@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from auxin.arguments import checked_trigger
+from auxin.arguments import check_places, check_words
 from auxin.grower import Grower
 from auxin.hosts import lightning_trainer as parts
-from auxin.hosts.common import carry_out, check_options
 from auxin.hosts.lightning_callback import AnyCallback, check
 from auxin.hosts.lightning_checkpoint import KEY, has_grown, renew_averages, stand_by, state_of, take_to
 from auxin.hosts.lightning_checkpoint import load_from_checkpoint as load_from_checkpoint
@@ -58,8 +57,8 @@ class GrowthCallback(AnyCallback):
         allow: Iterable[Any] = (),
         **options: Any,
     ):
-        options |= {"edits": edits, "when": checked_trigger(when), "probe": probe}
-        check_options(options, "GrowthCallback")
+        options |= {"edits": edits, "when": when, "probe": probe}
+        check_words("GrowthCallback", options, Grower)
         self._arguments = Arguments(options, counted_by, allow)
         self.monitor, self.reset_patience = monitor, reset_patience
         self.grower: Grower | None = None
@@ -89,7 +88,9 @@ class GrowthCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the set-up, and stand by where checkpoints are written and read."""
         check(trainer, pl_module, self)
+        parts.check_mode(trainer, self._arguments.options, self.monitor)
         if stage == "fit":
+            check_places(self._arguments.options["edits"], pl_module)
             self.saved, self.grower = self.state(), None
         if self._module is not None and self._module is not pl_module:
             self._history, self._module = StructureHistory(), None
@@ -99,7 +100,7 @@ class GrowthCallback(AnyCallback):
         """Take the network to the structure of a checkpoint; its weights are loaded next."""
         module, saved, now = trainer.lightning_module, checkpoint.get(KEY), self.state()
         if self.grower is not None:
-            self.grower._past.settle()
+            self.grower.past.settle()
         now = now if self._module is module and has_grown(module, now) else None
         with parts.without_trainer(module):
             if take_to(self._history, module, now, saved, self._arguments.allow):
@@ -142,7 +143,6 @@ class GrowthCallback(AnyCallback):
         parts.warn_unless_evaluated(self.grower, self._unread)
 
     def _built(self, trainer: Any) -> Grower:
-        parts.check_mode(trainer, self._arguments.options["when"], self.monitor)
         grower = self._arguments.grower(trainer, self.saved, lambda: self._batch)
         grower.history = self._history
         return grower
@@ -153,6 +153,6 @@ class GrowthCallback(AnyCallback):
             grower.progress.pending = parts.decided(grower, metric, logged)
             if grower.progress.pending is not None:
                 with parts.told_of_the_probe(self._arguments.options["probe"]):
-                    change = carry_out(grower)
+                    change = grower.carry_out()
         for stopping in trainer.early_stopping_callbacks if change is not None and self.reset_patience else ():
             stopping.wait_count = 0

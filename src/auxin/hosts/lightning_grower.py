@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import bisect
-import copy
 import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from auxin.arguments import is_edit
 from auxin.change import Change
 from auxin.errors import GrowthError
 from auxin.grower import Grower
+from auxin.hosts.common import checked_parts, named_by
 from auxin.hosts.lightning_trainer import companions_in, without_trainer
-from auxin.journal import references
 from auxin.logbook import Logbook
-from auxin.progress import load_states, states_of
 from auxin.ramp import resumed
 
 
 class Arguments:
-    """The arguments of a Grower, for one run after another: triggers begin anew, a log goes on.
+    """The arguments of a Grower, for one run after another: a log goes on.
 
     Args:
         options: of ``auxin.Grower``.
@@ -30,11 +27,8 @@ class Arguments:
     """
 
     def __init__(self, options: dict[str, Any], counted_by: str | None, allow: Iterable[Any]):
-        self.options, self.counted_by, edits = options, counted_by, options["edits"]
-        fixed = [edits] if is_edit(edits) else [] if callable(edits) else edits
-        self.allow = [*allow, *(ref for edit in fixed for ref in references(edit))]
-        self._parts = {name: options[name] for name in ("when", "choose") if name in options}
-        self._unused = copy.deepcopy(states_of(self._parts))
+        self.options, self.counted_by = checked_parts(options), counted_by
+        self.allow = [*allow, *named_by(options["edits"])]
         self._log: Logbook | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,8 +46,6 @@ class Arguments:
         module, companions, log = trainer.lightning_module, companions_in(trainer), self.options.get("log")
         if self._log is None:
             self._log = log if isinstance(log, Logbook) else Logbook(log if trainer.is_global_zero else None)
-        if saved is None:
-            load_states(self._parts, self._unused)
         own = {"log": self._log, "on_growth": functools.partial(self._grown, module)}
         own["on_undo"] = functools.partial(self._undone, module, trainer)
         probe = self.options.get("probe")

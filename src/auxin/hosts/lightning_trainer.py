@@ -60,15 +60,15 @@ def metrics_in(trainer: Any, monitor: str | None) -> dict[str, float]:
     return trainer.strategy.broadcast(logged)
 
 
-def check_mode(trainer: Any, when: Any, monitor: str | None) -> None:
-    """Check that the trigger and the callbacks that monitor the same metric take the same for better.
+def check_mode(trainer: Any, options: Mapping[str, Any], monitor: str | None) -> None:
+    """Check that the trigger, a probation and the callbacks that monitor the same metric take the same for better.
 
     Raises:
         GrowthError: they do not.
     """
     for callback in trainer.callbacks if monitor is not None else ():
         if getattr(callback, "monitor", None) == monitor and getattr(callback, "mode", None) in ("min", "max"):
-            check_direction(when, str(monitor), callback.mode, f"{type(callback).__name__}(mode={callback.mode!r})")
+            check_direction(options, str(monitor), callback.mode, f"{type(callback).__name__}(mode={callback.mode!r})")
 
 
 def probe_of(trainer: Any, pl_module: Any, batch: Any) -> Any:
@@ -130,7 +130,7 @@ class Waiting:
     def __call__(self, trainer: Any, grower: Grower) -> bool:
         """Whether it has to wait now."""
         try:
-            check_moment(grower.model, grower.companions, grower._watch)
+            check_moment(grower.model, grower.companions, grower.watch)
         except BadMoment as error:
             self.batches += 1
             if self.batches == PATIENCE + trainer.accumulate_grad_batches:

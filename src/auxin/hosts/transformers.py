@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import Any
 import torch
 import transformers
 
-from auxin.arguments import checked_trigger, is_edit
+from auxin.arguments import check_places, check_words
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.grower import Grower
-from auxin.hosts.common import as_built, carry_out, check_direction, check_options, unwrapped, warn_untested
+from auxin.hosts.common import as_built, check_direction, checked_parts, named_by, unwrapped, warn_untested
 from auxin.hosts.files import write_blocks, write_state
 from auxin.hosts.loading import Loading, better, full
-from auxin.journal import references
 from auxin.logbook import Logbook
-from auxin.progress import load_states, states_of
 from auxin.structure_history import StructureHistory
 
 warn_untested("transformers", transformers.__version__, "5.23")
@@ -58,16 +55,25 @@ class GrowthCallback(Loading):
         **options: Any,
     ):
         log = options.get("log")
-        options |= {"edits": edits, "when": checked_trigger(when)}
-        check_options(options, "GrowthCallback")
+        options |= {"edits": edits, "when": when}
+        check_words("GrowthCallback", options, Grower)
+        if isinstance(companions, torch.nn.Module) or not isinstance(companions, Iterable):
+            raise GrowthError(
+                f"GrowthCallback(companions={type(companions).__name__}): pass a list, companions=[average]."
+            )
+        checked_parts(options)
         options["log"] = log if isinstance(log, Logbook) else Logbook(log)
-        listed = [edits] if is_edit(edits) else [] if callable(edits) else edits
-        super().__init__(list(companions), [*allow, *(found for edit in listed for found in references(edit))])
+        super().__init__(list(companions), [*allow, *named_by(options["edits"])])
         self.monitor, self.options = monitor, options
-        self._parts = {name: options[name] for name in ("when", "choose") if name in options}
-        self._unused = copy.deepcopy(states_of(self._parts))
         self._training = False
         self._seen: list[str] = []  # metrics of evaluations that lacked the one that is looked at
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check what kind of Trainer this is, and stand by."""
+        super().on_init_end(args, state, control, **kwargs)
+        self._check(args)
+        if kwargs.get("model") is not None:
+            check_places(self.options["edits"], kwargs["model"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Build the Grower around what the Trainer has prepared, and go on where the checkpoint was."""
@@ -76,7 +82,7 @@ class GrowthCallback(Loading):
                 "GrowthCallback was added after the Trainer was built, so it has not seen from where this run resumes. "
                 "Hand it over: Trainer(..., callbacks=[GrowthCallback(...)])."
             )
-        check_direction(self.options["when"], *better(args, self._monitored(args)), "greater_is_better of the Trainer")
+        self._check(args)
         if state.is_hyper_param_search:
             raise GrowthError("GrowthCallback: not in a hyperparameter_search; give each trial a Trainer of its own.")
         if args.eval_strategy == "no":
@@ -88,7 +94,6 @@ class GrowthCallback(Loading):
             restored = before.state_dict()  # a second train() goes on
         elif restored is None:
             self._history = StructureHistory()
-            load_states(self._parts, self._unused)
         self.grower = Grower(self._trainer.model_wrapped, *companions, *self.companions, **self.options)
         self.grower.history = self._history
         if restored is not None:
@@ -115,7 +120,7 @@ class GrowthCallback(Loading):
         grower = self.grower
         if grower is not None and grower.progress.pending is not None:
             with as_built(grower.model):
-                carry_out(grower)
+                grower.carry_out()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Carry out what could not be carried out before the step."""
@@ -135,6 +140,9 @@ class GrowthCallback(Loading):
         """Evaluations from here on decide nothing."""
         self._training = False
         self._check_monitor(args)
+
+    def _check(self, args: Any) -> None:
+        check_direction(self.options, *better(args, self._monitored(args)), "greater_is_better of the Trainer")
 
     def _monitored(self, args: Any) -> str:
         return full(self.monitor or args.metric_for_best_model or "loss")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from auxin.errors import GrowthError
+from auxin.grower import Grower
 from auxin.report.log import from_metrics
 from auxin.report.page import render
 from auxin.report.run import Run
@@ -63,7 +64,7 @@ class Report:
         return cls(read_directory(path), title or path.resolve().name)
 
     @classmethod
-    def of(cls, grower: Any, title: str | None = None) -> Report:
+    def of(cls, grower: Grower, title: str | None = None) -> Report:
         """The run of a ``Grower`` up to now: from its log where it writes one, else from its journal."""
         if not hasattr(grower, "journal") or not hasattr(grower, "model"):
             kind = type(grower).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from auxin.errors import GrowthError
+from auxin.grower import Grower
 from auxin.report.figures import finite
 from auxin.report.log import read_log
 from auxin.report.run import Moment, Run, items, mapping, read_growth
@@ -57,9 +58,9 @@ def read_directory(path: Path) -> Run:
 _HELP = "Give the directory that Grower(log=...) wrote, or that ax.save was given: auxin report run"
 
 
-def read_grower(grower: Any) -> Run:
+def read_grower(grower: Grower) -> Run:
     """The run of a Grower, from its log where it writes one, and its network as it is now."""
-    place = getattr(getattr(grower, "log", None), "directory", None)
+    place = grower.log.directory
     run = Run() if place is None or not (Path(place) / "metrics.jsonl").exists() else read_directory(Path(place))
     if not len(run.readings) and not run.growths:
         _add_undone(run, grower.undone)

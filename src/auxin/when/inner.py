@@ -2,11 +2,19 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from auxin.errors import GrowthError
 from auxin.when.reading import Reading, Trigger
+
+
+def inside(trigger: Any) -> Iterator[Any]:
+    """A trigger, and all that it is made of."""
+    yield trigger
+    inner = getattr(trigger, "trigger", None)
+    for one in (*getattr(trigger, "triggers", ()), *([] if inner is None else [inner])):
+        yield from inside(one)
 
 
 def asked(triggers: Sequence[Trigger], reading: Reading) -> list[bool]:

@@ -13,7 +13,7 @@ def plateau(
     patience: int = 10,
     min_delta: float = 0.0,
     mode: Mode = "min",
-    cooldown: int = 0,
+    cooldown: int | None = None,
     metric: str | None = None,
 ) -> "_Plateau":
     """Fires when the metric has not improved on its best for `patience` readings in a row.
@@ -32,7 +32,8 @@ def plateau(
         patience: Readings without an improvement, in a row, that fire; at least 1.
         min_delta: An improvement must be larger than this, in the units of the metric.
         mode: "min" for a metric that should fall (a loss), "max" for one that should rise (an accuracy).
-        cooldown: Readings that are not counted after it has fired.
+        cooldown: Readings that are not counted after it has fired, for what has grown to learn; None: twice the
+            patience. 0: while nothing improves it fires again after every `patience` readings.
         metric: Name of the keyword to watch, as in `grower.step(accuracy=...)`; None watches the number that
             is passed by position, `grower.step(loss)`.
 
@@ -52,7 +53,8 @@ def plateau(
     if min_delta < 0:
         raise GrowthError(f"plateau(min_delta={min_delta!r}): an improvement cannot be negative, pass 0 or more.")
     check_choice("plateau", "mode", mode, ("min", "max"))
-    check_count("plateau", "cooldown", cooldown, at_least=0)
+    if cooldown is not None:
+        check_count("plateau", "cooldown", cooldown, at_least=0)
     check_metric("plateau", metric)
     return _Plateau(patience, float(min_delta), mode, cooldown, metric)
 
@@ -91,7 +93,7 @@ class _Plateau:
     patience: int
     min_delta: float = 0.0
     mode: Mode = "min"
-    cooldown: int = 0
+    cooldown: int | None = None
     metric: str | None = None
     best: float = field(init=False)
     wait: int = field(init=False, default=0)
@@ -113,7 +115,7 @@ class _Plateau:
         if self.wait < self.patience:
             return False
         self.wait = 0
-        self.cooling = self.cooldown
+        self.cooling = 2 * self.patience if self.cooldown is None else self.cooldown
         return True
 
     def _improves(self, value: float) -> bool:
