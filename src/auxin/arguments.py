@@ -19,6 +19,7 @@ from auxin.change import Edit
 from auxin.companion import registration_of
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
+from auxin.edits.several import as_edit
 from auxin.errors import GrowthError
 from auxin.proof import does_not_run
 from auxin.when.inner import inside
@@ -113,7 +114,7 @@ def listed(edits: Any) -> list[Edit]:
     """One edit or several as a list."""
     if isinstance(edits, (str, bytes)):
         raise GrowthError(f"edits={edits!r} is a text, not an edit; write edits=auxin.Duplicate({edits!r}, by=1).")
-    found: list[Any] = [edits] if is_edit(edits) or not isinstance(edits, Iterable) else list(edits)
+    found: list[Any] = [edits] if is_edit(edits) or not isinstance(edits, Iterable) else list(map(as_edit, edits))
     for edit in found:
         if not is_edit(edit):
             raise GrowthError(f"edits holds {_words(edit)}; pass edits such as auxin.Duplicate('blocks', by=1).")

@@ -338,6 +338,11 @@ class Change:
         return tuple(Part(name, tuple(axis.born for axis in held)) for name, held in axes)
 
     @property
+    def steps(self) -> tuple[Change, ...]:
+        """One change for each edit: this one, unless several edits make one growth."""
+        return (self,)
+
+    @property
     def added(self) -> tuple[tuple[str, New], ...]:
         """(path after, new module) of all that was added."""
         return tuple(pair for rewire in self.rewires for pair in rewire.added)

@@ -24,6 +24,7 @@ from auxin.boundary import StepWatch, why_not_now
 from auxin.change import Change, Edit, Grouping
 from auxin.companion import registration_of
 from auxin.dynamo import eagerly, guards_are_off
+from auxin.edits.several import as_edit, joined, steps, told_which
 from auxin.errors import BadMoment, GrowthError
 from auxin.follow.adapters import follow_adapters
 from auxin.follow.compiled import counted, follow_compiled
@@ -31,7 +32,7 @@ from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
 from auxin.follow.structure import Undo, apply, check_swaps, undo
-from auxin.proof import Seen, averaged, prove, prove_averages, seen
+from auxin.proof import Averaged, Seen, averaged, prove, prove_averages, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
@@ -41,7 +42,7 @@ from auxin.verify import verify_here
 
 def grow(
     model: nn.Module,
-    edit: Edit,
+    edit: Edit | Sequence[Edit],
     *companions: Any,
     probe: Probe = None,
     evidence: Any = None,
@@ -51,11 +52,12 @@ def grow(
     stock: bool = True,
     dry_run: bool = False,
 ) -> Change:
-    """Carry out one edit, with everything that hangs on the network kept in step.
+    """Carry out one edit, or several as one, with everything that hangs on the network kept in step.
 
     Args:
         model: the network; it is changed in place and stays the same object.
-        edit: what and where, e.g. ``Duplicate("blocks", by=1)``.
+        edit: what and where, e.g. ``Duplicate("blocks", by=1)``; or a list of edits, each planned on what the one
+            before it left: all of them or none, proved once, one change and one entry of a journal.
         companions: optimizers, schedulers, averages, scalers that keep step.
         probe: one batch (a tensor, a tuple of arguments, a dict of keywords) or a callable that returns one; every
             growth is proved on it.
@@ -113,7 +115,7 @@ class Terms:
     memory: dict[str, Mapping[str, float] | None] | None = None
 
 
-def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> Change:
+def transact(model: nn.Module, edit: Edit | Sequence[Edit], companions: Sequence[Any], terms: Terms) -> Change:
     """``grow`` under ``terms``."""
     with contextlib.ExitStack() as held:
         change = begin(model, edit, companions, terms, held)
@@ -122,9 +124,10 @@ def transact(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Ter
         return change
 
 
-def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms, held: contextlib.ExitStack) -> Change:
+def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, held: contextlib.ExitStack) -> Change:
     """Grow, the transaction left open in ``held``: ``close()`` keeps it, an exception or ``take_back`` undoes it."""
     started = time.perf_counter()
+    edit = as_edit(edit)
     companions = with_wrappers(model, companions)
     model, ranks = unwrap(model), Ranks.of(companions)
     with ranks.agree("grow") as said:
@@ -133,17 +136,27 @@ def begin(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms,
             said += [*agreed.question(edit, seed, terms), *agreed.structure(model, optimizers_in(companions))]
     with random_state(), eagerly():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
-        with ranks.agree("grow: the plan") as said:
-            before = seen(look) if look.has_probe else None
-            stock = terms.stock and is_stock(model)
-            change = dataclasses.replace(_planned(model, edit, look), rewarm=terms.rewarm)
-            averages = averaged(look, companions) if before is not None and change.preserves else []
-            said += [] if ranks.alone else agreed.plan(change)
-        share_values(ranks, change, companions)
+        before: Seen | None = None
+        averages: Averaged = []
+        stock = terms.stock and is_stock(model)
+        made: list[Change] = []
+        edits = steps(edit, seed)
+        for (one, seed_of_one), way in zip(edits, ways_back(terms.keep, len(edits)), strict=True):
+            with ranks.agree("grow: the plan") as said:
+                if not made and look.has_probe:
+                    before = seen(look)
+                with told_which(edit, len(made)):
+                    change = dataclasses.replace(_planned(model, one, look.seeded(seed_of_one)), rewarm=terms.rewarm)
+                if not made and before is not None and change.preserves:
+                    averages = averaged(look, companions)
+                said += [] if ranks.alone else agreed.plan(change)
+            share_values(ranks, change, companions)
+            with ranks.agree("grow: the change"):
+                made.append(held.enter_context(transaction(model, change, companions, terms.group, keep=way)))
         with ranks.agree("grow: the proof"):
-            change = held.enter_context(transaction(model, change, companions, terms.group, keep=terms.keep))
+            change = joined(model, edit, seed, made)
             change = _proved(model, change, look, before, companions, stock)
-            prove_averages(averages, change, look)
+            prove_averages(averages if change.preserves else [], change, look)
             if stock:
                 check_stock(model, change, look)
             change = dataclasses.replace(change, seconds=time.perf_counter() - started)
@@ -259,8 +272,23 @@ def transaction(
         undo(undos)
         if any(swap.resized for swap in change.swaps):
             take_hold_again(companions)  # autograd has let go of what a reducer had hooked to a tensor of another shape
-        if not isinstance(error, TakeBack):
-            raise
+        raise
+
+
+def ways_back(keep: Callable[[Undo], None] | None, count: int) -> list[Callable[[Undo], None] | None]:
+    """What each of ``count`` transactions of one growth is given, so that ``keep`` gets one way back over them all."""
+    ways: dict[int, Undo] = {}
+
+    def back() -> None:
+        for number in reversed(range(count)):
+            ways[number]()
+
+    def take(number: int, way: Undo) -> None:
+        ways[number] = way
+        if keep is not None and len(ways) == count:
+            keep(back)
+
+    return [None if keep is None else functools.partial(take, number) for number in range(count)]
 
 
 def _settle(

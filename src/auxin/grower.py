@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Never
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
 from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
+from auxin.edits.several import as_edit
 from auxin.engine import BadMoment, Terms, begin, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
@@ -44,7 +45,8 @@ class Grower:
     Args:
         model: the network; it stays the same object.
         companions: optimizers, schedulers, averages, scalers.
-        edits: an edit, a list of edits, or ``callable(model) -> iterable`` of them.
+        edits: an edit, a list of edits, or ``callable(model) -> iterable`` of them. A list inside that list is one
+            growth by several edits, as in ``auxin.grow``.
         when: a trigger, ``when(reading) -> bool``; see ``auxin.when``.
         choose: ``choose(edits, grower) -> edit or None``; see ``auxin.choose``. The default, ``first``, takes the
             first of several edits at every growth, until that one is set aside: ``cycle()`` takes them in turn.
@@ -90,7 +92,7 @@ class Grower:
         self,
         model: nn.Module,
         *companions: Any,
-        edits: Edit | Iterable[Edit] | Callable[[nn.Module], Iterable[Edit]],
+        edits: Edit | Iterable[Edit | Sequence[Edit]] | Callable[[nn.Module], Iterable[Edit]],
         when: Callable[[Reading], bool],
         choose: Callable[[Any, Grower], Edit | None] = first,
         probe: Probe = None,
@@ -291,15 +293,15 @@ class Grower:
         self.log.decision(self, edit)
         return None if edit is None else (edit, seed_of(self.model, edit))
 
-    def grow(self, edit: Edit, seed: int | None = None) -> Change:
-        """Carry out one edit now.
+    def grow(self, edit: Edit | Sequence[Edit], seed: int | None = None) -> Change:
+        """Carry out one edit now, or a list of them as one growth; see ``auxin.grow``.
 
         Raises:
             GrowthError: refused, beyond the limit, or a bad moment; everything is as it was.
         """
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
-        mark, sight = self._standing.mark(), self.past.look()
+        edit, mark, sight = as_edit(edit), self._standing.mark(), self.past.look()
         try:
             with self.past.growing(mark) as held, self._standing.thawed():
                 terms = self._terms(seed, self._within, self._keep())

@@ -15,7 +15,8 @@ from auxin import typed
 from auxin.anatomy.probe import Look
 from auxin.anatomy.tree import unwrap
 from auxin.change import Change, Grouping
-from auxin.engine import transaction
+from auxin.edits.several import as_edit, steps
+from auxin.engine import transaction, ways_back
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
 from auxin.follow.structure import Undo
@@ -190,8 +191,10 @@ def replayed(
             for number, entry in enumerate(missing, len(journal) - len(missing)):
                 group, own = entry.group if stepped else None, keep and functools.partial(keep, number)
                 try:
-                    change = entry.edit.plan(model, Look(model, seed=entry.seed, structural=True))
-                    stack.enter_context(transaction(model, change, companions, group, keep=own))
+                    edits = steps(entry.edit, entry.seed)
+                    for (edit, seed), way in zip(edits, ways_back(own, len(edits)), strict=True):
+                        change = edit.plan(model, Look(model, seed=seed, structural=True))
+                        stack.enter_context(transaction(model, change, companions, group, keep=way))
                 except Exception as error:  # whatever a hostile journal brings about
                     raise GrowthError(
                         f"growth {number} of the journal ({entry.summary}) does not fit this model: {error} If the "
@@ -217,6 +220,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def references(edit: Any) -> list[Any]:
     """The classes and functions that an edit holds: its user has handed them over."""
+    edit = as_edit(edit)
     found: list[Any] = [type(edit)]
     stack = [getattr(edit, f.name) for f in dataclasses.fields(edit)] if dataclasses.is_dataclass(edit) else []
     while stack:
@@ -227,6 +231,8 @@ def references(edit: Any) -> list[Any]:
             stack += value
         elif isinstance(value, Mapping):
             stack += value.values()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found += references(value)
         elif callable(value):
             found.append(value)
     return found

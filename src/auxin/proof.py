@@ -141,7 +141,8 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     unseen = {name for name in change.starting if name.startswith(tuple(f"{path}." for path in cold))}
     if not unseen or unseen < {name for name in change.starting if name in grads}:
         checked = {name: grad for name, grad in grads.items() if name not in unseen}
-        notes = (*notes, *_check_gradients(change, checked, late, look))
+        for step in change.steps:
+            notes = (*notes, *_check_gradients(step, checked, late, look))
     whole, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
@@ -174,8 +175,8 @@ def _cold(model: nn.Module, change: Change, look: Look, before: Seen, missing: l
 def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
     """Children of containers that got new ones beside them, by path after the change."""
     kept: dict[str, nn.Module] = {}
-    for rewire in change.rewires:
-        container = change.before.modules[rewire.path] if change.before is not None else None
+    for before, rewire in ((step.before, rewire) for step in change.steps for rewire in step.rewires):
+        container = before.modules[rewire.path] if before is not None else None
         if isinstance(container, CONTAINERS):
             names = [name for name, child in rewire.children if isinstance(child, str)]
             kept |= {join(rewire.path, n): c for n in names if (c := container._modules.get(n)) is not None}

@@ -168,6 +168,12 @@ class Look:
             self._batch = arguments(self.model, self._probe)
         return self._batch
 
+    def seeded(self, seed: int) -> Look:
+        """The same look, for new weights of another seed; the network may have changed since."""
+        other = copy.copy(self)
+        other.seed, other.outputs = seed, None
+        return other
+
     def run(self) -> Any:
         """One forward of the network on the probe. Call it inside ``untouched(model)``."""
         return self.run_of(self.model)

@@ -92,6 +92,12 @@ def _decode_tagged(tag: str, data: dict[str, Any], resolve: Resolve | None, at: 
         if not all(type(key) is str for key in _expect(dict, parts[2])):
             raise _Bad("the names of its arguments are text")
         return functools.partial(parts[0], *_expect(list, parts[1]), **parts[2])
+    if tag == "edit":
+        cls = _read_reference(data["type"], resolve, at)
+        if not (isinstance(cls, type) and hasattr(cls, "__dataclass_fields__") and hasattr(cls, "plan")):
+            raise _Bad(f"{short(data['type'])} is not an edit")
+        fields = _expect(dict, data["v"]).items()
+        return cls(**{name: _decode(value, resolve, f"{at}.{name}", depth + 1) for name, value in fields})
     items = [_decode(item, resolve, f"{at}[{index}]", depth + 1) for index, item in enumerate(_expect(list, data["v"]))]
     if tag in ("tuple", "size"):
         return tuple(items) if tag == "tuple" else torch.Size(_sizes(items))
@@ -206,4 +212,5 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "defaultdict": ("of", "v"),
     "tensor": ("dtype", "shape", "v"),
     "partial": ("f", "args", "kwargs"),
+    "edit": ("type", "v"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import enum
 import functools
 import json
@@ -30,7 +31,7 @@ def encode(value: Any, name: str = "value") -> Any:
     Args:
         value: None, bool, int, float, complex, str, bytes; list, tuple, dict (any keys), set, frozenset,
             Counter, OrderedDict, defaultdict; torch.Size, dtype, device, tensors up to 1 MiB (they come back
-            on the CPU); importable classes and functions, ``functools.partial`` of them; ``Stored``. Numbers
+            on the CPU); importable classes and functions, ``functools.partial`` of them; edits; ``Stored``. Numbers
             and arrays of numpy become Python numbers and tensors.
         name: what to call the value in an error.
 
@@ -78,6 +79,11 @@ def _encode_object(value: Any, at: str, depth: int) -> Any:
             raise GrowthError(f"{at}: a partial with attributes {sorted(vars(value))}. Store it without them.")
         parts = (("f", value.func), ("args", list(value.args)), ("kwargs", value.keywords))
         return {"$": "partial"} | {key: _encode(part, f"{at}.{key}", depth + 1) for key, part in parts}
+    if dataclasses.is_dataclass(value) and hasattr(type(value), "plan"):  # an edit inside another
+        fields = {
+            f.name: _encode(getattr(value, f.name), f"{at}.{f.name}", depth + 1) for f in dataclasses.fields(value)
+        }
+        return {"$": "edit", "type": name_of(type(value)), "v": fields}
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not isinstance(value.item(), numpy.generic):
         return _encode(value.item(), at, depth)
