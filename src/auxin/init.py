@@ -1,17 +1,149 @@
 """Named ways to start the weights of a new module. Each is a plain function that writes into the module it is given.
 
-A user's own is any importable function ``f(module) -> None``.
+A user's own is any importable function ``init(module)``, or ``init(module, site)`` that may look at what arrives there
+and at the gradients of what comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.gradients import gradients_of, probe_loss
+from auxin.anatomy.probe import Call, Look, tensors_in, untouched
+from auxin.anatomy.resting import at_rest
+from auxin.anatomy.writers import arriving, with_input
 from auxin.errors import GrowthError
+
+
+@dataclass(frozen=True, eq=False)
+class InitSite:
+    """The place of a new module, as a start of one's own may look at it: ``init(module, site)``.
+
+    What it shows is computed when it is asked for, in eval mode, and leaves no trace in the network. "The value at the
+    place" is, for ``Insert``, what the module behind the new one is given; for ``After``, ``Replace`` and ``Duplicate``
+    what the module in front, the old module or the copied block returns.
+
+    Attributes:
+        path: of the new module after the growth.
+        call: what the new module will be given on the probe, as ``call.args`` and ``call.kwargs``; None without one.
+        look: at the network as it is before the growth.
+
+    Example:
+        >>> def against_the_gradient(linear, site):
+        ...     gradient, value = site.output_gradients[0].flatten(0, -2), site.values[0].flatten(0, -2)
+        ...     with torch.no_grad():
+        ...         linear.weight.copy_(-gradient.T @ value / len(value))
+    """
+
+    path: str
+    call: Call | None
+    look: Look
+    _tap: tuple[nn.Module, bool]  # the module where the value is read off: its first input (True), or its output
+
+    @property
+    def seed(self) -> int:
+        """The seed of the new weights; torch's own generators follow from it while ``init`` runs."""
+        return self.look.seed
+
+    @property
+    def evidence(self) -> Any:
+        """The loss and the batches that were given to ``grow`` or to the Grower; None without."""
+        return self.look.evidence
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors among what the new module will be given on the probe."""
+        return () if self.call is None else tuple(tensors_in((self.call.args, self.call.kwargs)))
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """The value at the place, for each of ``output_gradients``."""
+        return tuple(value for value, _ in self._observed)
+
+    @property
+    def output_gradients(self) -> tuple[Tensor, ...]:
+        """The gradient of the loss with respect to the value at the place, one for each batch of the evidence.
+
+        Without evidence there is one: of the outputs on the probe, each number with a random weight.
+
+        Raises:
+            GrowthError: there is neither evidence nor a probe, or the loss does not depend on the place.
+        """
+        return tuple(gradient for _, gradient in self._observed)
+
+    @functools.cached_property
+    def _observed(self) -> list[tuple[Tensor, Tensor]]:
+        found = []
+        for number, loss in enumerate(self._losses()):
+            holder = nn.Module()  # the value becomes a parameter of it, at which the graph begins
+            with untouched(self.look.model), torch.enable_grad():
+                _begin_graph_at(*self._tap, holder)
+                scalar = loss()
+                grads = {} if scalar is None or not scalar.requires_grad else gradients_of(scalar, holder)
+            gradient = grads.get("value")
+            if gradient is None:
+                raise GrowthError(
+                    f"site.output_gradients: in batch {number} the loss does not depend on what stands at {self.path}. "
+                    "Grow at a place that it depends on, or start by site.inputs alone."
+                )
+            found.append((holder.get_parameter("value").detach(), gradient))
+        return found
+
+    def _losses(self) -> Iterator[Callable[[], Tensor | None]]:
+        look = self.look
+        if look.evidence is not None:
+            yield from (functools.partial(look.evidence.loss, look.model, batch) for batch in look.evidence.batches)
+        elif look.has_probe:
+            yield lambda: probe_loss(tensors_in(look.run()))
+        else:
+            raise GrowthError(
+                f"site.output_gradients at {self.path}: there is no loss to take them of. Pass evidence=Evidence(loss, "
+                "batches), or probe=batch."
+            )
+
+
+def named(init: Any, where: str) -> Callable[..., Any]:
+    """The function that ``init=`` stands for.
+
+    Raises:
+        GrowthError: it stands for none.
+    """
+    function = NAMED.get(init) if isinstance(init, str) else init
+    if not callable(function):
+        known = ", ".join(map(repr, ["preserve", *NAMED]))
+        raise GrowthError(
+            f"{where}: init={init!r} is not known; use one of {known}, or an importable init(module) or "
+            "init(module, site)."
+        )
+    return function
+
+
+def run(init: Callable[..., Any], module: nn.Module, site: InitSite) -> bool:
+    """Let ``init`` write into ``module``; whether it promises that the network computes what it did.
+
+    Raises:
+        GrowthError: ``init(module, site)`` returns something else than True, "preserves" or None.
+    """
+    by_name, alone = _takes(init, module, site=site), _takes(init, module)
+    if alone and not (by_name and "site" in inspect.signature(init).parameters):
+        init(module)
+        return False
+    said = init(module, site=site) if by_name else init(module, site)
+    if said is None or said is False:
+        return False
+    if said is True or (isinstance(said, str) and said == "preserves"):
+        return True
+    raise GrowthError(
+        f"init={getattr(init, '__name__', type(init).__name__)} returned {said!r:.60}. Return True (or 'preserves') "
+        "where the network computes what it did, which is proved then, else None."
+    )
 
 
 def default(module: nn.Module) -> None:
@@ -104,3 +236,41 @@ def _by_rule(module: nn.Module, rule: Callable[[Tensor], Any]) -> None:
 
 def _fill_one(p: Tensor) -> None:
     p.fill_(1.0)
+
+
+def _takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Whether a function can be called so; one in C, without a signature, takes a module alone."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        return not kwargs
+    return True
+
+
+def _begin_graph_at(module: nn.Module, given: bool, holder: nn.Module) -> None:
+    """Let the first floating tensor that a module is given, or returns, come from a parameter ``value`` of ``holder``.
+
+    The hooks are gone once the network is left ``untouched``.
+    """
+
+    def taken(tensor: Tensor) -> Tensor:
+        holder.register_parameter("value", nn.Parameter(tensor.detach().clone()))
+        return holder.get_parameter("value").clone()  # which may be written into
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        found = None if holder._parameters else arriving(Call(args, kwargs, None))
+        if found is None:
+            return args, kwargs
+        call = with_input(Call(args, kwargs, None), taken(found[0]))
+        return call.args, call.kwargs
+
+    def after(_: nn.Module, args: Any, output: Any) -> Any:
+        first = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+        return output if first is None or holder._parameters else at_rest(output, [taken(first)], zeros=False)
+
+    if given:
+        module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        module.register_forward_hook(after)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
-from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.gradients import gradients_of, probe_loss
 from auxin.anatomy.placed import parts, registrations, runs_by_parts
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.shaken import multiplied_by_zero, run_with_other_weights
@@ -194,13 +194,9 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
         with torch.enable_grad():
             out = list(tensors_in(look.run()))
             after = [t.detach().clone() for t in out] if after is None else after
-            parts = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in out]
-            floating = [t for t in parts if t.is_floating_point() and t.requires_grad]
-            if not floating or not wanted:
+            loss = probe_loss(out)
+            if loss is None or not wanted:
                 return after, {}
-            generator = torch.Generator().manual_seed(3)
-            weighted = [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating]
-            loss = torch.stack([value.float() for value in weighted]).sum()
             grads = gradients_of(loss, model)
             return after, {name: grads[name] for name in wanted}
     except GrowthError:

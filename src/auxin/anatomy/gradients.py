@@ -44,6 +44,15 @@ def gradients_of(loss: Tensor, module: nn.Module) -> dict[str, Tensor | None]:
     return {name: by_id[id(p)] for name, p in named.items()}
 
 
+def probe_loss(outputs: Iterable[Tensor]) -> Tensor | None:
+    """A scalar in which every floating number of a network's outputs has a random weight; None without a gradient."""
+    parts = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in outputs]
+    floating = [t for t in parts if t.is_floating_point() and t.requires_grad]
+    generator = torch.Generator().manual_seed(3)
+    weighted = [(t * torch.randn(t.shape, generator=generator).to(t)).sum().float() for t in floating]
+    return torch.stack(weighted).sum() if weighted else None
+
+
 def nodes_behind(outputs: Iterable[Tensor]) -> set[Any]:
     """The nodes of the autograd graph that these tensors come from."""
     left = [t.grad_fn for t in outputs if t.grad_fn is not None]

@@ -51,7 +51,7 @@ class StandIn(nn.Module):
         """Zeros in the shapes that are known."""
         found = arriving(Call(args, kwargs, None))
         first = found[0] if found is not None and self.form != ADDED else None
-        return _at_rest(self.call.output, [first], zeros=self.form != PASSED)
+        return at_rest(self.call.output, [first], zeros=self.form != PASSED)
 
 
 class Resting:
@@ -199,23 +199,23 @@ def _floating(value: Any) -> Iterator[Tensor]:
     return (t for t in tensors_in(value) if t.is_floating_point())
 
 
-def _at_rest(value: Any, first: list[Tensor | None], zeros: bool = True) -> Any:
+def at_rest(value: Any, first: list[Tensor | None], zeros: bool = True) -> Any:
     """The same nest with zeros; ``first`` holds what stands for the first floating tensor, and is emptied."""
     if isinstance(value, Tensor):
         given = first.pop() if first and value.is_floating_point() else None
         rest = torch.zeros_like(value) if zeros and value.is_floating_point() else value
         return rest if given is None else given
     if isinstance(value, (tuple, list)):
-        items = [_at_rest(item, first, zeros) for item in value]
+        items = [at_rest(item, first, zeros) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, Mapping):  # also the outputs of Hugging Face models, which are dataclasses and mappings
         value = copy.copy(value)
         for key, item in value.items():
-            value[key] = _at_rest(item, first, zeros)
+            value[key] = at_rest(item, first, zeros)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(value, field.name, _at_rest(getattr(value, field.name), first, zeros))
+            object.__setattr__(value, field.name, at_rest(getattr(value, field.name), first, zeros))
     return value
 
 

@@ -21,6 +21,7 @@ from auxin.edits.start import Start, inside, spliced, takes
 from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.grown import NAME, has_grown
+from auxin.init import InitSite
 from auxin.modules import ResidualLinear
 
 
@@ -80,7 +81,7 @@ class After:
         built = build(layer, model, look, where)
         adopt(built, _neighbours(model, place.path, module), model)
         built.train(module.training)
-        begun = self._begun(built, visits, look, f"{where})")
+        begun = self._begun(built, visits, look, place, f"{where})")
         rewire = place.rewire(built, gated=begun.gated)
         new = f"{rewire.added[0][0]}.0" if rewire.hook else rewire.added[0][0]
         return spliced(
@@ -136,7 +137,7 @@ class After:
             )
         return visits
 
-    def _begun(self, built: nn.Module, visits: Visits | None, look: Look, where: str) -> Start:
+    def _begun(self, built: nn.Module, visits: Visits | None, look: Look, place: _Place, where: str) -> Start:
         """The first weights; the layer must take all that arrives."""
         samples = [] if visits is None else list(visits.samples.values())
         calls = [Call((sample,), {}, None) for sample in samples]
@@ -154,7 +155,8 @@ class After:
             finally:
                 for inner, mode in modes.items():
                     inner.training = mode
-        return begin(built, self.init, calls[0] if calls else None, look, where, self.fade)
+        path, call = place.rewire(built).added[0][0], calls[0] if calls else None
+        return begin(built, self.init, InitSite(path, call, look, (place.module, False)), where, self.fade)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from auxin.anatomy.placed import guarded
-from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.probe import Look
 from auxin.anatomy.resting import Resting
 from auxin.edits.start import Start, start, takes
 from auxin.errors import GrowthError, reason
+from auxin.init import InitSite
 from auxin.randomness import random_state
 from auxin.refs import name_of
 
@@ -57,8 +58,7 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
 def begin(
     built: nn.Module,
     init: Any,
-    call: Call | None,
-    look: Look,
+    site: InitSite,
     where: str,
     fade: int = 0,
     resting: Resting | None = None,
@@ -68,14 +68,14 @@ def begin(
     Args:
         built: the module.
         init: as in the edits.
-        call: what arrives at it; None without a probe.
-        look: for the seed.
+        site: where it will stand, and what arrives there.
         where: for messages.
         fade: optimizer steps over which it may fade in, if nothing else keeps the function.
         resting: what the network does with the outputs of the modules beside it; None: it hands them on.
     """
     if type(fade) is not int or fade < 0:
         raise GrowthError(f"{where}: fade={fade!r} is a number of optimizer steps, 0 for none.")
+    call, look = site.call, site.look
     if look.structural:
         return Start("from a checkpoint")
     if call is None and init == "preserve":
@@ -89,7 +89,7 @@ def begin(
             if call is not None:
                 takes(built.eval(), call, where)
             with random_state(look.seed + 1):
-                return start(built, init, call, where, fade, resting)
+                return start(built, init, site, where, fade, resting)
     finally:
         for module, mode in modes.items():
             module.training = mode

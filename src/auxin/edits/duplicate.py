@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from auxin import init as inits
 from auxin.anatomy.blocks import Container, number, replica, shape_of
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.placed import Placed, taken_apart
@@ -17,10 +19,11 @@ from auxin.anatomy.resting import Resting, StandIn, forms_of
 from auxin.anatomy.tree import join
 from auxin.anatomy.writers import arriving, first_tensor
 from auxin.change import Assign, Change, New
-from auxin.edits.start import fade_in, finish
+from auxin.edits.start import fade_in, finish, inside
 from auxin.edits.zeroing import kind_of, silence
 from auxin.errors import GrowthError, reason
 from auxin.gate import close_gates
+from auxin.init import InitSite
 from auxin.randomness import random_state
 
 ORDERS = ("interleave", "stack", "middle", "last")
@@ -35,12 +38,13 @@ class Duplicate:
         by: number of new blocks; None: as many as there are.
         order: "interleave" (AABB; where ``by`` does not divide, spread evenly), "stack" (ABAB), "middle" (the middle
             group once more), "last" (the last group once more), or the source index of every block of the new depth.
-        content: "copy" of the source's weights, or "fresh" (its modules' ``reset_parameters``).
+        content: "copy" of the source's weights, or "fresh" (its modules' ``reset_parameters``, or ``init``).
         output: "zero" (last writers zeroed, so that a copy returns its input, or zeros where the network adds what
             blocks return: the function stays as it was) or "keep".
         state: optimizer state of the copies, "fresh" or "copy".
         fade: optimizer steps over which a copy fades in that cannot be zeroed (a norm behind the residual sum, a block
             without a residual); 0: refuse it.
+        init: with content="fresh", how the weights are drawn: a name or a function as in ``Insert``, but "preserve".
 
     Sources: interleaved zeroed copies LLaMA Pro (arXiv:2401.02415), stacking StackBERT and G_stack (arXiv:2405.15319),
     middle MIDAS (arXiv:2409.19044).
@@ -57,6 +61,7 @@ class Duplicate:
     output: str = "zero"
     state: str = "fresh"
     fade: int = 100
+    init: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.order, str):
@@ -90,6 +95,7 @@ class Duplicate:
         sources = self.sources(len(container.names))
         self._check_words()
         calls = self._calls(container, sorted(set(_copied(sources))), look)
+        promised = self.init is not None
         items: list[str | New] = []
         states: dict[int, nn.Parameter] = {}
         writers: list[str] = []
@@ -103,17 +109,21 @@ class Duplicate:
             if homes[source] == position:
                 items.append(container.names[source])
                 continue
-            new = self._copy(model, container, source, calls, look, resting)
+            path = join(container.path, str(position))
+            site = InitSite(path, calls.get(source), look, (container.child(source), False))
+            twin, kept = self._twin(model, container, source, site)
+            promised = promised and kept
+            new = self._copy(model, container, source, twin, site, resting)
             new = dataclasses.replace(new, numbers=numbered(new.module, known, position))
             number(new.module, new.numbers)
             items.append(new)
             original = dict(container.child(source).named_parameters())
             if self.state == "copy":
                 states |= {id(p): original[name] for name, p in new.module.named_parameters() if name not in new.zeroed}
-            gates += [join(container.path, str(position))] if new.gated else []
+            gates += [path] if new.gated else []
             names = tuple(new.zeroed) or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
-            writers += [join(join(container.path, str(position)), name) for name in names]
-            incumbents += [join(join(container.path, str(homes[source])), name) for name in names]
+            writers += inside(path, names)
+            incumbents += inside(join(container.path, str(homes[source])), names)
         rewire = container.renumbered(items)
         zeroed = self.output == "zero" and not look.structural
         return finish(
@@ -124,8 +134,8 @@ class Duplicate:
             rewire,
             sources=states,
             assigns=assigns,
-            preserves=zeroed,
-            how=("fade-in" if gates else "last writers zero") if zeroed else "copy",
+            preserves=zeroed or promised,
+            how=("fade-in" if gates else "last writers zero") if zeroed else "its own init" if promised else "copy",
             gates=tuple(gates),
             fade=self.fade,
             writers=tuple(writers),
@@ -149,6 +159,12 @@ class Duplicate:
         return container
 
     def _check_words(self) -> None:
+        if self.init == "preserve" or (self.init is not None and self.content != "fresh"):
+            raise GrowthError(
+                f"Duplicate(at={self.at!r}, content={self.content!r}, init={self.init!r}): init= says how weights are "
+                "drawn with content='fresh', by a name such as 'kaiming' or a function; that the function stays is "
+                "output='zero'."
+            )
         if type(self.fade) is not int or self.fade < 0:
             raise GrowthError(f"Duplicate(at={self.at!r}, fade={self.fade!r}): fade is a number of optimizer steps.")
         for name, value, known in (
@@ -163,7 +179,7 @@ class Duplicate:
 
     def _calls(self, container: Container, wanted: list[int], look: Look) -> dict[int, Call | None]:
         """What arrives at each block that is to be zeroed; None where its kind is remembered and there is no probe."""
-        if look.structural or self.output == "keep":
+        if look.structural or (self.output == "keep" and (self.init is None or not look.has_probe)):
             return {}
         if not look.has_probe:
             if all(kind_of(container.child(i)) in look.memory for i in wanted):
@@ -186,23 +202,32 @@ class Duplicate:
             calls[i] = _placed(look, container, i)
         return calls
 
+    def _twin(self, model: nn.Module, container: Container, source: int, site: InitSite) -> tuple[nn.Module, bool]:
+        """A copy of a block with the weights that are asked for; whether its init promises that the function stays."""
+        path, promised = join(container.path, container.names[source]), False
+        twin = _twin(model, container.child(source), f"Duplicate(at={self.at!r}): {path}")
+        if self.content == "fresh" and not site.look.structural:
+            write: Callable[[], bool] = functools.partial(_reset, model, twin, path)
+            if self.init is not None:
+                write = functools.partial(inits.run, inits.named(self.init, f"Duplicate(at={self.at!r})"), twin, site)
+            promised = _fresh(model, twin, site.seed + source, write)
+        close_gates(twin)  # of a block that is fading in itself, or holds one
+        return twin, promised
+
     def _copy(
         self,
         model: nn.Module,
         container: Container,
         source: int,
-        calls: dict[int, Call | None],
-        look: Look,
+        twin: nn.Module,
+        site: InitSite,
         resting: Resting | None,
     ) -> New:
+        """The new block, silenced where the function is to stay."""
         original, path = container.child(source), join(container.path, container.names[source])
-        twin = _twin(model, original, f"Duplicate(at={self.at!r}): {path}")
-        if self.content == "fresh" and not look.structural:
-            _reset(model, twin, path, look.seed + source)
-        close_gates(twin)  # of a block that is fading in itself, or holds one
         constants: Mapping[str, float] | None = {}
-        if source in calls:
-            call, where = calls[source], f"Duplicate(at={self.at!r}, output='zero')"
+        if self.output == "zero" and not site.look.structural:
+            call, look, where = site.call, site.look, f"Duplicate(at={self.at!r}, output='zero')"
             for form in forms_of(call, resting):
                 constants = silence(model, original, twin, call, look, where, form)
                 if constants is not None:
@@ -218,6 +243,18 @@ class Duplicate:
                 flat = _flat(container, source, call)
                 raise GrowthError(f"{_cannot_start_silent(where, original, self.fade, added, call)}{flat}")
         return New(twin, path if self.content == "copy" else None, constants or {}, gated=constants is None)
+
+
+def _fresh(model: nn.Module, block: nn.Module, seed: int, write: Callable[[], bool]) -> bool:
+    """Let ``write`` draw fresh weights into a block; what the network holds too stays as it is. Returns its answer."""
+    held = {id(p) for p in model.parameters()}
+    tied = [(p, p.detach().clone()) for p in block.parameters() if id(p) in held]
+    with random_state(seed):
+        said = write()
+    with torch.no_grad():
+        for p, value in tied:
+            p.copy_(value)
+    return said
 
 
 def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
@@ -331,11 +368,10 @@ def _checked(sources: list[int], length: int, by: int | None, where: str) -> lis
     return sources
 
 
-def _reset(model: nn.Module, block: nn.Module, path: str, seed: int) -> None:
-    """Fresh weights by each module's own ``reset_parameters``; what the network holds too stays as it is."""
-    known, held = {id(m) for m in model.modules()}, {id(p) for p in model.parameters()}
-    tied = [(p, p.detach().clone()) for p in block.parameters() if id(p) in held]
-    with random_state(seed), torch.no_grad():
+def _reset(model: nn.Module, block: nn.Module, path: str) -> bool:
+    """Fresh weights by each module's own ``reset_parameters``; nothing is promised of them."""
+    known = {id(m) for m in model.modules()}
+    with torch.no_grad():
         for name, module in block.named_modules():
             own = [leaf for leaf, p in module._parameters.items() if p is not None]
             reset: Any = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -346,7 +382,6 @@ def _reset(model: nn.Module, block: nn.Module, path: str, seed: int) -> None:
             elif own:
                 raise GrowthError(
                     f"Duplicate(content='fresh'): {join(path, name)} ({type(module).__name__}) holds "
-                    f"{', '.join(own)} and has no reset_parameters(); give it one, or use content='copy'."
+                    f"{', '.join(own)} and has no reset_parameters(); give it one, or use init=, or content='copy'."
                 )
-        for p, value in tied:
-            p.copy_(value)
+    return False

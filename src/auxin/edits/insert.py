@@ -18,6 +18,7 @@ from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import finish, inside
 from auxin.errors import GrowthError
+from auxin.init import InitSite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Insert:
         key: name in a ModuleDict or in a Sequential with named children.
         before: with ``key``: the name that the new one is put in front of; None: the end.
         init: "preserve" (the function stays, and the new weights can learn), "zero", "identity", "kaiming", "xavier",
-            "default" (as the constructor made them), or an importable ``f(module)``.
+            "default" (as the constructor made them), or an importable ``init(module)`` or ``init(module, site)``, see
+            ``auxin.init.InitSite``; one that returns True promises that the function stays, which is proved.
         fade: optimizer steps over which a layer fades in, where init="preserve" finds no other way; 0: refuse then.
         outputs: the shape of the network's own output may change.
 
@@ -83,7 +85,8 @@ class Insert:
         if beside is not None and size and isinstance(container.module, (nn.ModuleList, nn.ModuleDict)):
             tried = rewired(New(StandIn(beside)))
             resting = Resting(look, tried, container.aliases(model, tried), assigns)
-        begun = begin(built, self.init, call, look, where, self.fade, resting)
+        tap = (container.child(min(position, size - 1)), position < size) if size else (container.module, True)
+        begun = begin(built, self.init, InitSite(path, call, look, tap), where, self.fade, resting)
         rewire = rewired(New(built, gated=begun.gated, numbers=at))
         resolved = dataclasses.replace(self, index=None if keyed else position)
         fields = {"how": begun.how, "writers": inside(path, begun.writers), "preserves": begun.preserves}

@@ -16,6 +16,7 @@ from auxin.edits.build import begin, build
 from auxin.edits.start import inside, spliced
 from auxin.errors import GrowthError
 from auxin.grown import NAME, has_grown
+from auxin.init import InitSite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Replace:
         adopt(built, [old] if any(True for _ in old.parameters()) else [], model)
         built.train(old.training)
         call = None if look.structural or not look.has_probe else _arriving_at(old, look, where)
-        begun = begin(built, self.init, call, look, f"{where})")
+        begun = begin(built, self.init, InitSite(join(path, name), call, look, (old, False)), f"{where})")
         kept = _keep(old, built) if not begun.preserves else 0
         rewire = Rewire(path, tuple((n, New(built) if n == name else n) for n in parent._modules))
         lists = aliases(model, rewire)

@@ -30,6 +30,7 @@ from auxin.anatomy.writers import (
 from auxin.change import Before, Change, Rewire
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.gate import open_gate, set_gate
+from auxin.init import InitSite
 from auxin.randomness import random_state
 
 OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the function."
@@ -48,9 +49,9 @@ class Start:
 
 
 def start(
-    module: nn.Module, init: Any, call: Call | None, where: str, fade: int = 0, resting: Resting | None = None
+    module: nn.Module, init: Any, site: InitSite, where: str, fade: int = 0, resting: Resting | None = None
 ) -> Start:
-    """Write the first weights of ``module`` by ``init``; ``call`` is what arrives at it (needed to preserve).
+    """Write the first weights of ``module`` by ``init``; ``site.call`` is what arrives at it (needed to preserve).
 
     ``fade`` says that it may get a gate, if nothing else keeps the function; ``resting`` what the network does with the
     outputs of the modules beside it (None: it hands them on).
@@ -58,17 +59,15 @@ def start(
     Raises:
         GrowthError: the function cannot be kept, or the layer does not take what arrives.
     """
+    call = site.call
     if init == "preserve":
         assert call is not None
         return _preserve(module, call, where, fade, resting)
-    function = inits.NAMED.get(init) if isinstance(init, str) else init
-    if function is None:
-        known = ", ".join(map(repr, ["preserve", *inits.NAMED]))
-        raise GrowthError(f"{where}: init={init!r} is not known; use one of {known}, or an importable f(module).")
-    function(module)
+    function = inits.named(init, where)
+    promised = inits.run(function, module, site)
     if function is inits.identity and call is not None and is_identity(module, call):
         return Start("identity", _matrices(module), preserves=True)
-    return Start(init if isinstance(init, str) else getattr(init, "__name__", "own init"))
+    return Start(init if isinstance(init, str) else getattr(init, "__name__", "own init"), preserves=promised)
 
 
 def takes(module: nn.Module, call: Call, where: str) -> Any:

@@ -79,11 +79,6 @@ def _encode_object(value: Any, at: str, depth: int) -> Any:
             raise GrowthError(f"{at}: a partial with attributes {sorted(vars(value))}. Store it without them.")
         parts = (("f", value.func), ("args", list(value.args)), ("kwargs", value.keywords))
         return {"$": "partial"} | {key: _encode(part, f"{at}.{key}", depth + 1) for key, part in parts}
-    if dataclasses.is_dataclass(value) and hasattr(type(value), "plan"):  # an edit inside another
-        fields = {
-            f.name: _encode(getattr(value, f.name), f"{at}.{f.name}", depth + 1) for f in dataclasses.fields(value)
-        }
-        return {"$": "edit", "type": name_of(type(value)), "v": fields}
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not isinstance(value.item(), numpy.generic):
         return _encode(value.item(), at, depth)
@@ -101,6 +96,11 @@ def _encode_object(value: Any, at: str, depth: int) -> Any:
             return {"$": "ref", "v": name_of(value)}
         except GrowthError as error:
             raise GrowthError(f"{at}: {error}") from None
+    if dataclasses.is_dataclass(value) and hasattr(type(value), "plan"):  # an edit inside another
+        fields = {
+            f.name: _encode(getattr(value, f.name), f"{at}.{f.name}", depth + 1) for f in dataclasses.fields(value)
+        }
+        return {"$": "edit", "type": name_of(type(value)), "v": fields}
     raise GrowthError(
         f"{at}: a {type(value).__module__}.{type(value).__qualname__}, which is not among the types that "
         f"are written exactly. Store the numbers, text, tensors, lists and dicts that it is made of."
