@@ -1,6 +1,10 @@
-"""Blocks that know their position: whether two of a list say the same one."""
+"""Blocks that know their position, or differ by it: whether two of a list say the same one, and by which numbers the
+blocks of a list differ.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
@@ -27,6 +31,34 @@ def repeated(container: nn.Module, new: set[str]) -> str:
         if child in new and key not in shared and len(olds.get(key, {})) > 1 and value in olds[key]:
             return f"{join(child, join(*key))} is {value}, as in {olds[key][value]}"
     return ""
+
+
+def differing(blocks: Mapping[int, nn.Module], known: Collection[str]) -> dict[str, dict[int, str]]:
+    """The plain numbers in which blocks of one class differ: name inside the block -> index of the block -> its value.
+
+    Args:
+        blocks: by index.
+        known: attributes that follow the position, so that they are no matter.
+    """
+    tables = {index: dict(_plain(block, known)) for index, block in blocks.items()}
+    names = [name for name in next(iter(tables.values())) if all(name in table for table in tables.values())]
+    values = {name: {index: table[name] for index, table in tables.items()} for name in names}
+    return {name: each for name, each in values.items() if len(set(each.values())) > 1}
+
+
+def _plain(block: nn.Module, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(path of an attribute, value as text) of all numbers and tuples of numbers."""
+    for path, module in block.named_modules():
+        for name, value in module.__dict__.items():
+            numbers = value if isinstance(value, (tuple, list)) else (value,)
+            if (
+                numbers
+                and name not in known
+                and not name.startswith("_")
+                and {type(n) for n in numbers} <= {int, float}
+            ):
+                text = ", ".join(f"{number:g}" for number in numbers)
+                yield join(path, name), text if len(numbers) == 1 else f"({text})"
 
 
 def _numbers(container: nn.Module) -> list[tuple[str, tuple[str, str], int]]:

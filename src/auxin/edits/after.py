@@ -37,7 +37,7 @@ class After:
 
     Args:
         at: path of a module whose output is one floating tensor; ``auxin.sites(model, probe)`` lists them.
-        layer: an importable class or factory, or a ``functools.partial`` of one, called without arguments; None:
+        layer: an importable class or factory, or a ``functools.partial`` of one, called as by ``Insert``; None:
             ``x + P x`` over the channels of that place, with ``P`` zero at first.
         init: as in ``Insert``.
         fade: optimizer steps over which a layer fades in, where init="preserve" finds no other way; 0: refuse then.
@@ -78,7 +78,8 @@ class After:
         layer = self.layer
         if layer is None:
             layer = _pointwise(model, place.path, module, visits, where)
-        built = build(layer, model, look, where)
+        size = 0 if place.container is None else len(place.container.names)
+        built = build(layer, model, look, where, {"index": place.position, "depth": size + 1})
         adopt(built, _neighbours(model, place.path, module), model)
         built.train(module.training)
         begun = self._begun(built, visits, look, place, f"{where})")

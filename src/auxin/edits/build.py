@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +21,11 @@ from auxin.randomness import random_state
 from auxin.refs import name_of
 
 
-def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
+def build(layer: Any, model: nn.Module, look: Look, who: str, position: Mapping[str, int] | None = None) -> nn.Module:
     """Call ``layer`` under the look's seed, on the CPU (on the meta device in a replay there).
+
+    ``position`` holds the ``index`` of the new module in its container and the container's new ``depth``: a factory with
+    a parameter of such a name that has no default gets it. None: it stands in no container.
 
     Raises:
         GrowthError: it cannot be written down, fails, or returns something that is not a new module.
@@ -30,10 +35,11 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
     name = getattr(target, "__name__", "Layer")
     where = f"{who}, layer={name})"
     first = next(model.parameters(), None)
+    placed = _asked_for(layer, position, where)
     device = "meta" if look.structural and first is not None and first.device.type == "meta" else "cpu"
     try:
         with random_state(look.seed), torch.device(device):
-            built = layer()
+            built = layer(**placed)
     except Exception as error:  # whatever a user's constructor raises
         raise GrowthError(
             f"{where}: building it failed: {reason(error)}. Write its arguments into a partial: "
@@ -53,6 +59,23 @@ def build(layer: Any, model: nn.Module, look: Look, who: str) -> nn.Module:
             f"{where}: it returned a module that the model already holds; a factory must build a new one."
         )
     return built
+
+
+def _asked_for(layer: Any, position: Mapping[str, int] | None, where: str) -> dict[str, int]:
+    """What a factory cannot do without, of ``index`` and ``depth``."""
+    try:
+        parameters = inspect.signature(layer).parameters
+    except (TypeError, ValueError):  # one in C, without a signature
+        return {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named]
+    wanted = [name for name in ("index", "depth") if name in required]
+    if wanted and position is None:
+        raise GrowthError(
+            f"{where}: it takes {wanted[0]}, the place in a container, and stands in none. Write it into the partial: "
+            f"functools.partial(..., {wanted[0]}=0)."
+        )
+    return {name: position[name] for name in wanted} if position is not None else {}
 
 
 def begin(

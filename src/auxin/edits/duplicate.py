@@ -13,6 +13,7 @@ from torch import nn
 from auxin import init as inits
 from auxin.anatomy.blocks import Container, number, replica, shape_of
 from auxin.anatomy.depth import followed, numbered, numbers
+from auxin.anatomy.numbering import differing
 from auxin.anatomy.placed import Placed, taken_apart
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.resting import Resting, StandIn, forms_of
@@ -125,6 +126,7 @@ class Duplicate:
             writers += inside(path, names)
             incumbents += inside(join(container.path, str(homes[source])), names)
         rewire = container.renumbered(items)
+        notes = () if look.structural else _unlike(container, _copied(sources), {number.name for number in known})
         zeroed = self.output == "zero" and not look.structural
         return finish(
             model,
@@ -140,6 +142,7 @@ class Duplicate:
             fade=self.fade,
             writers=tuple(writers),
             incumbents=tuple(incumbents),
+            notes=notes,
         )
 
     def _container(self, model: nn.Module) -> Container:
@@ -351,6 +354,25 @@ def _copied(sources: list[int]) -> list[int]:
             copies.append(source)
         seen.add(source)
     return copies
+
+
+def _unlike(container: Container, copied: list[int], known: set[str]) -> tuple[str, ...]:
+    """A note for each class of copied blocks that differ in plain numbers, such as dilations 1, 2, 4."""
+    notes = []
+    kinds = {index: type(container.child(index)) for index in range(len(container.names))}
+    for kind in dict.fromkeys(kinds[source] for source in copied):
+        blocks = {index: container.child(index) for index, other in kinds.items() if other is kind}
+        found = list(differing(blocks, known).items())[:4]
+        if found:
+            sources = [source for source in copied if kinds[source] is kind]
+            names = " and ".join(f"{name} ({', '.join(values.values())})" for name, values in found)
+            kept = " and ".join(", ".join(values[source] for source in sources) for _, values in found)
+            copies = "the copy keeps" if len(sources) == 1 else "the copies keep"
+            notes.append(
+                f"blocks differ in {names}; {copies} {kept}; Insert({container.path!r}, a factory that takes index) "
+                "continues a series"
+            )
+    return tuple(notes)
 
 
 def _checked(sources: list[int], length: int, by: int | None, where: str) -> list[int]:

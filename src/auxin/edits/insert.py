@@ -27,7 +27,9 @@ class Insert:
 
     Args:
         at: path of an ``nn.Sequential``, ``nn.ModuleList`` or ``nn.ModuleDict``; "" is the model itself.
-        layer: an importable class or factory, or a ``functools.partial`` of one; called without arguments.
+        layer: an importable class or factory, or a ``functools.partial`` of one; called without arguments. One that has
+            a parameter ``index`` or ``depth`` without a default is given the position of the new layer, or the new
+            length of the container, so that it goes on with a series such as dilations 1, 2, 4.
         index: position as in ``list.insert`` (negative counts from the end); None: the end.
         key: name in a ModuleDict or in a Sequential with named children.
         before: with ``key``: the name that the new one is put in front of; None: the end.
@@ -57,14 +59,14 @@ class Insert:
         container = Container.at(model, self.at, "Insert")
         position, key = self._place(container)
         where = f"Insert(at={self.at!r}"
-        built = build(self.layer, model, look, where)
+        size = len(container.names)
+        built = build(self.layer, model, look, where, {"index": position, "depth": size + 1})
         adopt(built, _neighbours(container, position), model)
         path = join(container.path, key)
         where = f"{where}, index={position})" if self.key is None else f"{where}, key={key!r})"
         watched = look.has_probe and not look.structural
         call, beside = _arriving_at(container, position, look, where) if watched else (None, None)
         items: list[str | New] = list(container.names)
-        size = len(items)
         homes = {i: i + (i >= position) for i in range(size)}
         sources = [*range(position), max(0, position - 1), *range(position, size)]
         alike = any(type(built) is type(container.child(i)) for i in range(size))

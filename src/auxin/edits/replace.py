@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import adopt, hooks_on
+from auxin.anatomy.blocks import CONTAINERS, adopt, hooks_on
 from auxin.anatomy.holders import aliases, strays
 from auxin.anatomy.probe import Call, Look
 from auxin.anatomy.tree import join, module_at
@@ -29,7 +29,7 @@ class Replace:
 
     Args:
         at: path of the module that goes.
-        layer: an importable class or factory, or a ``functools.partial`` of one; called without arguments.
+        layer: an importable class or factory, or a ``functools.partial`` of one; called as by ``Insert``.
         init: as in ``Insert``, for the tensors that are new; "preserve" where what goes returned its input.
         outputs: the shape of the network's own output may change.
 
@@ -65,7 +65,9 @@ class Replace:
                 "(handle.remove()), and register them on the new module afterwards."
             )
         path = next(known for known, module in model.named_modules() if module is parent)
-        built = build(self.layer, model, look, where)
+        names = list(parent._modules)
+        position = {"index": names.index(name), "depth": len(names)} if isinstance(parent, CONTAINERS) else None
+        built = build(self.layer, model, look, where, position)
         adopt(built, [old] if any(True for _ in old.parameters()) else [], model)
         built.train(old.training)
         call = None if look.structural or not look.has_probe else _arriving_at(old, look, where)

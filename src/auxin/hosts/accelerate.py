@@ -62,7 +62,7 @@ class Grower(grower.Grower):
         finally:
             self._prepared = {}
 
-    def grow(self, edit: Edit, seed: int | None = None) -> Change:
+    def grow(self, edit: Edit | Sequence[Edit], seed: int | None = None) -> Change:
         """Carry out one edit now; see ``auxin.Grower``."""
         _check_optimizers(self._accelerator, self.model, self.companions)
         with as_built(self.model):
