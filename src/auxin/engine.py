@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin import agreed, typed
+from auxin.anatomy.masks import masked, reaching
 from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
@@ -138,6 +139,7 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         before: Seen | None = None
         averages: Averaged = []
+        mask, order = masked(model) if look.has_probe else "", None
         stock = terms.stock and is_stock(model)
         made: list[Change] = []
         edits = steps(edit, seed)
@@ -145,6 +147,7 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
             with ranks.agree("grow: the plan") as said:
                 if not made and look.has_probe:
                     before = seen(look)
+                    order = reaching(look) if mask else None
                 with told_which(edit, len(made)):
                     change = dataclasses.replace(_planned(model, one, look.seeded(seed_of_one)), rewarm=terms.rewarm)
                 if not made and before is not None and change.preserves:
@@ -157,6 +160,8 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
             change = joined(model, edit, seed, made)
             change = _proved(model, change, look, before, companions, stock)
             prove_averages(averages if change.preserves else [], change, look)
+            if mask:
+                change = _in_order(change, look, mask, order)
             if stock:
                 check_stock(model, change, look)
             change = dataclasses.replace(change, seconds=time.perf_counter() - started)
@@ -321,6 +326,22 @@ def _throw(followers: list[Any], error: BaseException) -> None:
             continue
         except Exception as raised:  # a follower's own bug; the others must still be heard
             error.add_note(f"while taking back: {raised!r}")
+
+
+def _in_order(change: Change, look: Look, mask: str, before: Tensor | None) -> Change:
+    """Check that a growth of a masked network lets no input through to an output that did not reach it before."""
+    after = reaching(look, change.starting, change.gates) if before is not None else None
+    if before is None or after is None or after.shape != before.shape:
+        note = f"{mask} masks its weight; what the masks keep apart could not be looked at (no floating inputs)"
+        return dataclasses.replace(change, notes=(*change.notes, note))
+    if bool((after & ~before).any()):
+        raise GrowthError(
+            f"{', '.join(path for path, _ in change.added) or change.edit}: {mask} masks its weight, and "
+            "with the growth outputs would come to depend on inputs that the masks keep from them (the order of an "
+            "autoregressive network would be lost). Name a layer that is masked as those beside it, "
+            "layer=functools.partial(YourMaskedLayer, ...), or copy whole blocks: Duplicate."
+        )
+    return change
 
 
 def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch | None) -> None:

@@ -164,6 +164,18 @@ def steps_itself(parameter: nn.Parameter) -> bool:
     return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
+def hooked_from_outside(block: nn.Module) -> list[str]:
+    """Paths inside a block that have hooks of a user's, which a copy shares: not torch's, ours, or its own methods."""
+    inside, found = {id(module) for module in block.modules()}, []
+    for path, module in block.named_modules():
+        hooks = [hook for name in HOOKS for hook in (module.__dict__.get(name) or {}).values() if callable(hook)]
+        shared = [hook for hook in hooks if id(getattr(hook, "__self__", None)) not in inside]
+        homes = {getattr(hook, "__module__", type(hook).__module__) or "" for hook in shared}
+        if any(home.partition(".")[0] not in ("torch", "auxin") for home in homes):
+            found.append(path)
+    return found
+
+
 def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:
     """Ids of the block's parameters that something outside it holds as well: tied ones, and those of shared modules."""
     outside = {id(p) for m in modules_beside(model, block) for p in m._parameters.values() if p is not None}

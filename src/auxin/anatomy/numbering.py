@@ -51,12 +51,8 @@ def _plain(block: nn.Module, known: Collection[str]) -> Iterator[tuple[str, str]
     for path, module in block.named_modules():
         for name, value in module.__dict__.items():
             numbers = value if isinstance(value, (tuple, list)) else (value,)
-            if (
-                numbers
-                and name not in known
-                and not name.startswith("_")
-                and {type(n) for n in numbers} <= {int, float}
-            ):
+            plain = bool(numbers) and {type(number) for number in numbers} <= {int, float}
+            if plain and name not in known and not name.startswith("_"):
                 text = ", ".join(f"{number:g}" for number in numbers)
                 yield join(path, name), text if len(numbers) == 1 else f"({text})"
 

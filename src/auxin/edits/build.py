@@ -24,8 +24,8 @@ from auxin.refs import name_of
 def build(layer: Any, model: nn.Module, look: Look, who: str, position: Mapping[str, int] | None = None) -> nn.Module:
     """Call ``layer`` under the look's seed, on the CPU (on the meta device in a replay there).
 
-    ``position`` holds the ``index`` of the new module in its container and the container's new ``depth``: a factory with
-    a parameter of such a name that has no default gets it. None: it stands in no container.
+    ``position`` holds the ``index`` of the new module in its container and the container's new ``depth``: a factory
+    with a parameter of such a name that has no default gets it. None: it stands in no container.
 
     Raises:
         GrowthError: it cannot be written down, fails, or returns something that is not a new module.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from auxin import init as inits
-from auxin.anatomy.blocks import Container, number, replica, shape_of
+from auxin.anatomy.blocks import Container, hooked_from_outside, number, replica, shape_of
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.numbering import differing
 from auxin.anatomy.placed import Placed, taken_apart
@@ -126,7 +126,8 @@ class Duplicate:
             writers += inside(path, names)
             incumbents += inside(join(container.path, str(homes[source])), names)
         rewire = container.renumbered(items)
-        notes = () if look.structural else _unlike(container, _copied(sources), {number.name for number in known})
+        copied = [] if look.structural else _copied(sources)
+        notes = (*_unlike(container, copied, {number.name for number in known}), *_hooked(container, copied))
         zeroed = self.output == "zero" and not look.structural
         return finish(
             model,
@@ -373,6 +374,17 @@ def _unlike(container: Container, copied: list[int], known: set[str]) -> tuple[s
                 "continues a series"
             )
     return tuple(notes)
+
+
+def _hooked(container: Container, copied: list[int]) -> list[str]:
+    """A note for each copied block whose hooks are called for the copy too."""
+    paths = {join(container.path, container.names[i]): hooked_from_outside(container.child(i)) for i in set(copied)}
+    return [
+        f"the hooks on {join(path, inner[0]) if inner[0] else path}{' and others' if inner[1:] else ''} are called for "
+        "its copy too"
+        for path, inner in paths.items()
+        if inner
+    ]
 
 
 def _checked(sources: list[int], length: int, by: int | None, where: str) -> list[int]:
