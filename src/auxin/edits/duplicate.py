@@ -28,6 +28,11 @@ from auxin.init import InitSite
 from auxin.randomness import random_state
 
 ORDERS = ("interleave", "stack", "middle", "last")
+TRIED = 8  # blocks from the end, where a copy of one cannot start silent
+
+
+class _CannotStartSilent(GrowthError):
+    """A copy of one of the blocks changes the function; that of another may not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +97,24 @@ class Duplicate:
 
     def plan(self, model: nn.Module, look: Look) -> Change:
         """Copy the blocks and say where they go. Writes to nothing."""
+        try:
+            return self._planned(model, look)
+        except _CannotStartSilent as error:
+            raise GrowthError(f"{error}{self._other_order(model, look)}") from error
+
+    def _other_order(self, model: nn.Module, look: Look) -> str:
+        """The order that copies the last block whose copy can start silent, in words; "" if there is none."""
+        size = len(self._container(model).names)
+        for source in [*reversed(range(size))][:TRIED]:
+            order = [*range(source + 1), *range(source, size)]
+            try:
+                dataclasses.replace(self, by=None, order=order)._planned(model, look)
+            except GrowthError:
+                continue
+            return f" A copy of block {source} can: order={order}."
+        return ""
+
+    def _planned(self, model: nn.Module, look: Look) -> Change:
         container = self._container(model)
         sources = self.sources(len(container.names))
         self._check_words()
@@ -245,7 +268,7 @@ class Duplicate:
                 )
             if constants is None and (added or not (self.fade and fade_in(twin, call))):
                 flat = _flat(container, source, call)
-                raise GrowthError(f"{_cannot_start_silent(where, original, self.fade, added, call)}{flat}")
+                raise _CannotStartSilent(f"{_cannot_start_silent(where, original, self.fade, added, call)}{flat}")
         return New(twin, path if self.content == "copy" else None, constants or {}, gated=constants is None)
 
 
