@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
+import operator
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +18,12 @@ from auxin.randomness import generator_state, is_generator, set_generator_state
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
-HOLDERS = (Tensor, dict, list, tuple, set, collections.deque)
+HOLDERS = (dict, list, tuple, set, collections.deque)
+PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device, type)
+LEVELS = 4  # how deep objects in objects, and containers in containers, are recorded
 LONG = 10_000  # items of a container from which on it is taken for data
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+BARE = frozenset(nn.Module().__dict__)  # what every module has
 
 
 class Record:
@@ -25,45 +31,69 @@ class Record:
 
     Objects that modules refer to (a configuration) are recorded as well. Tensors are kept by reference. With
     ``values=True`` their contents are kept as well (one copy of the network in memory), for code that may write into
-    them.
+    them. Buffers, and tensors that a module holds beside them, are kept with their contents in any case: a forward may
+    write into them.
+
+    A network has thousands of modules, most of them with nothing but empty dicts. So what is recorded of each is little,
+    and ``restore`` writes only where something differs.
     """
 
     def __init__(self, model: nn.Module, values: bool = False):
-        self.modules = dict(model.named_modules(remove_duplicate=True))
-        self.parameters = dict(model.named_parameters())
-        self.buffers = dict(model.named_buffers())
-        self.attributes = {path: dict(m.__dict__) for path, m in self.modules.items()}
-        self._inner = {
-            path: {name: content_of(value) for name, value in own.items() if isinstance(value, (dict, list, set))}
-            for path, own in self.attributes.items()
-        }
-        self.classes = {path: type(m) for path, m in self.modules.items()}
+        self.modules = dict(model.named_modules())
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self.attributes: dict[str, dict[str, Any]] = {}
+        self.classes: dict[str, type] = {}
+        self._empty: dict[str, list[Any]] = {}  # containers of each module that hold nothing
+        self._filled: dict[str, dict[str, list[Any]]] = {}  # the content of its others
+        own: list[tuple[tuple[str, str], Any]] = []  # attributes that only this class of modules has
+        tensors: dict[int, Tensor] = {}
+        for path, module in self.modules.items():
+            held = self.attributes[path] = dict(module.__dict__)
+            self.classes[path] = type(module)
+            self._empty[path], self._filled[path] = empty, filled = [], {}
+            for name, value in held.items():
+                if isinstance(value, (dict, list, set)):
+                    if value:
+                        filled[name] = content_of(value)
+                    else:
+                        empty.append(value)
+                if name not in BARE:
+                    own.append(((path, name), value))
+            for known, slot in ((self.parameters, "_parameters"), (self.buffers, "_buffers")):
+                for name, tensor in filled.get(slot, ()):
+                    if tensor is not None and id(tensor) not in tensors:
+                        tensors[id(tensor)] = tensor
+                        known[f"{path}.{name}" if path else name] = tensor
+        kinds = _Kinds()
         self._contents: list[tuple[Any, list[Any]]] = []
-        self.objects = list(self._walk_objects())
-        tensors = [*self.parameters.values(), *self.buffers.values()]
-        self.shapes = {id(t): t.shape for t in tensors}
-        self.requires_grad = {id(t): t.requires_grad for t in tensors}
-        self._tensors = tensors
-        self._places = {id(t): place for place, t in enumerate(tensors)}
-        self._grads = [t.grad if t.is_leaf else None for t in tensors]
-        self._storages = [t.detach() for t in tensors]
-        self._hooks = [[(kind, hooks_of(t, kind)) for kind in HOOKS] for t in tensors]
-        self._values = [t.detach().clone() for t in tensors] if values else None
-        self._grad_values = [None if g is None or not values else g.detach().clone() for g in self._grads]
-        held = {f"{path} {name}": own for (path, name), own, _ in self.objects if "." not in name}
-        self._loose = _Loose({**self.attributes, **held}, {id(t) for t in tensors})
+        self.objects = list(self._walk_objects(own, kinds))
+        self._tensors = list(tensors.values())
+        self.requires_grad = {i: t.requires_grad for i, t in tensors.items()}
+        self._grads = [t.grad if t.is_leaf else None for t in self._tensors]
+        self._storages = [t.detach() for t in self._tensors]
+        held_hooks = ((t, kind, hooks_of(t, kind)) for t in self._tensors for kind in HOOKS)
+        self._hooks = {(id(t), kind): hooks for t, kind, hooks in held_hooks if hooks}
+        copied = self._tensors if values else list(self.buffers.values())
+        self._values = {id(t): (t.detach().clone(), None if values else version_of(t)) for t in copied}
+        grads = [g for g in self._grads if g is not None] if values else []
+        self._grad_values = {id(g): g.detach().clone() for g in grads}
+        level = [value for _, value in own]
+        level += [value for (_, name), held, _ in self.objects if "." not in name for value in held.values()]
+        self._loose = _Loose(level, set(tensors), kinds)
 
-    def _walk_objects(self) -> Iterator[tuple[tuple[str, str], dict[str, Any], list[Any]]]:
-        """Plain objects that modules refer to, up to four levels deep: (path, attribute), attributes, their content."""
+    def _walk_objects(
+        self, level: list[tuple[tuple[str, str], Any]], kinds: _Kinds
+    ) -> Iterator[tuple[tuple[str, str], dict[str, Any], list[Any]]]:
+        """Plain objects that modules refer to, a few levels deep: (path, attribute), attributes, their content."""
         seen: set[int] = set()
-        level = [((path, name), value) for path, own in self.attributes.items() for name, value in own.items()]
-        for _ in range(4):
+        for _ in range(LEVELS):
             deeper = []
             for (path, name), value in level:
-                own = getattr(value, "__dict__", None)
-                if isinstance(value, (nn.Module, Tensor)) or callable(value) or type(own) is not dict:
+                if not kinds.of(value).has_attributes or id(value) in seen:
                     continue
-                if id(value) in seen:
+                own = value.__dict__
+                if type(own) is not dict:
                     continue
                 seen.add(id(value))
                 yield (path, name), own, content_of(own)
@@ -71,14 +101,19 @@ class Record:
                 deeper += [((path, f"{name}.{key}"), inner) for key, inner in own.items() if isinstance(key, str)]
             level = deeper
 
+    @functools.cached_property
+    def shapes(self) -> dict[int, torch.Size]:
+        """The recorded shape of each parameter and buffer, by ``id``."""
+        return {id(t): stored.shape for t, stored in zip(self._tensors, self._storages, strict=True)}
+
     def inner(self, path: str, name: str) -> Any:
         """The recorded content of a dict, list or set attribute."""
-        return self._inner[path][name]
+        return self._filled[path].get(name, [])
 
     def value_of(self, tensor: Tensor) -> Tensor | None:
         """The recorded values of a tensor, of the recorded shape; None without values, or for one of others."""
-        place = self._places.get(id(tensor))
-        return None if place is None or self._values is None else self._values[place]
+        kept = self._values.get(id(tensor))
+        return None if kept is None else kept[0]
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a recorded tensor still holds its recorded values, to the bit."""
@@ -86,32 +121,75 @@ class Record:
         return value is not None and value.shape == tensor.shape and _same(tensor, value)
 
     def restore(self) -> None:
-        """Put every module, attribute, mode and (if recorded) value back, in place."""
+        """Put every module, attribute, mode and (where recorded) value back, in place."""
         for path, module in self.modules.items():
             own = self.attributes[path]
-            for name, content in self._inner[path].items():
+            if any(self._empty[path]):
+                for container in self._empty[path]:
+                    container.clear()
+            for name, content in self._filled[path].items():
                 refill(own[name], content)
-            refill(module.__dict__, list(own.items()))
+            _reset(module.__dict__, own)
             if type(module) is not self.classes[path]:
                 module.__class__ = self.classes[path]
         for container, content in (*self._contents, *((own, content) for _, own, content in self.objects)):
             refill(container, content)
-        for i, tensor in enumerate(self._tensors):
-            if storage_of(tensor) != storage_of(self._storages[i]):
-                tensor.data = self._storages[i]
-            if self._values is not None and tensor.device.type != "meta" and not _same(tensor, self._values[i]):
-                write(tensor, self._values[i])
+        for tensor, storage, grad in zip(self._tensors, self._storages, self._grads, strict=True):
+            if not _is_where(tensor, storage):
+                tensor.data = storage
             if tensor.is_leaf:
                 if tensor.requires_grad != self.requires_grad[id(tensor)]:
                     tensor.requires_grad_(self.requires_grad[id(tensor)])
-                grad, grad_value = self._grads[i], self._grad_values[i]
                 if tensor.grad is not grad:
                     tensor.grad = grad
-                if grad is not None and grad_value is not None and not _same(grad, grad_value):
-                    write(grad, grad_value)
-            for kind, hooks in self._hooks[i]:
-                hook_again(tensor, kind, hooks)
+            for kind in HOOKS:
+                if getattr(tensor, kind, None) is not None:
+                    hook_again(tensor, kind, self._hooks.get((id(tensor), kind)))
+            if id(tensor) in self._values:
+                self._write_back(tensor)
+            if id(grad) in self._grad_values and grad is not None and not _same(grad, self._grad_values[id(grad)]):
+                write(grad, self._grad_values[id(grad)])
         self._loose.restore()
+
+    def _write_back(self, tensor: Tensor) -> None:
+        """Give a tensor its recorded values; where its version was noted only if it was written to since."""
+        value, version = self._values[id(tensor)]
+        if tensor.device.type == "meta" or (version is not None and version_of(tensor) == version):
+            return
+        if version is not None or not _same(tensor, value):
+            write(tensor, value)
+
+
+class _Kinds:
+    """What there is to record of a value, by its class; asked once for each class."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Kind:
+        """``has_attributes``: it is a plain object; ``holds``: "tensor", "generator", "items", or ""."""
+
+        has_attributes: bool
+        holds: str
+
+    def __init__(self) -> None:
+        self._known: dict[type, _Kinds.Kind] = dict.fromkeys(PLAIN, self.Kind(False, ""))
+        self._known[collections.OrderedDict] = self.Kind(False, "items")  # it could have attributes, and never does
+
+    def of(self, value: Any) -> Kind:
+        """What there is to record of ``value``."""
+        kind = self._known.get(type(value))
+        if kind is None:
+            plain = not isinstance(value, (nn.Module, Tensor)) and not callable(value) and hasattr(value, "__dict__")
+            holds = (
+                "tensor"
+                if isinstance(value, Tensor)
+                else "items"
+                if isinstance(value, HOLDERS)
+                else "generator"
+                if is_generator(value)
+                else ""
+            )
+            kind = self._known[type(value)] = self.Kind(plain, holds)
+        return kind
 
 
 class _Loose:
@@ -120,22 +198,20 @@ class _Loose:
     Tensors and random generators of their own, and containers in containers, a few levels deep.
     """
 
-    def __init__(self, attributes: dict[str, dict[str, Any]], known: set[int]):
+    def __init__(self, level: list[Any], seen: set[int], kinds: _Kinds):
         self._tensors: list[tuple[Tensor, int | None, Tensor]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._contents: list[tuple[Any, list[Any]]] = []
-        seen = set(known)
-        level = [value for own in attributes.values() for name, value in own.items() if name not in SLOTS]
-        for _ in range(4):
+        for _ in range(LEVELS):
             deeper: list[Any] = []
             for value in level:
-                drawn = is_generator(value)
-                if not (drawn or isinstance(value, HOLDERS)) or id(value) in seen:
+                holds = kinds.of(value).holds
+                if not holds or id(value) in seen:
                     continue
                 seen.add(id(value))
-                if isinstance(value, Tensor):
+                if holds == "tensor":
                     self._tensors.append((value, version_of(value), value.detach().clone()))
-                elif drawn:
+                elif holds == "generator":
                     self._generators.append((value, generator_state(value)))
                 elif len(value) <= LONG:
                     self._contents += [] if isinstance(value, tuple) else [(value, content_of(value))]
@@ -151,6 +227,16 @@ class _Loose:
                     write(tensor, value)
         for generator, state in self._generators:
             set_generator_state(generator, state)
+
+
+def _reset(now: dict[str, Any], then: dict[str, Any]) -> None:
+    """Give the attributes of a module their recorded values, the order too."""
+    if len(now) != len(then) or not all(map(operator.is_, now, then)):
+        refill(now, list(then.items()))
+    elif not all(map(operator.is_, now.values(), then.values())):
+        for name, value in then.items():
+            if now[name] is not value:
+                now[name] = value
 
 
 @contextmanager
@@ -266,6 +352,13 @@ def storage_of(tensor: Tensor) -> Any:
     if tensor.layout != torch.strided:
         return tensor.layout
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_where(tensor: Tensor, stored: Tensor) -> bool:
+    """Whether a tensor's values live where those of ``stored`` do, laid out alike."""
+    if tensor.layout == torch.strided and tensor.device.type in ("cpu", "cuda"):
+        return tensor.is_set_to(stored) and tensor.dtype == stored.dtype  # one call in C
+    return storage_of(tensor) == storage_of(stored)
 
 
 @torch.no_grad()

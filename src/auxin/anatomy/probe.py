@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from auxin.dynamo import eagerly
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
-from auxin.record import Record, coming_back, version_of
+from auxin.record import Record, coming_back
 
 Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a callable that returns one of these
 
@@ -45,19 +45,9 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
     are back.
     """
     tree = Record(model)
-    buffers = [(b, b.detach().clone(), version_of(b)) for b in model.buffers()]
-
-    def restore() -> None:
-        tree.restore()
-        with torch.no_grad():
-            for buffer, value, version in buffers:
-                if version_of(buffer) != version:
-                    buffer.copy_(value)
-
-    with coming_back(restore):
-        if not train:
-            for module in model.modules():
-                module.training = False
+    with coming_back(tree.restore):
+        for module in () if train else tree.modules.values():
+            module.training = False
         with random_state(seed=0), eagerly():
             yield
 
