@@ -1,17 +1,21 @@
 import errno
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from auxin.checkpoint import directory, tensors
+from auxin.checkpoint import directory, manifest, tensors
 from auxin.checkpoint.directory import read, write
 from auxin.errors import GrowthError
 
@@ -362,7 +366,7 @@ def test_a_checkpoint_that_is_a_link_is_refused(tmp_path: Path) -> None:
     ("old", "new", "text"),
     [
         (b"auxin checkpoint", b"other checkpoint", "not a manifest of auxin"),
-        (b'"version": 1', b'"version": 2', "a newer auxin wrote it"),
+        (b'"version": 2', b'"version": 3', "a newer auxin wrote it"),
         (b'"size": ', b'"size":  ', "is not what was written"),
         (b"}\n", b"}\n\n", "is not what was written"),
     ],
@@ -398,3 +402,50 @@ def test_every_truncation_and_flipped_bit_is_found(tmp_path: Path) -> None:
                 read(tmp_path)
         file.write_bytes(raw)
     read(tmp_path)
+
+
+def of_version_one(complete: Path) -> None:
+    """Rewrite a manifest as the first versions of auxin wrote it, with the SHA-256 of every file."""
+    files = {name: asdict(entry) for name, entry in manifest.parse((complete / manifest.NAME).read_bytes()).items()}
+    for name, entry in files.items():
+        entry["digest"] = sha256((complete / name).read_bytes()).hexdigest()
+    plain = {"format": manifest.FORMAT, "version": 1, "files": files}
+    total = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    (complete / manifest.NAME).write_bytes(json.dumps({**plain, "sha256": total}, indent=1).encode() + b"\n")
+
+
+def test_checkpoints_with_the_old_checksum_are_read_and_their_damage_is_found(tmp_path: Path) -> None:
+    complete = write(tmp_path, FILES)
+    of_version_one(complete)
+    found = read(tmp_path)
+    assert found.bytes("journal.json") == FILES["journal.json"]
+    assert found.tensors("model.safetensors").keys() == FILES["model.safetensors"].keys()
+    for file in (complete / "journal.json", complete / "model.safetensors"):
+        raw = file.read_bytes()
+        file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        with pytest.raises(GrowthError, match=f"{file.name} is not what was written .its checksum differs"):
+            read(tmp_path)
+        file.write_bytes(raw)
+
+
+def test_no_file_is_read_again_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reading(*_: object) -> bytes:
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(os, "read", reading)
+    write(tmp_path, FILES)
+    monkeypatch.undo()
+    read(tmp_path)
+
+
+def test_every_dtype_and_layout_is_written_as_safetensors_reads_it(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    kinds = (torch.bool, torch.int8, torch.bfloat16, torch.float64, torch.complex64, torch.uint16)
+    named = {"view": base[1:3, ::2], "whole": base, "transposed": base.t(), "one": base[0, 0], "none": base[:0]}
+    named |= {str(kind): base.to(kind) for kind in kinds}
+    write(tmp_path, {"model.safetensors": named})
+    found = load_file(tmp_path / "checkpoint-000001" / "model.safetensors")
+    assert found.keys() == named.keys()
+    for name, tensor in named.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -173,35 +174,32 @@ def _fill(directory: Path, files: Mapping[str, Content]) -> None:
     entries = {}
     for name, content in files.items():
         target = directory / name
-        layout = None
-        if isinstance(content, Mapping):
-            layout = tensors.save(target, content)
-        else:
-            with open(target, "xb") as file:
-                file.write(content)
-        size, digest = _flush(target)
-        entries[name] = manifest.Entry(size, digest, layout)
+        layout, written = None, manifest.Checksum()
+        with open(target, "xb", buffering=tensors.CHUNK) as file:
+
+            def put(data: Any, file: BinaryIO = file, written: manifest.Checksum = written) -> None:
+                written.update(data)
+                file.write(data)
+
+            if isinstance(content, Mapping):
+                layout = tensors.save(put, content)
+            else:
+                put(content)
+            file.flush()
+            os.fsync(file.fileno())
+        entries[name] = manifest.Entry(written.size, written.digest, layout)
     (directory / manifest.NAME).write_bytes(manifest.dump(entries))
     _flush(directory / manifest.NAME)
     _flush(directory)
 
 
-def _flush(path: Path) -> tuple[int, str]:
-    """Bring a file or directory down to the disk; size and digest of a file."""
+def _flush(path: Path) -> None:
+    """Bring a file or directory down to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        return (0, "") if path.is_dir() else _digest(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _digest(descriptor: int) -> tuple[int, str]:
-    digest, size = sha256(), 0
-    while block := os.read(descriptor, 1 << 20):
-        digest.update(block)
-        size += len(block)
-    return size, digest.hexdigest()
 
 
 def _publish(temporary: Path, place: Path) -> Path:
@@ -265,7 +263,7 @@ def _explained(place: Path, files: Mapping[str, Content]) -> Iterator[None]:
     """Turn what the system says into what to do about it."""
     try:
         yield
-    except (OSError, tensors.WriteError) as error:
+    except OSError as error:
         size = sum(
             sum(tensor.numel() * tensor.element_size() for tensor in content.values())
             if isinstance(content, Mapping)
@@ -276,7 +274,7 @@ def _explained(place: Path, files: Mapping[str, Content]) -> Iterator[None]:
         with suppress(OSError):  # even to ask whether a name that is too long is a directory
             existing = next((parent for parent in (place, *place.parents) if parent.is_dir()), place)
             free = f", {shutil.disk_usage(existing).free / 1e6:,.1f} MB are free there"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = error.strerror or str(error)
         raise GrowthError(
             f"Cannot save to '{place}': {reason} ({size / 1e6:,.1f} MB to write{free}). Nothing was left behind, and "
             f"earlier checkpoints are as they were. Make room or the directory writable, or save somewhere else: "
@@ -328,11 +326,9 @@ def _verified(checkpoint: Path) -> Files:
                 raise manifest.Cut(f"{name} has {size:,} bytes, it was written with {entry.size:,}")
             if entry.layout is None:
                 contents[name] = _all(descriptor)
-                found = sha256(contents[name]).hexdigest()
-            else:
-                found = _digest(descriptor)[1]
-        if found != entry.digest:
-            raise manifest.Cut(f"{name} is not what was written (its SHA-256 differs)")
+            blocks = _blocks(descriptor) if entry.layout is not None else [contents[name]]
+            if not entry.holds(blocks):
+                raise manifest.Cut(f"{name} is not what was written (its checksum differs)")
     return Files(checkpoint, listed, contents)
 
 
@@ -357,10 +353,12 @@ def _opened(checkpoint: Path, name: str) -> Iterator[int]:
 
 
 def _all(descriptor: int) -> bytes:
-    blocks = []
-    while block := os.read(descriptor, 1 << 20):
-        blocks.append(block)
-    return b"".join(blocks)
+    return b"".join(_blocks(descriptor))
+
+
+def _blocks(descriptor: int) -> Iterator[bytes]:
+    while block := os.read(descriptor, tensors.CHUNK):
+        yield block
 
 
 def _read(checkpoint: Path, name: str, largest: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from torch import Tensor
 
 from auxin.errors import GrowthError
 
-# What safetensors reads and writes as it is; any other dtype is stored as its bytes.
+# What safetensors reads and writes as it is, and how it writes that; any other dtype is stored as its bytes.
 _NATIVE = {
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.bool),
-    *(torch.int64, torch.int32, torch.int16, torch.int8),
-    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.complex64: "C64", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8"},
 }
+CHUNK = 1 << 20  # bytes; what was summed up is still in the cache of the processor when it is written
 _RAW = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -25,10 +29,6 @@ _RAW = {
         *(torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
     )
 }
-
-
-class WriteError(Exception):
-    """The file could not be written."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Layout:
     raw: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def save(path: Path, tensors: Mapping[str, Tensor]) -> Layout:
-    """Write named tensors to a new file.
+def save(write: Callable[[Any], None], tensors: Mapping[str, Tensor]) -> Layout:
+    """Write named tensors in the format of safetensors.
 
     Args:
-        path: of the file.
+        write: takes the bytes of the file, one after the other.
         tensors: on any device, in any memory order; what is the same memory is stored once.
 
     Returns:
@@ -56,34 +56,34 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> Layout:
 
     Raises:
         GrowthError: a tensor has no plain values to store; names it.
-        WriteError: the file could not be written.
     """
-    from safetensors import SafetensorError  # on first use: importing auxin stays light
-    from safetensors.torch import save_file
-
-    layout, stored, seen, storages = Layout(), {}, {}, set()
+    layout, stored, seen = Layout(), {}, {}
     for name, tensor in tensors.items():
         _check(name, tensor)
         place = _place(tensor)
         if place in seen:
             layout.aliases[name] = seen[place]
-            continue
-        seen[place] = name
-        # Two views of one storage are two tensors: the network that they are loaded into ties them again.
-        stored[name] = _plain(tensor.detach(), name, layout)
-        if place[0] in storages:
-            stored[name] = stored[name].clone()
-        storages.add(place[0])
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(stored, path, metadata={"format": "pt"})
-        # safetensors leaves a file that only its owner can read.
-        path.chmod(mode)
-    except SafetensorError as error:
-        raise WriteError(str(error)) from error
-    except ImportError as error:
-        raise GrowthError(f"Saving tensors needs numpy beside safetensors ({error}): pip install numpy.") from error
+        else:
+            # Two views of one storage are two tensors: the network that they are loaded into ties them again.
+            seen[place] = name
+            stored[name] = tensor.detach()
+            if tensor.dtype not in _NATIVE:
+                layout.raw[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ordered = sorted(stored.items(), key=lambda pair: -pair[1].element_size())  # so that each is aligned
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        native = _NATIVE.get(tensor.dtype)
+        shape = [end - start] if native is None else list(tensor.shape)
+        header[name] = {"dtype": native or "U8", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write(struct.pack("<Q", len(text)) + text)
+    for _, tensor in ordered:
+        values = _bytes_of(tensor)
+        for start in range(0, len(values), CHUNK):
+            write(values[start : start + CHUNK])
     return layout
 
 
@@ -141,10 +141,8 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return ((tensor.device, storage), *view)
 
 
-def _plain(tensor: Tensor, name: str, layout: Layout) -> Tensor:
-    """Contiguous values on the CPU, as bytes where safetensors does not know the dtype."""
-    tensor = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-    if tensor.dtype in _NATIVE:
-        return tensor
-    layout.raw[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-    return tensor.reshape(-1).view(torch.uint8)
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The values one after the other, from the CPU."""
+    plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+    values: Any = plain.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(values)
