@@ -34,8 +34,8 @@ class Record:
     them. Buffers, and tensors that a module holds beside them, are kept with their contents in any case: a forward may
     write into them.
 
-    A network has thousands of modules, most of them with nothing but empty dicts. So what is recorded of each is little,
-    and ``restore`` writes only where something differs.
+    A network has thousands of modules, most of them with nothing but empty dicts. So little is recorded of each, and
+    ``restore`` writes only where something differs.
     """
 
     def __init__(self, model: nn.Module, values: bool = False):

@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from auxin.anatomy.placed import guarded
 from auxin.anatomy.probe import Look
 from auxin.anatomy.resting import Resting
-from auxin.edits.start import Start, start, takes
+from auxin.edits.start import Start, remembered, start, takes
+from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError, reason
 from auxin.init import InitSite
 from auxin.randomness import random_state
@@ -101,6 +102,9 @@ def begin(
     call, look = site.call, site.look
     if look.structural:
         return Start("from a checkpoint")
+    kind = kind_of(built)
+    if call is None and init == "preserve" and kind in look.memory:
+        return remembered(built, look.memory[kind], where, fade)
     if call is None and init == "preserve":
         raise GrowthError(
             f"{where}: init='preserve' needs one batch to find which weights must be zero: pass probe=batch. Without "
@@ -112,7 +116,10 @@ def begin(
             if call is not None:
                 takes(built.eval(), call, where)
             with random_state(look.seed + 1):
-                return start(built, init, site, where, fade, resting)
+                begun = start(built, init, site, where, fade, resting)
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if init == "preserve" and (begun.constants or begun.gated):
+        look.memory[kind] = begun.constants or None
+    return begun

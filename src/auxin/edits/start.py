@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,13 +39,31 @@ OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the functio
 @dataclass(frozen=True)
 class Start:
     """How a new module starts: in words, the tensors inside it that must get a gradient, and whether nothing
-    changes. ``gated`` says that it has a gate and fades in.
+    changes. ``gated`` says that it has a gate and fades in, ``constants`` what its writers were set to.
     """
 
     how: str
     writers: tuple[str, ...] = ()
     preserves: bool = False
     gated: bool = False
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+
+def remembered(module: nn.Module, constants: Mapping[str, float] | None, where: str, fade: int) -> Start:
+    """Start a module as one of its kind has started before: its writers at these constants, or with a gate (None).
+
+    Raises:
+        GrowthError: it would need a gate, and may have none.
+    """
+    if constants is not None:
+        set_constants(module, constants)
+        return Start("last writers zero", tuple(constants), preserves=True, constants=constants)
+    if not (fade and fade_in(module, None)):
+        raise GrowthError(
+            f"{where}: {_words(module)} could only fade in when one of its kind was added before; pass fade=100, or "
+            f"probe=batch to look again. {OTHERS}"
+        )
+    return Start("fade-in", _trainable(module), preserves=True, gated=True)
 
 
 def start(
@@ -202,7 +220,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, rest
                 if form == PASSED:
                     warn_of_norms(module, call, constants, where)
                 set_constants(module, constants)
-                return Start("last writers zero", tuple(constants), preserves=True)
+                return Start("last writers zero", tuple(constants), preserves=True, constants=constants)
     if resting is not None and resting.added:
         raise GrowthError(
             f"{where}: the network adds what the modules there return, as in x + block(x), and no zeroing of the "
