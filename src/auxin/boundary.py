@@ -24,7 +24,9 @@ class StepWatch:
     """
 
     def __init__(self, optimizers: Iterable[Any]):
-        self._used: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        # By optimizer: the parameters' ids, their gradients and the versions of these, at its last step.
+        self._used: dict[int, tuple[list[int], list[weakref.ref[torch.Tensor]], list[int]]] = {}
+        self._places: dict[int, tuple[weakref.ref[torch.Tensor], int]] | None = None  # the same by id, once it is asked
         self.steps = 0
         self.on_step: Callable[[Any], None] | None = None  # called with the optimizer
         watch = weakref.ref(self)
@@ -45,25 +47,30 @@ class StepWatch:
             self.on_step(optimizer)
         if self._first is None or optimizer is self._first:
             self.steps += 1
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._used[id(p)] = (weakref.ref(p.grad), p.grad._version)
+        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads: Any = [p.grad for p in held]
+        self._used[id(optimizer)] = (list(map(id, held)), list(map(weakref.ref, grads)), [g._version for g in grads])
+        self._places = None
 
     def used(self, p: torch.Tensor) -> bool:
         """Whether the gradient that ``p`` has now went into a step already."""
-        used = self._used.get(id(p))
+        if self._places is None:
+            columns = (zip(*one, strict=True) for one in self._used.values())
+            self._places = {i: (grad, version) for rows in columns for i, grad, version in rows}
+        used = self._places.get(id(p))
         return used is not None and p.grad is not None and used[0]() is p.grad and used[1] == p.grad._version
 
     def state(self, model: nn.Module) -> tuple[int, set[int]]:
         """Count of steps, and ids of the parameters whose gradient is used up: to return to."""
-        return self.steps, {id(p) for p in model.parameters() if self.used(p)}
+        return self.steps, {id(p) for p in model.parameters() if p.grad is not None and self.used(p)}
 
     def set_state(self, state: tuple[int, set[int]], model: nn.Module) -> None:
         """Return to what ``state`` gave, once the gradients are what they were (a copy raises their version)."""
         self.steps, used = state
-        found = ((id(p), p.grad) for p in model.parameters() if id(p) in used)
-        self._used = {key: (weakref.ref(grad), grad._version) for key, grad in found if grad is not None}
+        held = [p for p in model.parameters() if id(p) in used and p.grad is not None]
+        grads: Any = [p.grad for p in held]
+        rows = list(map(id, held)), list(map(weakref.ref, grads)), [g._version for g in grads]
+        self._used, self._places = {0: rows}, None
 
 
 def unscaled(scaler: Any) -> bool:
@@ -90,7 +97,8 @@ def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch 
         return f"inside the forward of {running}; grow between two steps of the training loop"
     if any(unscaled(scaler) for scaler in scalers):
         return "gradients are unscaled and scaler.update() has not run; grow after scaler.update()"
-    for name, p in model.named_parameters():
+    waiting = [p for p in model.parameters() if p.grad is not None]
+    for name, p in model.named_parameters() if waiting else ():
         if p.grad is None or (watch is not None and watch.used(p)):
             continue
         if bool(p.grad.count_nonzero() if not p.grad.is_sparse else p.grad._nnz()):
@@ -108,12 +116,11 @@ def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch 
 
 def _running(model: nn.Module) -> str | None:
     """Name of the class whose forward is on this thread's stack, if it is part of ``model``."""
-    members = {id(m) for m in model.modules()}
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code in FORWARD:
-            module = frame.f_locals.get("self")
-            if id(module) in members:
-                return type(module).__name__
+            running = frame.f_locals.get("self")
+            if any(module is running for module in model.modules()):
+                return type(running).__name__
         frame = frame.f_back
     return None

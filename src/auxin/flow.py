@@ -8,6 +8,7 @@ probe, and at each of the first optimizer steps after its birth, in the very gra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 import weakref
@@ -146,9 +147,10 @@ class FlowWatch:
         for birth in self._births:
             pairs = birth.pairs.get(id(optimizer), [])
             try:
-                held = {f"{p.name}{side}": one for p in pairs for side, one in zip(("", OLD), p.read(), strict=True)}
+                held = {name: one for p in pairs for name, one in zip(p.sides, p.read(), strict=True)}
                 found = sizes({name: grad for name, (grad, _) in held.items()})
-                birth.alive |= {name for name, (square, _) in found.items() if square != 0 or _any(held[name][0])}
+                late = found.keys() - birth.alive
+                birth.alive |= {name for name in late if found[name][0] != 0 or _any(held[name][0])}
             except (RuntimeError, TypeError, NotImplementedError) as error:  # gradients of some unusual class
                 warnings.warn(f"the gradients of growth {birth.growth} cannot be watched: {error}", stacklevel=2)
                 self._births = [b for b in self._births if b is not birth]
@@ -193,6 +195,11 @@ class _Pair:
         fresh = int(self.part.mask.sum())
         grads = inside(self.part, new.grad)
         return (grads[0], fresh), (grads[1], new.numel() - fresh)
+
+    @functools.cached_property
+    def sides(self) -> tuple[str, str]:
+        """Names for both."""
+        return self.name, f"{self.name}{OLD}"
 
 
 @dataclasses.dataclass
@@ -323,14 +330,18 @@ def sizes(grads: Mapping[str, Tensor | None]) -> dict[str, Size]:
     held = {name: _dense(grad) for name, grad in grads.items() if grad is not None}
     if not held:
         return {}
-    norms = [torch.linalg.vector_norm(grad) for grad in held.values()]
-    values = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).tolist()
+    together: Any = getattr(torch, "_foreach_norm")  # noqa: B009
+    norms = together(list(held.values()))
+    first = norms[0]
+    if any(norm.dtype != first.dtype or norm.device != first.device for norm in norms):
+        norms = [norm.to(norms[0].device, torch.float64) for norm in norms]
+    values = torch.stack(norms).tolist()
     return {name: (norm * norm, grad.numel()) for (name, grad), norm in zip(held.items(), values, strict=True)}
 
 
 def _dense(grad: Tensor) -> Tensor:
     """The gradient's numbers, in a dtype in which their squares can be summed."""
-    grad = grad.detach()
+    grad = grad.detach() if grad.requires_grad else grad
     if grad.is_sparse:
         grad = grad.coalesce().values()
     return grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
