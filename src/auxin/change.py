@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 from auxin.axes import Axes, Part, has_born, told
 from auxin.dynamo import CompileTime
 from auxin.grown import NAME as GROWN
+from auxin.listing import listing
 from auxin.modules import Dormant
 
 
@@ -151,9 +152,9 @@ class Before:
     @classmethod
     def of(cls, model: nn.Module) -> Before:
         """Read it off a network that has not been changed yet."""
-        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        shapes = {id(t): t.shape for t in (*parameters.values(), *buffers.values())}
-        return cls(dict(model.named_modules()), parameters, buffers, shapes)
+        network = listing(model)
+        tensors = (*network.parameters.values(), *network.buffers.values())
+        return cls(network.modules, network.parameters, network.buffers, {id(t): t.shape for t in tensors})
 
 
 @dataclass(frozen=True, eq=False)

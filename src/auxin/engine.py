@@ -33,6 +33,7 @@ from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
 from auxin.follow.structure import Undo, apply, check_swaps, undo
+from auxin.listing import lines_of, named_parameters
 from auxin.proof import Averaged, Seen, averaged, prove, prove_averages, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
@@ -145,11 +146,12 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
         edits = steps(edit, seed)
         for (one, seed_of_one), way in zip(edits, ways_back(terms.keep, len(edits)), strict=True):
             with ranks.agree("grow: the plan") as said:
-                if not made and look.has_probe:
+                own = look if not made else look.seeded(seed_of_one)
+                with told_which(edit, len(made)):
+                    change = dataclasses.replace(_planned(model, one, own), rewarm=terms.rewarm)
+                if not made and look.has_probe:  # after the plan, whose forward serves for it too
                     before = seen(look)
                     order = reaching(look) if mask else None
-                with told_which(edit, len(made)):
-                    change = dataclasses.replace(_planned(model, one, look.seeded(seed_of_one)), rewarm=terms.rewarm)
                 if not made and before is not None and change.preserves:
                     averages = averaged(look, companions)
                 said += [] if ranks.alone else agreed.plan(change)
@@ -194,9 +196,11 @@ def share_values(ranks: Ranks, change: Change, companions: Sequence[Any]) -> Non
 def _planned(model: nn.Module, edit: Edit, look: Look) -> Change:
     try:
         return edit.plan(model, look)
-    except GrowthError:
-        raise
     except Exception as error:  # whatever a user's modules, or an edit of one's own, raise
+        if look.has_probe:
+            seen(look)  # where the network does not run on the probe at all, that is what to say
+        if isinstance(error, GrowthError):
+            raise
         raise GrowthError(
             f"{edit!r} could not be planned ({type(error).__name__}: {error}). Nothing was touched."
         ) from error
@@ -359,7 +363,7 @@ def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch |
 
 def seed_of(model: nn.Module, edit: Edit | None) -> int:
     """A seed from the edit and the structure: equal in every process that holds the same network."""
-    text = [repr(edit), *(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())]
+    text = [repr(edit), *lines_of(named_parameters(model).items())]
     return int.from_bytes(hashlib.sha256("\n".join(text).encode()).digest()[:6], "big")
 
 

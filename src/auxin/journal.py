@@ -21,6 +21,7 @@ from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
 from auxin.follow.structure import Undo
 from auxin.gate import NAME as GATE
+from auxin.listing import every_tensor, lines_of
 from auxin.randomness import random_state
 from auxin.refs import Allowed, name_of
 
@@ -212,9 +213,8 @@ def replayed(
 
 def fingerprint(model: nn.Module) -> str:
     """A short hash of the names and shapes of all parameters and buffers; gates are not there for good."""
-    state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    lasting = [(name, t) for name, t in state if name.rpartition(".")[2] != GATE]
-    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in lasting)
+    lasting = ((name, t) for name, t in every_tensor(model) if name.rpartition(".")[2] != GATE)
+    text = "\n".join(lines_of(lasting))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -65,7 +65,7 @@ class Limit:
 
     def exceeded(self, model: nn.Module, probe: Probe) -> str | None:
         """In words, what of a network is larger than allowed; None if nothing is."""
-        size = sum(p.numel() for p in model.parameters())
+        size = 0 if self.parameters is None else sum(p.numel() for p in model.parameters())
         if self.parameters is not None and size > self.parameters:
             return f"{size:,} parameters, more than limit=Limit(parameters={self.parameters:g})"
         flops = 0.0 if self.flops is None else flops_per_sample(model, probe)

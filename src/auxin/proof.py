@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
 from auxin.anatomy.gradients import gradients_of, probe_loss
-from auxin.anatomy.placed import parts, registrations, runs_by_parts
+from auxin.anatomy.placed import parts, registrations
 from auxin.anatomy.probe import Look, tensors_in, untouched
 from auxin.anatomy.shaken import multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at
@@ -21,6 +20,7 @@ from auxin.change import Change
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import incumbents, inside, ratio, sizes, units
 from auxin.gate import set_gate
+from auxin.listing import named_parameters
 
 Outputs = list[Tensor]
 Averaged = list[tuple[str, nn.Module, Outputs]]  # kind of the companion, the copy of the network that it holds, outputs
@@ -45,21 +45,15 @@ def outputs_of(look: Look) -> Outputs:
 
 
 def seen(look: Look) -> Seen:
-    """What the network does on the probe before it grows.
+    """What the network does on the probe before it grows; without a forward where the plan has had one.
 
     Raises:
         GrowthError: the network does not run on the probe.
     """
-    called: dict[int, Counter[int]] = {}
-    children = {id(c): c for m in look.model.modules() if isinstance(m, CONTAINERS) for c in m.children()}
-    times = registrations(look.model)
     try:
-        with untouched(look.model), torch.no_grad():
-            for child in children.values():
-                counts = called[id(child)] = Counter()
-                for part in parts(child, times) if runs_by_parts(child) else (child,):
-                    part.register_forward_hook(lambda part, *_, counts=counts: counts.update([id(part)]))
-            found = [t.detach().clone() for t in tensors_in(look.run())]
+        if look.outputs is None:
+            look.calls({})
+        found = look.outputs or []
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
@@ -72,7 +66,7 @@ def seen(look: Look) -> Seen:
             f"probe: {type(look.model).__name__} returns no finite number on it, so nothing can be proved; the run has "
             "diverged before this growth."
         )
-    return Seen(found, {child: max(counts.values()) for child, counts in called.items() if counts})
+    return Seen(found, look.called)
 
 
 def averaged(look: Look, companions: Sequence[Any]) -> Averaged:
@@ -184,21 +178,32 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
 
 
 def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
-    parameters = dict(model.named_parameters())
+    """The outputs on the probe, and the gradients of the new weights and of what they are compared with.
+
+    Autograd records from the first module on that holds one of these: what stands in front is as in a frozen network.
+    """
+    parameters = named_parameters(model)
     others = [name for name in incumbents(change).values() if name is not None]
     names = (*change.starting, *change.writers, *others, *(part.name for part in change.parts))
     wanted = {name: parameters[name] for name in names if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
         after = _behind_shut_gates(model, change, look)
-        with torch.enable_grad():
-            out = list(tensors_in(look.run()))
-            after = [t.detach().clone() for t in out] if after is None else after
-            loss = probe_loss(out)
-            if loss is None or not wanted:
-                return after, {}
-            grads = gradients_of(loss, model)
-            return after, {name: grads[name] for name in wanted}
+        out: Outputs = []
+        grads: dict[str, Tensor | None] = {}
+        for whole in (False, True):
+            with torch.set_grad_enabled(whole):
+                if not whole:
+                    _record_from(model, wanted)
+                out = list(tensors_in(look.run()))
+            with torch.enable_grad():
+                loss = probe_loss(out) if wanted else None
+                known = {} if loss is None else gradients_of(loss, model)
+            grads = {name: known[name] for name in wanted} if known else {}
+            # Weights that are used before their module is called, or inside a reentrant checkpoint, need the whole.
+            if not wanted or (grads and all(grad is not None for grad in grads.values())):
+                break
+        return [t.detach().clone() for t in out] if after is None else after, grads
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
@@ -214,6 +219,14 @@ def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[st
             f"{where}: the grown network does not run on the probe: {reason(error)}."
             f"{_counted(model, at, change)} The new layer is {shapes or 'none'}; {fit}{_whole(model, at)}"
         ) from error
+
+
+def _record_from(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> None:
+    """Let autograd record from the first call on of a module that holds a wanted parameter; ``untouched`` ends it."""
+    ids = {id(p) for p in wanted.values()}
+    for module in model.modules():
+        if not ids.isdisjoint(map(id, module._parameters.values())):
+            module.register_forward_pre_hook(lambda *_: torch.set_grad_enabled(True) and None, prepend=True)
 
 
 def _reached_late(model: nn.Module, change: Change, look: Look, grads: dict[str, Tensor | None]) -> set[str]:

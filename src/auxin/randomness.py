@@ -18,7 +18,9 @@ def random_state(seed: int | None = None) -> Iterator[None]:
     try:
         try:
             if seed is not None:
-                torch.manual_seed(seed % 2**63)
+                # A CUDA that is not in use would note the seed, with a stack trace, and take it later on.
+                seeding = torch.default_generator if _cuda_waits() else torch
+                seeding.manual_seed(seed % 2**63)
                 random.seed(seed)
                 numpy = sys.modules.get("numpy")
                 if numpy is not None:
@@ -29,6 +31,10 @@ def random_state(seed: int | None = None) -> Iterator[None]:
     except BaseException:  # an interrupt may have cut that short
         restore_random(before)
         raise
+
+
+def _cuda_waits() -> bool:
+    return not torch.cuda.is_initialized() and not (torch.mps.is_available() or torch.xpu.is_available())
 
 
 def random_data() -> dict[str, Any]:

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.listing import named_modules
 from auxin.randomness import generator_state, is_generator, set_generator_state
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
 HOLDERS = (dict, list, tuple, set, collections.deque)
-PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device, type)
+PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device, type))
 LEVELS = 4  # how deep objects in objects, and containers in containers, are recorded
 LONG = 10_000  # items of a container from which on it is taken for data
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-BARE = frozenset(nn.Module().__dict__)  # what every module has
+BARE = nn.Module().__dict__  # what every module has
+HOOK_DICTS = tuple(n for n, v in BARE.items() if isinstance(v, (dict, set)) and n not in SLOTS)
 
 
 class Record:
@@ -34,34 +36,40 @@ class Record:
     them. Buffers, and tensors that a module holds beside them, are kept with their contents in any case: a forward may
     write into them.
 
-    A network has thousands of modules, most of them with nothing but empty dicts. So little is recorded of each, and
-    ``restore`` writes only where something differs.
+    A network may have thousands of modules, most of them with nothing but empty dicts. So little is recorded of each,
+    and ``restore`` writes only where something differs.
     """
 
     def __init__(self, model: nn.Module, values: bool = False):
-        self.modules = dict(model.named_modules())
+        self.modules = named_modules(model)
         self.parameters: dict[str, nn.Parameter] = {}
         self.buffers: dict[str, Tensor] = {}
         self.attributes: dict[str, dict[str, Any]] = {}
         self.classes: dict[str, type] = {}
-        self._empty: dict[str, list[Any]] = {}  # containers of each module that hold nothing
-        self._filled: dict[str, dict[str, list[Any]]] = {}  # the content of its others
+        self._hook_dicts: dict[str, tuple[Any, ...]] = {}
+        self._filled: dict[str, dict[str, Any]] = {}  # content of the containers that hold something, by attribute
         own: list[tuple[tuple[str, str], Any]] = []  # attributes that only this class of modules has
+        own_names: dict[tuple[str, ...], list[str]] = {}  # the same for modules with the same attributes
         tensors: dict[int, Tensor] = {}
         for path, module in self.modules.items():
             held = self.attributes[path] = dict(module.__dict__)
             self.classes[path] = type(module)
-            self._empty[path], self._filled[path] = empty, filled = [], {}
-            for name, value in held.items():
-                if isinstance(value, (dict, list, set)):
-                    if value:
-                        filled[name] = content_of(value)
-                    else:
-                        empty.append(value)
-                if name not in BARE:
+            self._filled[path] = filled = {}
+            hook_dicts = self._hook_dicts[path] = tuple(map(held.get, HOOK_DICTS))
+            if any(hook_dicts):
+                filled.update((name, _kept(held[name])) for name in HOOK_DICTS if held.get(name))
+            layout = tuple(held)
+            if layout not in own_names:
+                own_names[layout] = [name for name in layout if name not in BARE]
+            for name in own_names[layout]:
+                value = held[name]
+                if type(value) not in PLAIN:
                     own.append(((path, name), value))
+                    if isinstance(value, (dict, list, set)):
+                        filled[name] = _kept(value)
+            filled.update((slot, dict(held[slot])) for slot in SLOTS if held.get(slot))
             for known, slot in ((self.parameters, "_parameters"), (self.buffers, "_buffers")):
-                for name, tensor in filled.get(slot, ()):
+                for name, tensor in filled[slot].items() if slot in filled else ():
                     if tensor is not None and id(tensor) not in tensors:
                         tensors[id(tensor)] = tensor
                         known[f"{path}.{name}" if path else name] = tensor
@@ -72,8 +80,8 @@ class Record:
         self.requires_grad = {i: t.requires_grad for i, t in tensors.items()}
         self._grads = [t.grad if t.is_leaf else None for t in self._tensors]
         self._storages = [t.detach() for t in self._tensors]
-        held_hooks = ((t, kind, hooks_of(t, kind)) for t in self._tensors for kind in HOOKS)
-        self._hooks = {(id(t), kind): hooks for t, kind, hooks in held_hooks if hooks}
+        hooked = ((t, kind) for t in self._tensors for kind in HOOKS if getattr(t, kind, None))
+        self._hooks = {(id(t), kind): hooks_of(t, kind) for t, kind in hooked}
         copied = self._tensors if values else list(self.buffers.values())
         self._values = {id(t): (t.detach().clone(), None if values else version_of(t)) for t in copied}
         grads = [g for g in self._grads if g is not None] if values else []
@@ -108,7 +116,8 @@ class Record:
 
     def inner(self, path: str, name: str) -> Any:
         """The recorded content of a dict, list or set attribute."""
-        return self._filled[path].get(name, [])
+        content = self._filled[path].get(name, [])
+        return list(content.items()) if isinstance(content, dict) else content
 
     def value_of(self, tensor: Tensor) -> Tensor | None:
         """The recorded values of a tensor, of the recorded shape; None without values, or for one of others."""
@@ -123,12 +132,18 @@ class Record:
     def restore(self) -> None:
         """Put every module, attribute, mode and (where recorded) value back, in place."""
         for path, module in self.modules.items():
-            own = self.attributes[path]
-            if any(self._empty[path]):
-                for container in self._empty[path]:
-                    container.clear()
-            for name, content in self._filled[path].items():
-                refill(own[name], content)
+            own, filled = self.attributes[path], self._filled[path]
+            for name, content in filled.items():
+                _reset(own[name], content)
+            if any(self._hook_dicts[path]):
+                for name, held in zip(HOOK_DICTS, self._hook_dicts[path], strict=True):
+                    if held and name not in filled:
+                        held.clear()
+            for slot in SLOTS:
+                if slot not in filled and own.get(slot):
+                    own[slot].clear()
+            if "training" in own:  # as a rule it alone is another
+                module.__dict__["training"] = own["training"]
             _reset(module.__dict__, own)
             if type(module) is not self.classes[path]:
                 module.__class__ = self.classes[path]
@@ -145,9 +160,10 @@ class Record:
             for kind in HOOKS:
                 if getattr(tensor, kind, None) is not None:
                     hook_again(tensor, kind, self._hooks.get((id(tensor), kind)))
-            if id(tensor) in self._values:
-                self._write_back(tensor)
-            if id(grad) in self._grad_values and grad is not None and not _same(grad, self._grad_values[id(grad)]):
+        for tensor in (t for t in self._tensors if id(t) in self._values):
+            self._write_back(tensor)
+        for grad in self._grads if self._grad_values else ():
+            if grad is not None and not _same(grad, self._grad_values[id(grad)]):
                 write(grad, self._grad_values[id(grad)])
         self._loose.restore()
 
@@ -229,9 +245,16 @@ class _Loose:
             set_generator_state(generator, state)
 
 
-def _reset(now: dict[str, Any], then: dict[str, Any]) -> None:
-    """Give the attributes of a module their recorded values, the order too."""
-    if len(now) != len(then) or not all(map(operator.is_, now, then)):
+def _kept(value: Any) -> Any:
+    """The content of a container, for ``_reset``: a dict where it is nothing else than one."""
+    return dict(value) if type(value) in (dict, collections.OrderedDict) else content_of(value)
+
+
+def _reset(now: Any, then: Any) -> None:
+    """Give a container its recorded content back, the order too; what is as it was costs two passes in C."""
+    if not isinstance(then, dict):
+        refill(now, then)
+    elif len(now) != len(then) or not all(map(operator.is_, now, then)):
         refill(now, list(then.items()))
     elif not all(map(operator.is_, now.values(), then.values())):
         for name, value in then.items():
@@ -356,8 +379,11 @@ def storage_of(tensor: Tensor) -> Any:
 
 def _is_where(tensor: Tensor, stored: Tensor) -> bool:
     """Whether a tensor's values live where those of ``stored`` do, laid out alike."""
-    if tensor.layout == torch.strided and tensor.device.type in ("cpu", "cuda"):
-        return tensor.is_set_to(stored) and tensor.dtype == stored.dtype  # one call in C
+    if type(tensor) in (nn.Parameter, Tensor):
+        try:
+            return tensor.is_set_to(stored) and tensor.dtype == stored.dtype  # one call in C
+        except NotImplementedError:  # meta tensors, sparse ones
+            pass
     return storage_of(tensor) == storage_of(stored)
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from auxin.anatomy.blocks import steps_itself
-from auxin.anatomy.tree import join, unwrap
+from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import networks_of, plain, with_wrappers
 from auxin.companion import registration_of
 from auxin.errors import GrowthError
 from auxin.gate import NAME, gated
+from auxin.listing import Listing, listing
 from auxin.modules import Dormant, awake
 from auxin.ramp import opening
 from auxin.ranks import Ranks, digest
@@ -55,9 +56,9 @@ def verify_here(model: nn.Module, *companions: Any) -> None:
 
 
 def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
-    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
-    buffers = ((join(path, name), b) for path, m in modules.items() for name, b in m._buffers.items() if b is not None)
-    lazy = [name for name, t in (*parameters.items(), *buffers) if is_lazy(t)]
+    network = listing(model)
+    parameters, modules = network.parameters, network.modules
+    lazy = [name for name, t in (*parameters.items(), *network.buffers.items()) if is_lazy(t)]
     if lazy:
         yield f"{', '.join(lazy[:6])} of lazy layers have no shape yet: run one batch through the model first"
         return
@@ -74,7 +75,7 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
     for companion in companions:
         for copy in networks_of(companion):
-            yield from _average(model, parameters, type(companion).__name__, copy)
+            yield from _average(network, type(companion).__name__, copy)
 
 
 def _frozen_in_their_sleep(sleeping: dict[str, Dormant], names: dict[int, str], running: set[int]) -> Iterator[str]:
@@ -176,19 +177,19 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
                 yield f"{kind}: state {key!r} {shapes} has another shape"
 
 
-def _average(model: nn.Module, parameters: dict[str, nn.Parameter], kind: str, copy: nn.Module) -> Iterator[str]:
-    ours = {n: p.shape for n, p in parameters.items()}
-    theirs = {n: p.shape for n, p in copy.named_parameters()}
-    for name in {**ours, **theirs}:
+def _average(network: Listing, kind: str, averaged: nn.Module) -> Iterator[str]:
+    copy = listing(averaged)
+    ours, theirs = ({n: p.shape for n, p in one.parameters.items()} for one in (network, copy))
+    for name in {**ours, **theirs} if ours != theirs else ():
         if name not in theirs:
             yield f"{kind} lacks {name} {tuple(ours[name])}: it would not be averaged"
         elif name not in ours:
             yield f"{kind} has {name} {tuple(theirs[name])}, which the model does not have"
         elif ours[name] != theirs[name]:
             yield f"{kind} has {name} {tuple(theirs[name])} for {tuple(ours[name])}"
-    held, averaged = ([name for name, _ in network.named_buffers()] for network in (model, copy))
-    if held != averaged:
-        differ = sorted(set(held) ^ set(averaged))[:6] or ["in another order"]
+    held, others = list(network.buffers), list(copy.buffers)
+    if held != others:
+        differ = sorted(set(held) ^ set(others))[:6] or ["in another order"]
         yield f"{kind} has other buffers than the model, and copies them in order: {', '.join(differ)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from auxin.anatomy.holders import aliases
-from auxin.anatomy.tree import join, module_at
+from auxin.anatomy.tree import CONTAINERS, join, module_at
 from auxin.anatomy.writers import copy_of
 from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
@@ -19,7 +20,6 @@ from auxin.errors import GrowthError
 from auxin.gate import faded
 from auxin.modules import ResidualLinear, awake
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 
 BARE = frozenset(nn.Module().__dict__)
@@ -125,11 +125,13 @@ def replica(model: nn.Module, block: nn.Module) -> nn.Module:
 def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:
     """Deepcopy memo: objects of the block that something outside it holds as well."""
     inside = {id(m) for m in block.modules()}
-    outside: dict[int, Any] = {}
+    own = {id(value): value for module in block.modules() for value in _held_by(module)}
+    memo: dict[int, Any] = {}
     for module in model.modules():
         if id(module) not in inside:
-            outside.update((id(value), value) for value in _held_by(module))
-    memo = {id(value): value for module in block.modules() for value in _held_by(module) if id(value) in outside}
+            places = (module.__dict__, module._parameters, module._buffers, module._modules)
+            ids = itertools.chain.from_iterable(map(id, held.values()) for held in places if held)
+            memo.update((i, own[i]) for i in own.keys() & ids)
     for module in block.modules():
         for name in HOOKS:
             for hook in (module.__dict__.get(name) or {}).values():
@@ -228,9 +230,9 @@ def role(owner: nn.Module, leaf: str, p: Tensor) -> tuple[type, str, int]:
     return nn.Linear if kind is ResidualLinear else kind, leaf, p.dim()
 
 
-def owned(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+def owned(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """(owner, leaf name, parameter) of every parameter below ``module``."""
-    return [(owner, leaf, p) for owner in module.modules() for leaf, p in owner._parameters.items() if p is not None]
+    return ((owner, leaf, p) for owner in module.modules() for leaf, p in owner._parameters.items() if p is not None)
 
 
 def shape_of(value: Any) -> str:

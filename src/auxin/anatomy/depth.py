@@ -64,7 +64,11 @@ def numbered(block: nn.Module, known: Sequence[Number], position: int) -> dict[t
 
 
 def followed(
-    model: nn.Module, container: Container, sources: Sequence[int], homes: Mapping[int, int]
+    model: nn.Module,
+    container: Container,
+    sources: Sequence[int],
+    homes: Mapping[int, int],
+    known: Sequence[Number] | None = None,
 ) -> tuple[Assign, ...]:
     """What has to change around a list of blocks, and in the old blocks, when its depth changes.
 
@@ -73,8 +77,9 @@ def followed(
         container: the list.
         sources: for each position of the new depth, the index of the old block whose settings hold there.
         homes: index of an old block -> its position in the new depth.
+        known: what ``numbers(container)`` has found, where that was asked before.
     """
-    known, found = numbers(container), []
+    known, found = numbers(container) if known is None else known, []
     for source, position in homes.items() if known else ():
         block, prefix = container.child(source), join(container.path, container.names[source])
         for (path, name), value in numbered(block, known, position).items():
@@ -87,7 +92,7 @@ def followed(
 def _integers(block: nn.Module) -> Iterator[tuple[str, str, int]]:
     for path, module in block.named_modules():
         for name, value in module.__dict__.items():
-            if type(value) is int and not name.startswith("_"):
+            if type(value) is int and name[0] != "_":
                 yield path, name, value
 
 

@@ -24,9 +24,9 @@ def aliases(model: nn.Module, rewire: Rewire) -> tuple[Alias, ...]:
     """
     children = [id(child) for child in module_at(model, rewire.path)._modules.values() if child is not None]
     found = []
-    for path, module in model.named_modules():
-        for name, value in module.__dict__.items() if children else ():
-            if type(value) in (list, tuple) and [id(item) for item in value] == children:
+    for path, module in model.named_modules() if children else ():
+        for name, value in module.__dict__.items():
+            if type(value) in (list, tuple) and len(value) == len(children) and list(map(id, value)) == children:
                 found.append(Alias(path, name, rewire))
     return tuple(found)
 

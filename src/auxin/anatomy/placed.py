@@ -7,14 +7,14 @@ the probe with the block in its place, and what arrives at every other layer is 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.probe import Call, Look, tensors_in, untouched
+from auxin.anatomy.tree import is_scripted, parts, registrations
 from auxin.change import MISSING, Alias, Assign, New, Rewire
 from auxin.randomness import random_state
 
@@ -59,7 +59,7 @@ class Placed(Call):
     def _watched(self) -> Iterator[list[tuple[int, Tensor]]]:
         """What arrives at each layer of the network, in order."""
         self._seen: list[tuple[int, Tensor]] = []
-        leaves = [m for m in self.look.model.modules() if not m._modules and not _scripted(m)]
+        leaves = [m for m in self.look.model.modules() if not m._modules and not is_scripted(m)]
         handles = [m.register_forward_pre_hook(lambda m, *given: self._see(m, given), with_kwargs=True) for m in leaves]
         try:
             with torch.no_grad():
@@ -110,27 +110,6 @@ def spliced(model: nn.Module, rewire: Rewire, aliases: Sequence[Alias], assigns:
                 del own[name]
 
 
-def parts(module: nn.Module, times: Mapping[int, int]) -> Iterator[nn.Module]:
-    """A module, and all below it that nothing else holds too; ``times`` is what ``registrations`` says of the network.
-
-    Whatever of these is called, the module is run.
-    """
-    yield module
-    for child in module._modules.values() if not _scripted(module) else ():
-        if child is not None and times[id(child)] < 2 and not _scripted(child):
-            yield from parts(child, times)
-
-
-def runs_by_parts(module: nn.Module | None) -> TypeGuard[nn.Module]:
-    """Whether nothing but its parts can be called: it has no forward, as a ModuleList."""
-    return module is not None and type(module).forward is nn.Module.forward
-
-
-def registrations(model: nn.Module) -> Counter[int]:
-    """How many modules hold each module as a child, by ``id``."""
-    return Counter(id(child) for module in model.modules() for child in module._modules.values() if child is not None)
-
-
 def taken_apart(look: Look, blocks: Iterable[nn.Module]) -> list[nn.Module]:
     """Those of the blocks of which the network calls parts on the probe."""
     run: set[int] = set()
@@ -167,11 +146,6 @@ class Witness(nn.Identity):
         """Return what it is given first."""
         self.called = True
         return args[0]
-
-
-def _scripted(module: nn.Module) -> bool:
-    """Whether its parts run as compiled code, and call no hook."""
-    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import itertools
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.tree import CONTAINERS, parts, registrations, runs_by_parts
 from auxin.dynamo import eagerly
 from auxin.errors import GrowthError
+from auxin.listing import listing
 from auxin.randomness import random_state
 from auxin.record import Record, coming_back
 
@@ -47,7 +51,10 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
     tree = Record(model)
     with coming_back(tree.restore):
         for module in () if train else tree.modules.values():
-            module.training = False
+            if "training" in module.__dict__:  # without a word to methods of the user's
+                module.__dict__["training"] = False
+            else:
+                module.training = False
         with random_state(seed=0), eagerly():
             yield
 
@@ -88,7 +95,7 @@ def arguments(model: nn.Module, probe: Probe) -> tuple[tuple[Any, ...], dict[str
         GrowthError: the probe does not fit ``model.forward``.
     """
     batch = probe() if callable(probe) and not isinstance(probe, Tensor) else probe
-    first = next((t for t in [*model.parameters(), *model.buffers()]), None)
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
     batch = moved(batch, first.device) if first is not None and first.device.type != "meta" else batch
     if not isinstance(batch, (Mapping, tuple, list)):
         return (batch,), {}
@@ -128,7 +135,8 @@ class Look:
         memory: last writers of every kind of block that was solved before, with their constants; a Grower keeps it from
             growth to growth.
         evidence: batches and a loss for data-driven weights; unused by the edits of this version.
-        outputs: tensors that the network gave when ``calls`` was last asked; None before.
+        outputs: tensors that the network gave at the first forward of ``calls``; None before.
+        called: how often each child of a container ran in it, by ``id``.
     """
 
     def __init__(
@@ -143,6 +151,7 @@ class Look:
         self.memory = {} if memory is None else memory
         self.model, self.seed, self.structural, self.evidence = model, seed, structural, evidence
         self.outputs: list[Tensor] | None = None
+        self.called: dict[int, int] = {}
         self._probe = probe
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
@@ -176,14 +185,23 @@ class Look:
     def calls(self, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Call], Any]:
         """One guarded forward; what each of ``modules`` was given and gave, and the network's output."""
         seen: dict[str, Call] = {}
-        kept = {id(held): held for held in (*self.model.modules(), *self.model.parameters())}
+        network = listing(self.model)
+        kept = {id(held): held for held in (*network.modules.values(), *network.parameters.values())}
+        called: dict[int, Counter[int]] = {}
+        times = registrations(self.model)
         with untouched(self.model), torch.no_grad():
             for name, module in modules.items():
                 before, after = _recorders(seen, name, kept)
                 module.register_forward_pre_hook(before, with_kwargs=True)
                 module.register_forward_hook(after)
+            for child in {c for m in network.modules.values() if isinstance(m, CONTAINERS) for c in m.children()}:
+                counts = called[id(child)] = Counter()
+                for part in parts(child, times) if runs_by_parts(child) else (child,):
+                    part.register_forward_hook(lambda part, *_, counts=counts: counts.update((id(part),)))
             output = self.run()
-            self.outputs = [t.detach().clone() for t in tensors_in(output)]
+            if self.outputs is None:
+                self.outputs = [t.detach().clone() for t in tensors_in(output)]
+                self.called = {child: max(counts.values()) for child, counts in called.items() if counts}
         return {name: call for name, call in seen.items() if call.count}, output
 
 
@@ -203,10 +221,11 @@ def _recorders(seen: dict[str, Call], name: str, kept: dict[int, Any]) -> tuple[
     return before, after
 
 
-def taken(value: Any, kept: Mapping[int, Any]) -> Any:
+def taken(value: Any, kept: dict[int, Any]) -> Any:
     """A deep copy, but for the objects in the deepcopy memo ``kept``; what cannot be copied so stays what it is."""
     try:
-        return copy.deepcopy(value, dict(kept))
+        memo: Any = ChainMap({}, kept)  # not a copy of what is kept, which is the whole network
+        return copy.deepcopy(value, memo)
     except Exception:  # a generator, a lock, a tensor in the middle of a graph
         return _copied(value)
 

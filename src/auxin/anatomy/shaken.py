@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from auxin.anatomy.gradients import gradients_of
-from auxin.anatomy.placed import parts, registrations
 from auxin.anatomy.probe import Look, tensors_in
+from auxin.anatomy.tree import parts, registrations
 from auxin.anatomy.writers import copy_of
 from auxin.randomness import random_state
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from auxin.change import Before, Change, Continued, Move, New, Rewire, Swap
 from auxin.companion import original_of
 from auxin.errors import GrowthError
 
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 AT_A_CHECKPOINT = (
     "This version does not grow there. Grow at a checkpoint: save, build the plain network in one process, load, grow "
     "and save it there, and wrap the grown one."
@@ -54,6 +56,32 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def parts(module: nn.Module, times: Mapping[int, int]) -> Iterator[nn.Module]:
+    """A module, and all below it that nothing else holds too; ``times`` is what ``registrations`` says of the network.
+
+    Whatever of these is called, the module is run.
+    """
+    yield module
+    for child in module._modules.values() if not is_scripted(module) else ():
+        if child is not None and times[id(child)] < 2 and not is_scripted(child):
+            yield from parts(child, times)
+
+
+def runs_by_parts(module: nn.Module | None) -> TypeGuard[nn.Module]:
+    """Whether nothing but its parts can be called: it has no forward, as a ModuleList."""
+    return module is not None and type(module).forward is nn.Module.forward
+
+
+def registrations(model: nn.Module) -> Counter[int]:
+    """How many modules hold each module as a child, by ``id``."""
+    return Counter(id(child) for module in model.modules() for child in module._modules.values() if child is not None)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether its parts run as compiled code, and call no hook."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 def parameters_after(
     model: nn.Module, rewires: Iterable[Rewire], swaps: Iterable[Swap] = ()
 ) -> dict[str, nn.Parameter]:
@@ -62,36 +90,38 @@ def parameters_after(
     swapped = {(id(module_at(model, s.path)), s.name): s for s in swaps if not s.buffer}
     names: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    visited: set[int] = set()
-
-    def walk(module: nn.Module, before: str | None, after: str) -> Iterator[tuple[str, nn.Parameter]]:
-        if id(module) in visited:
-            return
-        visited.add(id(module))
-        for name in dict.fromkeys((*module._parameters, *(n for m, n in swapped if m == id(module)))):
-            swap, parameter = swapped.get((id(module), name)), module._parameters.get(name)
-            if swap is not None and not swap.resized:
-                parameter = swap.value
-            if isinstance(parameter, nn.Parameter):
-                yield join(after, name), parameter
+    waiting: list[tuple[nn.Module, str | None, str]] = [(model, "", "")]  # module, its path before and after
+    while waiting:
+        module, before, after = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        own: dict[str, Any] = module._parameters
+        changed = {name: s for (i, name), s in swapped.items() if i == id(module)} if swapped else {}
+        if changed:
+            kept = {name: s.value for name, s in changed.items() if not s.resized}
+            own = {name: kept.get(name, own.get(name)) for name in dict.fromkeys((*own, *changed))}
+        for name, parameter in own.items():
+            if isinstance(parameter, nn.Parameter) and id(parameter) not in seen:
+                seen.add(id(parameter))
+                names[join(after, name)] = parameter
         rewire = by_path.get(before) if before is not None else None
-        if rewire is not None:
-            for name, child in rewire.children:
-                if child is None:
-                    continue
-                inner = child.module if isinstance(child, New) else module._modules[child]
-                old = None if isinstance(child, New) else join(before or "", child)
-                if inner is not None:
-                    yield from walk(inner, old, join(after, name))
-            return
-        for name, child in module._modules.items():
-            if child is not None:
-                yield from walk(child, None if before is None else join(before, name), join(after, name))
-
-    for name, parameter in walk(model, "", ""):
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            names[name] = parameter
+        held: Any = module._modules
+        if rewire is None:
+            children = [
+                (child, None if before is None else join(before, name), join(after, name))
+                for name, child in held.items()
+                if child is not None
+            ]
+        else:
+            children = [
+                (child.module, None, join(after, name))
+                if isinstance(child, New)
+                else (held[child], join(before or "", child), join(after, name))
+                for name, child in rewire.children
+                if child is not None and (isinstance(child, New) or held[child] is not None)
+            ]
+        waiting += reversed(children)
     return names
 
 

@@ -125,7 +125,7 @@ def modules_in(module: nn.Module) -> Iterator[nn.Module]:
 
 def parameters_in(module: nn.Module) -> Iterator[nn.Parameter]:
     """``module.parameters()`` as fast; a shared one as often as it is held."""
-    return (p for m in modules_in(module) for p in m._parameters.values() if p is not None)
+    return (p for m in modules_in(module) if m._parameters for p in m._parameters.values() if p is not None)
 
 
 def wrappers_of(model: nn.Module) -> Iterator[nn.Module]:

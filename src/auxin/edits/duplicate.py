@@ -127,7 +127,7 @@ class Duplicate:
         incumbents: list[str] = []
         known = numbers(container)
         homes = {source: position for position, source in reversed(list(enumerate(sources)))}
-        assigns = followed(model, container, sources, homes)
+        assigns = followed(model, container, sources, homes, known)
         resting = _resting(look, container, sources, calls, assigns)
         for position, source in enumerate(sources):
             if homes[source] == position:

@@ -17,6 +17,7 @@ from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.second_tree import in_step
 from auxin.follow.structure import Undo, apply, builder, reversible, undo
+from auxin.listing import named_parameters
 from auxin.record import refill
 
 
@@ -79,7 +80,7 @@ def _is(kind: tuple[bool, bool], tensor: Tensor) -> bool:
 
 def _check(kind: str, copy: nn.Module, before: Before) -> None:
     ours = {name: before.shapes[id(p)] for name, p in before.parameters.items()}
-    theirs = {name: p.shape for name, p in copy.named_parameters()}
+    theirs = {name: p.shape for name, p in named_parameters(copy).items()}
     if ours != theirs:
         lacks = sorted(ours.keys() - theirs.keys())[:4]
         extra = sorted(theirs.keys() - ours.keys())[:4]

@@ -33,7 +33,8 @@ def assign(model: nn.Module, change: Change, optimizers: Sequence[Any], group: i
         GrowthError: no sibling and more than one group, or a group that cannot take the tensor.
     """
     alone = _self_stepping(model, change)
-    homes = {id(p): (o, i) for o in optimizers for i, g in enumerate(o.param_groups) for p in g["params"]}
+    groups = [((o, i), g["params"]) for o in optimizers for i, g in enumerate(o.param_groups)]
+    homes = {id(p): home for home, params in groups for p in params}
     wanted = [
         m
         for m in change.moves
@@ -78,9 +79,11 @@ def _self_stepping(model: nn.Module, change: Change) -> set[int]:
     """
     starting = set(change.starting)
     born = [m for m in change.moves if m.name in starting]
+    if not born or not any(map(steps_itself, change.after.values())):
+        return set()
     new = {id(m.new) for m in born}
     old = [(name, p) for name, p in change.after.items() if id(p) not in new and p.requires_grad]
-    if not born or not any(steps_itself(p) for _, p in old):
+    if not any(steps_itself(p) for _, p in old):
         return set()
     roles = _roles(model, change)
     known: dict[Any, str | None] = {}
@@ -156,9 +159,12 @@ def _forced(optimizers: Sequence[Any], group: int | None) -> tuple[Any, int] | N
 
 def _roles(model: nn.Module, change: Change) -> dict[int, tuple[type, str, int]]:
     roles: dict[int, tuple[type, str, int]] = {}
+    known: dict[tuple[type, str, int], tuple[type, str, int]] = {}  # few differ
     for module in (model, *(new.module for _, new in change.added)):
         for owner, leaf, p in owned(module):
-            roles.setdefault(id(p), role(owner, leaf, p))
+            if id(p) not in roles:
+                one = role(owner, leaf, p)
+                roles[id(p)] = known.setdefault(one, one)
     return roles
 
 

@@ -7,6 +7,7 @@ own step count, so that bias correction starts where it should.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -103,7 +104,7 @@ def _check(optimizer: Any, change: Change) -> None:
             f"Build it from this one: torch.optim.{kind}(model.parameters(), ...)."
         )
     twice = (
-        sorted({names.get(i, "a parameter of another model") for i in held if held.count(i) > 1})
+        sorted({names.get(i, "a parameter of another model") for i, n in Counter(held).items() if n > 1})
         if len(set(held)) != len(held)
         else []
     )
@@ -184,8 +185,10 @@ def _enter(
     states: Mapping[Any, Any],
 ) -> None:
     names = {id(move.new): move.name for move in joined}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for move in joined:
-        _leave(optimizer, move.new)
+        if id(move.new) in held:  # it waited in another group, frozen
+            _leave(optimizer, move.new)
     entering = [(move.new, change.joins[id(move.new)].sibling) for move in joined]
     for index, new in places_in(group["params"], entering, order):
         group["params"].insert(index, new)
@@ -197,9 +200,11 @@ def _enter(
 
 def _thaw(optimizer: Any, group: dict[str, Any], change: Change, states: Mapping[Any, Any]) -> None:
     """Parameters that the group held frozen, and that begin to train."""
-    starting, held = set(change.starting), {id(p) for p in group["params"]}
-    for move in change.moves:
-        if move.name in starting and move.old is not None and id(move.new) in held and move.new not in optimizer.state:
+    starting = set(change.starting)
+    thawing = [m for m in change.moves if m.name in starting and m.old is not None and m.new not in optimizer.state]
+    held = {id(p) for p in group["params"]} if thawing else ()
+    for move in thawing:
+        if id(move.new) in held:
             _begin_state(optimizer, group, move, states)
 
 
@@ -251,6 +256,8 @@ def _leave(optimizer: Any, parameter: Any) -> bool:
 def _rename(optimizer: Any, change: Change) -> None:
     """Names in ``param_names`` that are the model's own names follow the model's new names."""
     assert change.before is not None
+    if not any(group.get("param_names") for group in optimizer.param_groups):
+        return
     new_names = {id(p): name for name, p in change.after.items()}
     old_names = {id(p): name for name, p in change.before.parameters.items()}
     for group in optimizer.param_groups:

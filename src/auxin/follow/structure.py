@@ -19,6 +19,7 @@ from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.grown import set_hook
+from auxin.listing import named_parameters
 from auxin.record import content_of, contents_of, put_back, same_content
 
 Undo = Callable[[], Any]
@@ -43,10 +44,9 @@ def apply(
         What takes all of it back.
     """
     undos = [] if undos is None else undos
-    known = change.before.modules if build is None and change.before is not None else None
-    modules = dict(model.named_modules()) if known is None else known
-    live = change.before.parameters if build is None and change.before is not None else None
-    parameters = dict(model.named_parameters()) if live is None else live
+    parts = (*change.rewires, *change.aliases, *(a.rewire for a in change.aliases), *change.assigns, *change.swaps)
+    modules = {part.path: module_at(model, part.path) for part in parts}  # by path before the first write
+    parameters = named_parameters(model) if change.trains else {}
     made: dict[int, nn.Module] = {}
     twins: dict[int, Tensor] | None = None if build is None else {}
 
@@ -149,12 +149,17 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
     old ones continue the twin's; anything old inside a new module (an adapter around an old layer, a tied weight) is
     the twin's. Mode, requires_grad, dtype and device are those of the module that stands beside it in the twin.
     """
-    memo: dict[int, Any] = {}
-    own = Before.of(twin)
-    for kind in ("modules", "parameters", "buffers"):
-        theirs, ours = getattr(live, kind), getattr(own, kind)
-        memo |= {id(value): ours[name] for name, value in theirs.items() if name in ours}
-    old, there = {**own.buffers, **own.parameters}, frozenset(memo)
+
+    @functools.cache
+    def stood() -> tuple[Before, dict[int, Any], frozenset[int]]:
+        """The twin as it was, what stands in it for what the network holds, and the ids of the latter.
+
+        One memo for all: what new modules share, their copies share.
+        """
+        own = Before.of(twin)
+        pairs = [(getattr(live, kind), getattr(own, kind)) for kind in ("modules", "parameters", "buffers")]
+        memo = {id(value): ours[n] for theirs, ours in pairs for n, value in theirs.items() if n in ours}
+        return own, memo, frozenset(memo)
 
     def build(new: New, neighbour: str) -> nn.Module:
         if new.source is not None:
@@ -163,9 +168,11 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
             set_constants(module, new.zeroed)
             number(module, new.numbers)
         else:
-            module = copy.deepcopy(new.module, memo)  # one memo: what new modules share, their copies share
+            own, memo, there = stood()
+            module = copy.deepcopy(new.module, memo)
             _settle(module, new.module, neighbour, own, live, there)
-            tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+            old = {**own.buffers, **own.parameters} if new.continues else {}
+            tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())} if new.continues else {}
             for name, continued in new.continues.items():
                 tensor = tensors[name]
                 tensor.data = carried(old[continued.old], continued.axes, tensor)
