@@ -250,7 +250,7 @@ def transaction(
         keep: is given a call that takes all of it back, once, at any later time: network and companions get their
             structure, groups, shapes and the states of what was resized or removed. Other values stay as they are.
     """
-    if not applied:
+    if applied is None:
         check_swaps(model, change)
     change = counted(model, placed(model, change, companions, group))
     own = (follow_compiled(model, change), follow_views(change), follow_adapters(model, change))
