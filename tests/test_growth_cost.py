@@ -159,3 +159,19 @@ def test_a_save_sums_up_every_byte_once(tmp_path, monkeypatch):
     ax.save(grower, tmp_path)
     files = [f for f in tmp_path.rglob("*") if f.is_file() and f.name != manifest.NAME]
     assert sum(len(data) for _, data in summed) == sum(f.stat().st_size for f in files)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_waits_during_a_growth_and_is_as_before_afterwards(enabled):
+    seen = []
+    _, grower, _ = run(3, on_growth=lambda change: seen.append(gc.isenabled()))
+    grower.model.blocks[0].register_forward_hook(lambda *_: seen.append(gc.isenabled()))
+    try:
+        gc.enable() if enabled else gc.disable()
+        grower.step()
+        assert seen == [False, False, enabled]
+        with pytest.raises(ax.GrowthError):
+            grower.grow(ax.Insert("blocks", nn.ReLU))
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import itertools
 import time
@@ -38,6 +39,7 @@ from auxin.proof import Averaged, Seen, averaged, prove, prove_averages, seen
 from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
+from auxin.record import coming_back
 from auxin.stock import ACCEPT, check_stock, is_stock
 from auxin.verify import verify_here
 
@@ -136,7 +138,7 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
         seed = _asked(model, edit, companions, terms)
         if not ranks.alone:
             said += [*agreed.question(edit, seed, terms), *agreed.structure(model, optimizers_in(companions))]
-    with random_state(), eagerly():
+    with random_state(), eagerly(), _uncollected():
         look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
         before: Seen | None = None
         averages: Averaged = []
@@ -170,6 +172,14 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
             if terms.accept is not None:
                 terms.accept(change)
         return change
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the garbage collector wait inside: it would look through all that is recorded of a network, for nothing."""
+    with coming_back(gc.enable) if gc.isenabled() else contextlib.nullcontext():
+        gc.disable()
+        yield
 
 
 def _asked(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> int:

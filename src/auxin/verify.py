@@ -113,8 +113,7 @@ def _gates(modules: dict[str, nn.Module], companions: tuple[Any, ...], opened: s
 def _membership(
     parameters: dict[str, nn.Parameter], optimizers: list[Any], names: dict[int, str], running: set[int]
 ) -> Iterator[str]:
-    held = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
-    counts = Counter(id(p) for _, p in held)
+    counts = Counter(map(id, (p for o in optimizers for g in o.param_groups for p in g["params"])))
     lost = [
         f"{n} {tuple(p.shape)}"
         for n, p in parameters.items()
