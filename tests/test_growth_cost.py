@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import auxin as ax
-from auxin import listing
+from auxin import listing, record
 from auxin.anatomy import probe
 from auxin.checkpoint import manifest
 
@@ -159,6 +159,19 @@ def test_a_save_sums_up_every_byte_once(tmp_path, monkeypatch):
     ax.save(grower, tmp_path)
     files = [f for f in tmp_path.rglob("*") if f.is_file() and f.name != manifest.NAME]
     assert sum(len(data) for _, data in summed) == sum(f.stat().st_size for f in files)
+
+
+def test_a_record_and_a_listing_name_what_torch_names():
+    shared = nn.Linear(4, 4)
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    model = nn.Sequential(shared, nn.Sequential(shared, nn.BatchNorm1d(4)), scripted, nn.Linear(4, 4))
+    model[3].weight = shared.weight
+    for found in (listing.listing(model), record.Record(model)):
+        assert list(found.modules) == [name for name, _ in model.named_modules()]
+        assert [(n, id(p)) for n, p in found.parameters.items()] == [(n, id(p)) for n, p in model.named_parameters()]
+        assert list(found.buffers) == [name for name, _ in model.named_buffers()]
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    assert [name for name, _ in listing.every_tensor(model)] == [name for name, _ in every]
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -67,10 +67,15 @@ class Record:
                     own.append(((path, name), value))
                     if isinstance(value, (dict, list, set)):
                         filled[name] = _kept(value)
-            filled.update((slot, dict(held[slot])) for slot in SLOTS if held.get(slot))
-            for known, slot in ((self.parameters, "_parameters"), (self.buffers, "_buffers")):
-                for name, tensor in filled[slot].items() if slot in filled else ():
-                    if tensor is not None and id(tensor) not in tensors:
+            for slot, known in zip(SLOTS, (self.parameters, self.buffers, None), strict=True):
+                content = held.get(slot)
+                if isinstance(content, dict):
+                    if content:
+                        filled[slot] = dict(content)
+                else:  # a ScriptModule, whose parts are not to be changed
+                    content = getattr(module, slot)
+                for name, tensor in content.items() if slot != "_modules" and content else ():
+                    if known is not None and tensor is not None and id(tensor) not in tensors:
                         tensors[id(tensor)] = tensor
                         known[f"{path}.{name}" if path else name] = tensor
         kinds = _Kinds()
@@ -140,7 +145,7 @@ class Record:
                     if held and name not in filled:
                         held.clear()
             for slot in SLOTS:
-                if slot not in filled and own.get(slot):
+                if slot not in filled and isinstance(own.get(slot), dict) and own[slot]:
                     own[slot].clear()
             if "training" in own:  # as a rule it alone is another
                 module.__dict__["training"] = own["training"]
