@@ -349,7 +349,7 @@ def _kept_would_run(call: Call | None) -> str:
         return "output='keep' would run and change the function."
     return (
         f"It turns {shape_of(given[0])} into {shape_of(made)}, which a copy behind it does not take: choose blocks "
-        "that keep the shape, by order=[...]."
+        "that keep the shape."
     )
 
 
