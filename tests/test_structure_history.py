@@ -43,6 +43,7 @@ EDITS = {
     "Replace": ax.Replace("blocks.0", partial(nn.Linear, 8, 8)),
     "Remove": ax.Remove("blocks.1"),
     "a fade": ax.Insert("blocks", partial(nn.Linear, 8, 8), index=1, fade=50),
+    "several": [[ax.Duplicate("blocks", by=1), ax.After("inp"), ax.Duplicate("blocks", order=[0, 0, 1, 2])]],
 }
 
 
@@ -103,7 +104,7 @@ def test_back_to_before_a_growth_of_another_process(name):
     assert grower.step() is not None
     trained(grower)
     grown, grower.history = grower.state_dict(), StructureHistory()
-    if name in ("Wake", "Replace", "Remove"):
+    if name in ("Wake", "Replace", "Remove", "several"):
         with pytest.raises(ax.GrowthError, match="no way back to before this growth: .* Build the network that it was"):
             grower.go_to(state)
         assert grower.state_dict() == grown
