@@ -95,7 +95,6 @@ LINEAR = functools.partial(nn.Linear, HIDDEN, HIDDEN)
         ax.Replace("blocks.0.first", LINEAR),
         [ax.Duplicate("blocks", by=1), ax.After("act")],
     ],
-    ids=str,
 )
 def test_what_would_lose_the_order_is_refused_by_name_and_nothing_is_changed(edit):
     model, optimizer = build()
@@ -114,7 +113,6 @@ def test_what_would_lose_the_order_is_refused_by_name_and_nothing_is_changed(edi
         ax.Duplicate("blocks", by=1),
         ax.Duplicate("blocks", by=2, output="keep"),
     ],
-    ids=str,
 )
 def test_masked_layers_and_blocks_grow_and_keep_the_order(edit):
     model, optimizer = build()

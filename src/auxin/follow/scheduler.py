@@ -47,7 +47,10 @@ def uneven(scheduler: Any, model: Any) -> Iterator[str]:
     groups = getattr(optimizer_of(scheduler), "param_groups", [])
     for name, held in vars(scheduler).items() if groups else ():
         if name in RATE_LISTS and isinstance(held, list) and len(held) != len(groups):
-            yield f"{type(scheduler).__name__}.{name} has {len(held)} entries for {len(groups)} groups. Build the scheduler after the last add_param_group"
+            yield (
+                f"{type(scheduler).__name__}.{name} has {len(held)} entries for {len(groups)} groups. Build the "
+                "scheduler after the last add_param_group"
+            )
 
 
 @follow(lr_scheduler.LRScheduler, verify=uneven)
