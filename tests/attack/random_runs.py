@@ -268,8 +268,43 @@ class Run:
             exit_.weight.data = torch.cat([exit_.weight.data, torch.zeros(1, DIM)])
             exit_.bias.data = torch.cat([exit_.bias.data, torch.zeros(1)])
             exit_.out_features += 1
+        elif deed in ("units", "order", "fewer") and self.kind in ("mlp", "shared", "post", "lstm"):
+            self._reshape(deed)
         else:
             model.tail[0] = nn.Linear(DIM, DIM)
+
+    def _reshape(self, deed: str) -> None:
+        """Hidden units of the first block are added, reordered or taken out, drawn by the numbers of its size."""
+        block = self.model.blocks[0]
+        size = block.lstm.hidden_size if self.kind == "lstm" else block.up.out_features
+        places = torch.arange(size)
+        if deed == "order":
+            places = places.roll(1 + size // 3)
+        elif deed == "fewer":
+            places = places[1:] if size > 2 else places
+        else:
+            at = size // 2
+            places = torch.cat([places[:at], torch.tensor([-1]), places[at:]])
+        rows = torch.cat([torch.where(places < 0, -1, places + gate * size) for gate in range(4)])
+        if self.kind == "lstm":
+            for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0", "weight_hh_l0"):
+                _put(getattr(block.lstm, name), rows, 0, 0.1)
+            _put(block.lstm.weight_hh_l0, places, 1, 0.0)
+            _put(block.out.weight, places, 1, 0.0)
+            block.lstm.hidden_size = block.out.in_features = len(places)
+        else:
+            _put(block.up.weight, places, 0, 0.3)
+            _put(block.up.bias, places, 0, 0.1)
+            _put(block.down.weight, places, 1, 0.0)
+            block.up.out_features = block.down.in_features = len(places)
+
+
+def _put(parameter: nn.Parameter, places: Tensor, axis: int, born: float) -> None:
+    """Entries of a parameter by their old places along an axis; -1 is a new one."""
+    old = parameter.data
+    new = old.index_select(axis, places.clamp(min=0))
+    new.index_fill_(axis, (places < 0).nonzero().flatten(), born)
+    parameter.data = new
 
 
 def resumed(words: dict[str, Any], folder: str, steps: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ WORDS = st.fixed_dictionaries(
     }
 )
 EDITS = st.integers(0, 7)
-DEEDS = st.sampled_from(["block", "tail", "thaw", "rows", "new layer"])
+DEEDS = st.sampled_from(["block", "tail", "thaw", "rows", "units", "order", "fewer", "new layer"])
 LARGEST = 7  # blocks
 
 
