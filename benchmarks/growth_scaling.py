@@ -42,7 +42,7 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList(Block(dim) for _ in range(depth))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        Counted.forwards += 1
+        Counted.networks.append(self)
         x = self.inp(x)
         for block in self.blocks:
             x = block(x)
@@ -50,11 +50,11 @@ class Net(nn.Module):
 
 
 class Counted:
-    forwards = 0
+    networks: list[nn.Module] = []  # one entry for each forward
 
 
 def one_round(depth: int) -> dict[str, float]:
-    """Medians of one process: seconds of a training step and of a growth, and forwards of the network per growth."""
+    """Medians of one process: seconds of a training step and of a growth; forwards per growth, the average's apart."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Net(depth)
@@ -90,16 +90,18 @@ def one_round(depth: int) -> dict[str, float]:
     for _ in range(3):
         train()
     grow()
-    steps, growths, forwards = [], [], []
+    steps, growths, forwards, of_average = [], [], [], []
     for _ in range(GROWTHS):
         steps += [train() for _ in range(4)][1:]
-        before = Counted.forwards
+        Counted.networks.clear()
         growths.append(grow())
-        forwards.append(Counted.forwards - before)
+        forwards.append(sum(network is model for network in Counted.networks))
+        of_average.append(len(Counted.networks) - forwards[-1])
     return {
         "step": statistics.median(steps),
         "growth": statistics.median(growths),
         "forwards": statistics.median(forwards),
+        "of_average": statistics.median(of_average),
     }
 
 
@@ -124,7 +126,8 @@ def main() -> None:
     ours = str(Path(ax.__file__).parents[1])
     builds = {"this build": ours} | ({"other build": args.against} if args.against else {})
     print(
-        f"{'blocks':>6}  {'':12}{'training step':>14}{'growth':>12}{'growth / step':>15}{'forwards':>10}{'faster':>9}"
+        f"{'blocks':>6}  {'':12}{'training step':>14}{'growth':>12}{'growth / step':>15}{'forwards':>10}"
+        f"{'of average':>12}{'faster':>9}"
     )
     for depth in args.depths:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in builds}
@@ -132,9 +135,8 @@ def main() -> None:
             for name, source in list(builds.items())[:: 1 if turn % 2 else -1]:
                 found[name].append(in_a_process(depth, source))
         for name, rounds in found.items():
-            step, growth, forwards = (
-                statistics.median(r[key] for r in rounds) for key in ("step", "growth", "forwards")
-            )
+            keys = ("step", "growth", "forwards", "of_average")
+            step, growth, forwards, of_average = (statistics.median(r[key] for r in rounds) for key in keys)
             ratio = statistics.median(r["growth"] / r["step"] for r in rounds)
             faster = ""
             if name != "this build":
@@ -142,7 +144,7 @@ def main() -> None:
                 faster = f"{statistics.median(r['growth'] / mine['growth'] for r, mine in pairs):.1f}x"
             print(
                 f"{depth:6}  {name:12}{1e3 * step:11.1f} ms{1e3 * growth:9.1f} ms{ratio:15.2f}{forwards:10.0f}"
-                f"{faster:>9}",
+                f"{of_average:12.0f}{faster:>9}",
                 flush=True,
             )
 
