@@ -163,7 +163,7 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
         with ranks.agree("grow: the proof"):
             change = joined(model, edit, seed, made)
             change = _proved(model, change, look, before, companions, stock)
-            prove_averages(averages if change.preserves else [], change, look)
+            change = prove_averages(averages if change.preserves else [], change, look)
             if mask:
                 change = _in_order(change, look, mask, order)
             if stock:

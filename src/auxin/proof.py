@@ -70,19 +70,24 @@ def seen(look: Look) -> Seen:
 
 
 def averaged(look: Look, companions: Sequence[Any]) -> Averaged:
-    """What the copies of the network that averages hold give on the probe, before the growth."""
+    """What the copies of the network that averages hold give on the probe, before the growth; None: they do not run."""
     copies = [(type(c).__name__, copy) for c in companions for copy in networks_of(c)]
     return [(kind, copy, _outputs_of(copy, look)) for kind, copy in copies]
 
 
-def prove_averages(before: Averaged, change: Change, look: Look) -> None:
-    """Check that averages still compute what they did, where the network itself does.
+def prove_averages(before: Averaged, change: Change, look: Look) -> Change:
+    """Check that averages still compute what they did, where the network itself does; a note where they cannot be run.
 
     Raises:
         GrowthError: names the average, and how far its outputs have moved.
     """
+    idle = []
     for kind, copy, outputs in before:
-        difference, limit = distance(outputs, _outputs_of(copy, look)), tolerance(outputs)
+        after = None if outputs is None else _outputs_of(copy, look)
+        if outputs is None or after is None:
+            idle.append(f"{kind} does not run on the probe, so its outputs were not compared")
+            continue
+        difference, limit = distance(outputs, after), tolerance(outputs)
         if not difference <= limit:
             raise GrowthError(
                 f"{kind}: the outputs of its averaged network on the probe would change by {difference:.3g} (at most "
@@ -90,11 +95,15 @@ def prove_averages(before: Averaged, change: Change, look: Look) -> None:
                 "values, and not the averaged ones. Leave it out of this growth, and build it anew afterwards: "
                 f"{kind}(model, ...)."
             )
+    return dataclasses.replace(change, notes=(*change.notes, *idle)) if idle else change
 
 
-def _outputs_of(copy: nn.Module, look: Look) -> Outputs:
-    with untouched(copy), torch.no_grad():
-        return [t.detach().clone() for t in tensors_in(look.run_of(copy))]
+def _outputs_of(copy: nn.Module, look: Look) -> Outputs | None:
+    try:
+        with untouched(copy), torch.no_grad():
+            return [t.detach().clone() for t in tensors_in(look.run_of(copy))]
+    except Exception:  # whatever a user's forward raises, on another device, say
+        return None
 
 
 def does_not_run(model: nn.Module, error: Exception) -> GrowthError:

@@ -153,7 +153,7 @@ class surgery:
         if self._seen is not None:
             change = prove(self.model, change, self._look, self._seen)
             if change.max_difference is not None and change.max_difference <= tolerance(self._seen.outputs):
-                prove_averages(self._averages, change, self._look)
+                change = prove_averages(self._averages, change, self._look)
         return dataclasses.replace(change, edit=describe(change), seconds=time.perf_counter() - self._started)
 
 

@@ -74,17 +74,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, item.name))
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """The same nest with its tensors on ``device``."""
+def moved(value: Any, device: torch.device, dtypes: tuple[torch.dtype, torch.dtype] | None = None) -> Any:
+    """The same nest with its tensors on ``device``; those of the first of ``dtypes`` become of the second."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return value.to(device, dtypes[1]) if dtypes is not None and value.dtype == dtypes[0] else value.to(device)
     if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
+        return {key: moved(item, device, dtypes) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        items = [moved(item, device) for item in value]
+        items = [moved(item, device, dtypes) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, Mapping):
-        return {key: moved(item, device) for key, item in value.items()}
+        return {key: moved(item, device, dtypes) for key, item in value.items()}
     return value
 
 
@@ -178,8 +178,14 @@ class Look:
         return self.run_of(self.model)
 
     def run_of(self, network: nn.Module) -> Any:
-        """One forward of a copy of the network on the probe, into which nothing is written (a cache of the user's)."""
+        """One forward of a copy of the network on the probe, into which nothing is written (a cache of the user's).
+
+        A copy on another device or in another dtype (an average in float32 of a network in bfloat16) is given it so.
+        """
         args, kwargs = taken(self.batch, {})
+        mine, theirs = (next((p for p in n.parameters() if p.is_floating_point()), None) for n in (self.model, network))
+        if mine is not None and theirs is not None and (mine.dtype, mine.device) != (theirs.dtype, theirs.device):
+            args, kwargs = moved((args, kwargs), theirs.device, (mine.dtype, theirs.dtype))
         return network(*args, **kwargs)
 
     def calls(self, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Call], Any]:
