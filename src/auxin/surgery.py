@@ -33,7 +33,6 @@ from auxin.ranks import Ranks
 from auxin.record import Record, contents_of, refill
 from auxin.verify import verify_here
 
-ROUNDING = 1e-6
 OWN = {"_parameters", "_buffers", "_modules", "training"}
 
 
@@ -173,7 +172,7 @@ def found(
         GrowthError: a plain list beside a container was left behind, so its new layers would not run.
     """
     now, come = {id(m) for m in model.modules()}, origins(model, tree)
-    if rescaled := {key: total for key, total in come.rescaled().items() if abs(total - 1) > ROUNDING}:
+    if rescaled := come.rescaled():
         come.with_gradients(rescaled, unchanged())
     rewires, swaps, assigns = [], [], []
     for path, module in tree.modules.items():

@@ -8,6 +8,7 @@ maps that were found for other tensors of the same module decide, and else nothi
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from auxin.axes import BORN, Axes, Axis, born, carried, shape_after
 
 COMBINATIONS = 64  # of maps for several axes at once that are tried
 WORK = 10**9  # products of numbers to compare all slices with each other
+CHUNK = 2**22  # numbers that are hashed at once
+SAMPLE = 4096  # numbers of a tensor that are looked at first
 SEED = 7
 
 
@@ -84,6 +87,24 @@ def match(old: Tensor, new: Tensor, maps: Maps, path: str = "") -> Match | None:
     return best and Match(tuple(map(_with_gradient, best.axes)), best.sure)
 
 
+@torch.no_grad()
+def in_place(old: Tensor, new: Tensor) -> Match | None:
+    """The same where each entry stands where it stood, all multiplied by one number or by none: much cheaper."""
+    if old.shape != new.shape or old.dtype != new.dtype or old.layout != new.layout or old.layout != torch.strided:
+        return None
+    same = tuple(map(Axis.same, old.shape))
+    if _equal(old, new):
+        return Match(same)
+    if not old.dim() or not old.numel() or not old.is_floating_point():
+        return None
+    before, after = old.detach().flatten(), new.detach().flatten().to(old.device)
+    first = slice(SAMPLE)  # tells of nearly all that it is another
+    if bool(before[first].any()) and _ratio(before[first], after[first]) is None:
+        return None
+    scale = _ratio(before, after) if bool((before != before[0]).any()) else None
+    return None if scale is None else Match((Axis.of(same[0].index, same[0].size, value=scale), *same[1:]))
+
+
 def is_scaled(axes: Axes) -> bool:
     """Whether all entries stay, and are multiplied by something."""
     return any(a.value is not None for a in axes) and all(bool((a.counts == 1).all()) for a in axes)
@@ -136,11 +157,15 @@ def _found_again(before: Tensor, after: Tensor, known: list[Axis]) -> tuple[Axis
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)
     flat = _constant(before)
+    single, fitting = before.shape[1] == 1, []
     for axis in known[:-1]:  # a map from elsewhere that explains every row that could go on
         fits = all(place < 0 or keys[place] == key for place, key in zip(axis.index.tolist(), wanted, strict=True))
         rest = [key for place, key in zip(axis.index.tolist(), wanted, strict=True) if place < 0]
-        if fits and not any(key in places and not flat[places[key][0]] for key in rest):
-            return axis, True
+        # Single numbers meet by chance, so a new one that equals an old one says nothing.
+        if fits and (single or not any(key in places and not flat[places[key][0]] for key in rest)):
+            fitting.append(axis)
+    if fitting:
+        return max(fitting, key=lambda axis: int((~axis.born).sum())), True
     index: list[int] = []
     used: set[int] = set()
     expected, sure = 0, True
@@ -160,8 +185,22 @@ def _found_again(before: Tensor, after: Tensor, known: list[Axis]) -> tuple[Axis
         index.append(place)
         used.add(place)
         expected = place + 1 if place >= 0 else expected
+    if single and not _plausible(index, before, after):
+        return Axis.of([BORN] * len(after), len(before)), False
     sure = sure or any(not flat[place] for place in used if place >= 0)
     return Axis.of(index, len(before)), sure
+
+
+def _plausible(index: list[int], before: Tensor, after: Tensor) -> bool:
+    """Whether single numbers are found again in a way that chance does not bring about.
+
+    Of other values altogether a few are always found; in 16 bits most are, and then only their order tells.
+    """
+    found = [place for place in index if place >= 0]
+    if 2 * len(found) < min(len(before), len(after)):
+        return False
+    in_order = all(a < b for a, b in itertools.pairwise(found))
+    return before.element_size() > 2 or in_order or sorted(index) == list(range(len(before)))
 
 
 def _multiples(before: Tensor, after: Tensor, axis: Axis) -> Axis:
@@ -214,7 +253,9 @@ def _by_scale(old: Tensor, new: Tensor, maps: Maps, path: str) -> Match | None:
 
 def _by_unique_values(old: Tensor, new: Tensor) -> Match | None:
     """Several axes have changed at once: numbers that occur once in the old tensor tell where each slice has gone."""
-    if not old.is_floating_point():
+    if not old.is_floating_point() or old.dim() < 2:
+        return None
+    if not _share_numbers(old.flatten(), new.flatten()):
         return None
     values, inverse, counts = old.flatten().unique(return_inverse=True, return_counts=True)
     place = torch.empty(len(values), dtype=torch.int64)
@@ -231,8 +272,17 @@ def _by_unique_values(old: Tensor, new: Tensor) -> Match | None:
         if not torch.equal(index[target[number]], source[number]):
             return None  # two entries of one slice come from two slices
         axes.append(Axis(index, old.shape[number]))
-    found = tuple(axes)
-    return Match(found) if _equal(_region(old, found), _region_of(new, found)) else None
+    found, region = tuple(axes), _region(old, tuple(axes))
+    many = 4 * region.numel() >= min(old.numel(), new.numel())  # a few numbers are found again by chance
+    return Match(found) if many and _equal(region, _region_of(new, found)) else None
+
+
+def _share_numbers(old: Tensor, new: Tensor) -> bool:
+    """Whether a sample of ``new`` holds as many numbers of ``old`` as it must: sorting all of them takes long."""
+    sample = new[torch.linspace(0, len(new) - 1, min(SAMPLE, len(new)), dtype=torch.float64).long()].unique()
+    at = torch.searchsorted(sample, old).clamp(max=len(sample) - 1)
+    met = int(torch.zeros(len(sample), dtype=torch.bool).index_fill(0, at[sample[at] == old], True).sum())
+    return met >= min(len(old), len(new)) / (16 * len(new)) * len(sample)
 
 
 def _coordinates(flat: Tensor, shape: torch.Size) -> list[Tensor]:
@@ -245,7 +295,8 @@ def _coordinates(flat: Tensor, shape: torch.Size) -> list[Tensor]:
 
 def _combinations(old: Tensor, new: Tensor, maps: Maps, path: str) -> Iterable[Axes]:
     choices = [
-        [*([Axis.same(a)] if a == b else []), *maps.of(path, a, b)] for a, b in zip(old.shape, new.shape, strict=True)
+        [Axis.same(a), *maps.of(path, a, b)[:-1]] if a == b else maps.of(path, a, b)
+        for a, b in zip(old.shape, new.shape, strict=True)
     ]
     return itertools.islice(itertools.product(*choices), COMBINATIONS)
 
@@ -269,10 +320,12 @@ def _region_of(new: Tensor, axes: Axes) -> Tensor:
 def _ratio(old: Tensor, new: Tensor) -> float | None:
     """The number by which ``old`` was multiplied, if it was; of those that fit, one over a whole number is taken."""
     largest = int(old.double().abs().argmax())
-    if float(old[largest]) == 0 or not bool(new.isfinite().all()):
+    if float(old[largest]) == 0 or not bool(new.isfinite().all() and old.isfinite().all()):
         return None
     scale = float(new[largest].double() / old[largest].double())
-    count = round(1 / scale) if scale != 0 else 0
+    if scale == 0 or not math.isfinite(scale) or not math.isfinite(1 / scale):
+        return None
+    count = round(1 / scale)
     for exact in (1 / count if count else scale, float(round(scale)), scale):
         if exact != 0 and abs(exact - scale) < 1e-2 * abs(scale) and _close(old.double() * exact, new):
             return exact
@@ -310,7 +363,9 @@ def _constant(rows: Tensor) -> list[bool]:
 def _hashes(rows: Tensor) -> list[tuple[int, int]]:
     """Two sums over the bits of each row, with fixed random weights: equal rows have equal ones."""
     data = _bits(rows).view(len(rows), -1)
+    data = data.view(torch.int32) if data.shape[1] % 4 == 0 else data
     generator = torch.Generator().manual_seed(SEED)
     weights = torch.randint(-(2**62), 2**62, (2, data.shape[1]), generator=generator) | 1
-    sums = [torch.cat([(part.long() * w).sum(1) for part in data.split(4096)]) for w in weights]
+    rows_at_once = max(1, CHUNK // data.shape[1])
+    sums = [torch.cat([(part.long() * w).sum(1) for part in data.split(rows_at_once)]) for w in weights]
     return list(zip(sums[0].tolist(), sums[1].tolist(), strict=True))

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from auxin.anatomy.matching import Maps, Match, is_scaled, match
+from auxin.anatomy.matching import Maps, Match, in_place, is_scaled, match
 from auxin.anatomy.tree import join
-from auxin.axes import Axis
+from auxin.axes import Axes, Axis
 from auxin.change import Continued
 from auxin.record import Record
+
+ROUNDING = 1e-6
 
 
 @dataclass
@@ -28,26 +30,34 @@ class Origins:
     continued: dict[int, Continued] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def rescaled(self) -> dict[int, float]:
-        """Tensors that were multiplied by numbers: ``id`` -> what all that continues the same old one adds up to.
+    def rescaled(self) -> dict[int, Axes]:
+        """Tensors that were multiplied by numbers: ``id`` -> maps by which they get one over these of their gradient.
 
-        A sum of 1 is a tensor that was split among copies, each of which gets the gradient that it had.
+        One that was split among copies, which add up to it, gets the gradient that it had, and is not listed.
         """
-        totals: dict[str, float] = {}
+        totals: dict[str, list[float]] = {}
         for one in self.continued.values():
-            totals[one.old] = totals.get(one.old, 0.0) + _scale(one)
-        return {key: totals[one.old] for key, one in self.continued.items() if is_scaled(one.axes)}
+            totals.setdefault(one.old, []).append(_scale(one))
+        rescaled: dict[int, Axes] = {}
+        for key, one in self.continued.items():
+            scales = totals[one.old]
+            if not is_scaled(one.axes):
+                continue
+            if len(scales) == 1:  # each entry by its own number
+                rescaled[key] = tuple(a if a.value is None else replace(a, gradient=1 / a.value) for a in one.axes)
+            elif abs(sum(scales) - 1) > ROUNDING:
+                first = one.axes[0]
+                rescaled[key] = (Axis.of(first.index, first.size, first.value, 1 / sum(scales)), *one.axes[1:])
+        return rescaled
 
-    def with_gradients(self, totals: Mapping[int, float], unchanged: bool) -> None:
-        """Say that rescaled tensors get 1 / total of the gradient that they had, if the function is ``unchanged``."""
+    def with_gradients(self, rescaled: Mapping[int, Axes], unchanged: bool) -> None:
+        """Say what share of their gradient rescaled tensors get, if the function is ``unchanged``."""
         if not unchanged:
-            names = ", ".join(self.continued[key].old for key in totals)
+            names = ", ".join(self.continued[key].old for key in rescaled)
             self.notes.append(f"moments of {names} stay as they are: no probe shows that the function is kept")
             return
-        for key, total in totals.items():
-            one = self.continued[key]
-            first = Axis.of(one.axes[0].index, one.axes[0].size, one.axes[0].value, 1 / total)
-            self.continued[key] = replace(one, axes=(first, *one.axes[1:]))
+        for key, axes in rescaled.items():
+            self.continued[key] = replace(self.continued[key], axes=axes)
 
 
 def origins(model: nn.Module, tree: Record) -> Origins:
@@ -66,6 +76,7 @@ class _Search:
         self.old = {**tree.buffers, **tree.parameters}
         self.names = {id(t): name for name, t in self.old.items()}
         self.now = {id(t): t for _, _, _, t in _tensors(model)}
+        self.looked_up = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
         self.lost: list[tuple[str, Tensor, Tensor]] = []  # (name, new, old) of which nothing was found again
         pairs = list(self._pairs(model))
         # What has changed along one axis only tells most, and helps with the others.
@@ -85,7 +96,7 @@ class _Search:
             done.add(id(tensor))
             before = self._before(held.get(id(module)), path, leaf)
             old = tensor if id(tensor) in self.names else before
-            if old is None or (old is before and old is not tensor and id(old) in self.now):
+            if old is None:
                 continue
             value = self.tree.value_of(old)
             written = isinstance(tensor, nn.Parameter) or value is None or value.shape != tensor.shape
@@ -111,8 +122,10 @@ class _Search:
         return True
 
     def _keep(self, new: Tensor, old: Tensor, found: Match, path: str) -> None:
-        name = self.names[id(old)]
-        self.found.continued[id(new)] = Continued(name, found.axes)
+        name, axes = self.names[id(old)], found.axes
+        if id(new) in self.looked_up:  # each row for itself: a copy takes nothing from the gradient of its original
+            axes = (replace(axes[0], gradient=None), *axes[1:])
+        self.found.continued[id(new)] = Continued(name, axes)
         if found.sure:
             self.maps.learn(path, found.axes)
         else:
@@ -136,27 +149,29 @@ class _Search:
             }
             if len(new) < len(inner):
                 continue
+            new |= dict(module.named_buffers())
             trials = [self._as_copy(new, path) for path in known.get(_signature(inner), ())]
             best = max(trials, key=lambda trial: trial[0], default=(0, {}))
             if best[0]:
                 self.found.continued |= best[1]
                 whole |= {id(m) for m in module.modules()}
 
-    def _inside(self, path: str) -> dict[str, Tensor]:
-        prefix = f"{path}." if path else ""
-        return {n[len(prefix) :]: p for n, p in self.tree.parameters.items() if n.startswith(prefix)}
+    def _inside(self, path: str, buffers: bool = False) -> dict[str, Tensor]:
+        prefix, held = f"{path}." if path else "", self.old if buffers else self.tree.parameters
+        return {n[len(prefix) :]: t for n, t in held.items() if n.startswith(prefix)}
 
     def _as_copy(self, new: Mapping[str, Tensor], path: str) -> tuple[int, dict[int, Continued]]:
         """How many tensors tell that this is a copy of the old module at ``path``, and all that go on from it."""
-        telling, found = 0, {}
+        telling, found, inside = 0, {}, self._inside(path, buffers=True)
         for name, tensor in new.items():
-            old = self._inside(path)[name]
-            value = self.tree.value_of(old)
-            one = None if value is None else match(value, tensor, Maps())
-            if one is None or any(not axis.keeps_place or axis.born.any() for axis in one.axes):
+            old = inside.get(name)
+            value = None if old is None or id(tensor) in self.names else self.tree.value_of(old)
+            one = None if value is None else in_place(value, tensor)
+            if one is None:
                 continue
             found[id(tensor)] = Continued(self.names[id(old)], one.axes)
-            telling += bool((value != value.flatten()[0]).any()) if value is not None and value.numel() else 0
+            varied = value is not None and value.numel() > 1 and bool((value != value.flatten()[0]).any())
+            telling += varied and isinstance(tensor, nn.Parameter)
         return telling, found
 
     def _moved(self, model: nn.Module) -> None:

@@ -49,6 +49,7 @@ def apply(
     parameters = named_parameters(model) if change.trains else {}
     made: dict[int, nn.Module] = {}
     twins: dict[int, Tensor] | None = None if build is None else {}
+    own = {} if build is None or not change.swaps else _stand_ins(model, change)
 
     def of(new: New, neighbour: str) -> nn.Module:
         if id(new.module) not in made:
@@ -68,7 +69,7 @@ def apply(
     for assign in change.assigns:
         assign_to(modules[assign.path], assign, undos)
     for swap in change.swaps:
-        _swap(modules[swap.path], swap, twins, undos)
+        _swap(modules[swap.path], swap, twins, own, undos)
     for p, trains in flags:
         _train(p, trains, undos)
     for path in change.gates:
@@ -195,6 +196,8 @@ def _settle(module: nn.Module, original: nn.Module, path: str, own: Before, live
         live: the live network as it was.
         old: ids of all that it held; what is old inside a new module keeps its twin's own flags.
     """
+    while path not in live.modules:  # under a further name of a module: by what is around it
+        path = path.rpartition(".")[0]
     for inner, one in zip(module.modules(), original.modules(), strict=True):
         if id(one) not in old and one.training == live.modules[path].training:
             inner.training = own.modules[path].training
@@ -280,15 +283,29 @@ def assign_to(module: nn.Module, assign: Assign, undos: list[Undo]) -> None:
         own[name] = assign.value
 
 
-def _swap(module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None, undos: list[Undo]) -> None:
+def _stand_ins(twin: nn.Module, change: Change) -> dict[int, Tensor]:
+    """What stands in a copy of the network for each old tensor of the network, by the ``id`` of the latter."""
+    if change.before is None:
+        return {}
+    live, own = change.before, Before.of(twin)
+    old = {**live.buffers, **live.parameters}
+    return {id(old[n]): t for n, t in {**own.buffers, **own.parameters}.items() if n in old}
+
+
+def _swap(
+    module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None, own: dict[int, Tensor], undos: list[Undo]
+) -> None:
     """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit.
 
-    ``twins`` holds, in a copy, what stands for each new tensor already (ties); None: the network itself.
+    ``twins`` holds, in a copy, what stands for each new tensor already (ties); None: the network itself. ``own`` holds
+    what stands there for each old one, which may change its place.
     """
     held: dict[str, Any] = module._buffers if swap.buffer else module._parameters
     names, before = list(held), held.get(swap.name, MISSING)
     value: Tensor | None = swap.value
-    if twins is not None and value is not None:
+    if not swap.resized and id(value) in own:
+        value = own[id(value)]
+    elif twins is not None and value is not None:
         if id(value) not in twins:
             twins[id(value)] = _own(swap, value, before)
         value = twins[id(value)]
