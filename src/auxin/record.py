@@ -403,6 +403,13 @@ def write(tensor: Tensor, value: Tensor) -> None:
 
 def _same(tensor: Tensor, value: Tensor) -> bool:
     """Whether two tensors hold the same bits (a negative zero is not a zero, a NaN equals itself)."""
+    if tensor.device.type == value.device.type == "meta":
+        return tensor.shape == value.shape and tensor.dtype == value.dtype
     if tensor.layout != torch.strided or tensor.dtype != value.dtype or tensor.shape != value.shape:
         return torch.equal(tensor, value)
-    return torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (tensor, value)))
+    return torch.equal(*(_plain(t).contiguous().reshape(-1).view(torch.uint8) for t in (tensor, value)))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without what autograd and lazy signs (``conj``) hang on it."""
+    return tensor.detach().resolve_conj().resolve_neg()

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from auxin.axes import BORN, Axes, Axis, born, carried, shape_after
+from auxin.axes import BORN, Axes, Axis, born
 
 COMBINATIONS = 64  # of maps for several axes at once that are tried
 WORK = 10**9  # products of numbers to compare all slices with each other
+DTYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+          torch.float32, torch.float64, torch.complex64, torch.complex128}  # fmt: skip
 CHUNK = 2**22  # numbers that are hashed at once
 SAMPLE = 4096  # numbers of a tensor that are looked at first
 SEED = 7
@@ -71,7 +74,7 @@ def match(old: Tensor, new: Tensor, maps: Maps, path: str = "") -> Match | None:
     Returns:
         None where nothing of ``old`` is found again.
     """
-    if old.dim() != new.dim() or old.dtype != new.dtype or old.layout != new.layout or old.layout != torch.strided:
+    if old.dim() != new.dim() or not _comparable(old, new):
         return None
     if old.dim() == 0:
         return Match(()) if _equal(old, new) else None
@@ -90,7 +93,7 @@ def match(old: Tensor, new: Tensor, maps: Maps, path: str = "") -> Match | None:
 @torch.no_grad()
 def in_place(old: Tensor, new: Tensor) -> Match | None:
     """The same where each entry stands where it stood, all multiplied by one number or by none: much cheaper."""
-    if old.shape != new.shape or old.dtype != new.dtype or old.layout != new.layout or old.layout != torch.strided:
+    if old.shape != new.shape or not _comparable(old, new):
         return None
     same = tuple(map(Axis.same, old.shape))
     if _equal(old, new):
@@ -105,6 +108,16 @@ def in_place(old: Tensor, new: Tensor) -> Match | None:
     return None if scale is None else Match((Axis.of(same[0].index, same[0].size, value=scale), *same[1:]))
 
 
+def _comparable(old: Tensor, new: Tensor) -> bool:
+    """Whether both hold values of one dtype, with which the CPU can calculate."""
+    kinds = {(t.dtype, t.layout) for t in (old, new)}
+    return (
+        kinds == {(old.dtype, torch.strided)}
+        and old.dtype in DTYPES
+        and "meta" not in (old.device.type, new.device.type)
+    )
+
+
 def is_scaled(axes: Axes) -> bool:
     """Whether all entries stay, and are multiplied by something."""
     return any(a.value is not None for a in axes) and all(bool((a.counts == 1).all()) for a in axes)
@@ -117,8 +130,10 @@ def _weight(old: Tensor, found: Match) -> tuple[bool, int]:
 
 def _informative(old: Tensor, axes: Axes) -> bool:
     """Whether what goes on is more than one number over and over."""
-    region = carried(old, axes, old.new_zeros(shape_after(axes)), "plain")[~born(axes)]
-    return bool(len(region)) and (bool((region != region[0]).any()) or (len(region) == 1 and bool(region[0] != 0)))
+    region = _region(old, axes).flatten()
+    if len(region) < 2:
+        return bool(region.any())
+    return any(bool((part != region[0]).any()) for part in (region[:SAMPLE], region[SAMPLE:]))
 
 
 def _with_gradient(axis: Axis) -> Axis:
@@ -156,7 +171,7 @@ def _found_again(before: Tensor, after: Tensor, known: list[Axis]) -> tuple[Axis
     places: dict[tuple[int, int], list[int]] = {}
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)
-    flat = _constant(before)
+    flat = _constant(before, keys)
     single, fitting = before.shape[1] == 1, []
     for axis in known[:-1]:  # a map from elsewhere that explains every row that could go on
         fits = all(place < 0 or keys[place] == key for place, key in zip(axis.index.tolist(), wanted, strict=True))
@@ -344,7 +359,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _flat(tensor: Tensor, number: int) -> Tensor:
@@ -352,12 +367,12 @@ def _flat(tensor: Tensor, number: int) -> Tensor:
     return tensor.movedim(number, 0).reshape(tensor.shape[number], -1).contiguous()
 
 
-def _constant(rows: Tensor) -> list[bool]:
+def _constant(rows: Tensor, keys: list[tuple[int, int]]) -> list[bool]:
     """Which rows hold one number only: a single entry does so where another row has the same, or it is 0 or 1."""
     if rows.shape[1] > 1:
         return (rows == rows[:, :1]).all(1).tolist()
-    values, inverse, counts = rows[:, 0].unique(return_inverse=True, return_counts=True)
-    return ((counts[inverse] > 1) | (values[inverse] == 0) | (values[inverse] == 1)).tolist()
+    counts, plain = Counter(keys), ((rows == 0) | (rows == 1)).flatten().tolist()
+    return [counts[key] > 1 or one for key, one in zip(keys, plain, strict=True)]
 
 
 def _hashes(rows: Tensor) -> list[tuple[int, int]]:

@@ -1,0 +1,231 @@
+"""Resizes on which values mislead: numbers that meet by chance, tensors that change places, copies that share none."""
+
+import copy
+import time
+
+import pytest
+import torch
+from test_told_by_values import Pair, Run, put, widen
+from torch import nn
+
+import auxin as ax
+from auxin.anatomy.matching import Maps, match
+
+torch.set_num_threads(1)
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 256), nn.Linear(256, 3)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(x)))
+
+
+class Two(nn.Module):
+    def __init__(self, tied=False):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        if tied:
+            self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+def test_new_numbers_of_16_bits_that_equal_old_ones_are_new():
+    run = Run(Wide(), dtype=torch.bfloat16)
+
+    def change(net):
+        wider = nn.Linear(4, 384).bfloat16()
+        with torch.no_grad():
+            wider.weight[:256], wider.bias[:256] = net.up.weight, net.up.bias
+        net.up.weight.data, net.up.bias.data = wider.weight.data, wider.bias.data
+        net.down.weight.data = torch.cat([net.down.weight.data, torch.zeros(3, 128).bfloat16()], 1)
+        net.up.out_features = net.down.in_features = 384
+
+    run.surgery(change)
+    assert torch.equal(run.moment("up.bias")[:256], run.moments["up.bias"])
+    assert not run.moment("up.bias")[256:].any()
+    assert torch.equal(run.average("up.bias")[256:], run.net.up.bias[256:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_numbers_of_16_bits_come_from_nowhere(dtype):
+    old, other = torch.randn(512).to(dtype), torch.randn(512).to(dtype)
+    assert match(old, other, Maps()) is None and match(old, torch.randn(600).to(dtype), Maps()) is None
+    keep = torch.tensor([5, 6, 7, 200, 201])
+    assert match(torch.arange(256).to(dtype), torch.arange(256).to(dtype)[keep], Maps()).axes[0].index.equal(keep)
+
+
+def test_one_number_found_again_by_chance_is_no_resize():
+    old, other = torch.randn(100), torch.randn(100)
+    other[17] = old[40]
+    assert match(old, other, Maps()) is None
+
+
+def test_no_number_is_divided_by_one_that_is_none():
+    run = Run(Pair())
+    with torch.no_grad():
+        run.net.down.weight[1, 2] = float("nan")
+
+    def change(net):
+        net.down.weight.data = torch.nan_to_num(net.down.weight.data) * 1.5
+
+    assert "down.weight holds other values" in run.surgery(change, probe=False).change
+
+
+def test_each_channel_that_is_rescaled_takes_its_own_share():
+    """theta_new = q theta_old gives g_new = g_old / q, entry by entry."""
+
+    class Relu(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 6, bias=False), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.down(torch.relu(self.up(x)))
+
+    run, scale = Run(Relu()), torch.tensor([2.0, 1, 1, 4, 1, 1])
+
+    def change(net):
+        with torch.no_grad():
+            net.up.weight.mul_(scale[:, None]), net.down.weight.div_(scale)
+
+    run.surgery(change)
+    assert torch.allclose(run.moment("up.weight"), run.moments["up.weight"] / scale[:, None])
+    assert torch.allclose(run.moment("down.weight"), run.moments["down.weight"] * scale)
+    assert torch.allclose(run.average("up.weight"), run.averages["up.weight"] * scale[:, None])
+    assert max(run.moved()) < 1e-6
+    run.goes_on()
+
+
+def test_averages_of_tensors_that_change_places_go_with_them():
+    run = Run(Two())
+
+    def change(net):
+        net.a.weight, net.b.weight = net.b.weight, net.a.weight
+
+    run.surgery(change)
+    for new, old in (("a.weight", "b.weight"), ("b.weight", "a.weight")):
+        assert torch.equal(run.average(new), run.averages[old]) and torch.equal(run.moment(new), run.moments[old])
+    run.goes_on()
+
+
+def test_what_is_tied_inside_is_tied_in_the_average():
+    def change(net):
+        net.b.weight = net.a.weight
+
+    run = Run(Two()).surgery(change)
+    assert run.ema.module.b.weight is run.ema.module.a.weight
+    assert torch.equal(run.average("a.weight"), run.averages["a.weight"])
+    run.goes_on()
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_what_is_untied_inside_keeps_its_average(probe):
+    def change(net):
+        net.b.weight = nn.Parameter(net.a.weight.detach().clone())
+
+    run = Run(Two(tied=True)).surgery(change, probe=probe)
+    assert torch.equal(run.average("b.weight"), run.averages["a.weight"])
+    assert run.ema.module.b.weight is not run.ema.module.a.weight and max(run.moved()) < 1e-6
+    run.goes_on()
+
+
+def test_a_copied_block_takes_the_averaged_statistics_of_its_source():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return x + self.norm(self.mix(x))
+
+    run = Run(nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 3)))
+    run.surgery(lambda net: net.insert(2, copy.deepcopy(net[1])))
+    for name in ("mix.weight", "norm.weight", "norm.running_mean", "norm.running_var"):
+        assert torch.equal(run.average(f"2.{name}"), run.averages[f"1.{name}"]), name
+    assert run.net[2].mix.weight not in run.opt.state
+    run.goes_on()
+
+
+def test_an_average_that_does_not_take_the_probe_follows_unproved():
+    run = Run(Pair())
+    run.ema.double()
+    averages = {n: t.clone() for n, t in run.ema.module.state_dict().items()}
+    with ax.surgery(run.net, run.opt, run.ema, probe=run.x):
+        widen([0, 1, -1, 2, 3, 4, 5])(run.net)
+    assert torch.equal(run.average("down.weight")[:, [0, 1, 3, 4, 5, 6]], averages["down.weight"])
+
+
+def test_a_word_that_begins_as_a_copy_takes_nothing_from_its_original():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb, self.out = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.out(self.emb((x * 10).long().abs() % 5).mean(1))
+
+    run = Run(Text())
+
+    def change(net):
+        net.emb.weight.data = torch.cat([net.emb.weight.data, net.emb.weight.data[2:3]])
+
+    run.surgery(change)
+    assert torch.equal(run.moment("emb.weight")[:7], run.moments["emb.weight"])
+    assert torch.equal(run.average("emb.weight")[7], run.averages["emb.weight"][2])
+    run.goes_on()
+
+
+def test_a_block_beside_many_like_it_is_compared_with_all_of_them_quickly():
+    net = nn.ModuleList([nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)) for _ in range(8)])
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    start = time.perf_counter()
+    with ax.surgery(net, opt):
+        net.append(nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)))
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 4)])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int16, torch.bool, torch.float8_e4m3fn, torch.uint16])
+def test_any_dtype_is_compared_or_left_alone(dtype, shape):
+    old = torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
+    found = match(old, torch.cat([old[2:], torch.full((3, *shape[1:]), 99).to(dtype)]), Maps())
+    if dtype in (torch.complex64, torch.int16):
+        assert found.axes[0].index.tolist() == [2, 3, 4, 5, -1, -1, -1]
+    assert dtype not in (torch.float8_e4m3fn, torch.uint16) or found is None
+
+
+def test_complex_tensors_follow_and_conjugates_are_other_values():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.shift = (nn.Parameter(torch.randn(*n, dtype=torch.complex64)) for n in ((5, 4), (5,)))
+
+        def forward(self, x):
+            return (x.to(torch.complex64) @ self.mix.T + self.shift).abs().sum(1)
+
+    net = Net()
+    opt = torch.optim.Adam(net.parameters())
+    net(torch.randn(8, 4)).sum().backward()
+    opt.step(), opt.zero_grad()
+    index = [0, 1, -1, 2, 3, 4]
+    states = {n: opt.state[p]["exp_avg"].clone() for n, p in net.named_parameters()}
+    with ax.surgery(net, opt):
+        put(net, "mix", index, 0), put(net, "shift", index, 0)
+    for name, p in net.named_parameters():
+        assert torch.equal(opt.state[p]["exp_avg"][[0, 1, 3, 4, 5]], states[name]), name
+    with ax.surgery(net, opt) as done:
+        net.mix.data = net.mix.data.conj()
+    assert "mix holds other values" in str(done.change)
+
+
+def test_a_network_without_values_is_resized():
+    net = Pair().to("meta")
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    with ax.surgery(net, opt):
+        net.down.weight.data, net.down.bias.data = torch.empty(5, 6, device="meta"), torch.empty(5, device="meta")
+    ax.verify(net, opt)
