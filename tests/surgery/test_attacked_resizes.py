@@ -229,3 +229,29 @@ def test_a_network_without_values_is_resized():
     with ax.surgery(net, opt):
         net.down.weight.data, net.down.bias.data = torch.empty(5, 6, device="meta"), torch.empty(5, device="meta")
     ax.verify(net, opt)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_of_two_equal_units_the_tensors_beside_them_tell_which_has_left(told):
+    run = Run(Pair())
+    with torch.no_grad():
+        run.net.up.weight[2], run.net.up.bias[2] = run.net.up.weight[1], run.net.up.bias[1]
+    keep = [0, 2, 3, 4, 5]
+
+    def change(net):
+        for name in ("weight", "bias"):
+            put(net.up, name, keep, 0)
+        if told:
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                put(net.norm, name, keep, 0)
+            put(net.down, "weight", keep, 1)
+
+    run.net.eval()
+    with ax.surgery(run.net, run.opt, run.ema) as done:
+        change(run.net)
+    notes = "the values of up.weight do not tell which of its entries go on where" in str(done.change)
+    assert notes is not told
+    if told:
+        for name in ("up.weight", "up.bias", "norm.weight"):
+            assert torch.equal(run.moment(name), run.moments[name][keep]), name
+            assert torch.equal(run.average(name), run.averages[name][keep]), name

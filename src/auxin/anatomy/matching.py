@@ -203,6 +203,8 @@ def _found_again(before: Tensor, after: Tensor, known: list[Axis]) -> tuple[Axis
     if single and not _plausible(index, before, after):
         return Axis.of([BORN] * len(after), len(before)), False
     sure = sure or any(not flat[place] for place in used if place >= 0)
+    often = Counter(wanted)  # of equal rows nothing tells which one has left, or was copied
+    sure = sure and all(len(places[keys[p]]) in (1, often[keys[p]]) or (flat[p] and not single) for p in used if p >= 0)
     return Axis.of(index, len(before)), sure
 
 

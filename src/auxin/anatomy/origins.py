@@ -79,8 +79,11 @@ class _Search:
         self.looked_up = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
         self.lost: list[tuple[str, Tensor, Tensor]] = []  # (name, new, old) of which nothing was found again
         pairs = list(self._pairs(model))
+        later: list[tuple[str, str, Tensor, Tensor]] = []  # whose values do not tell: once others have told
         # What has changed along one axis only tells most, and helps with the others.
         for name, path, new, old in sorted(pairs, key=lambda pair: _difficulty(pair[3], pair[2])):
+            self._match(name, path, new, old, later)
+        for name, path, new, old in later:
             self._match(name, path, new, old)
         self._copies(model)
         self._moved(model)
@@ -111,15 +114,16 @@ class _Search:
             return inner.get(leaf)
         return self.old.get(join(path, leaf))
 
-    def _match(self, name: str, path: str, new: Tensor, old: Tensor) -> bool:
+    def _match(self, name: str, path: str, new: Tensor, old: Tensor, later: list[Any] | None = None) -> None:
         value = self.tree.value_of(old)
         assert value is not None
         found = match(value, new, self.maps, path)
         if found is None:
             self.lost.append((name, new, old))
-            return False
-        self._keep(new, old, found, path)
-        return True
+        elif not found.sure and later is not None:
+            later.append((name, path, new, old))
+        else:
+            self._keep(new, old, found, path)
 
     def _keep(self, new: Tensor, old: Tensor, found: Match, path: str) -> None:
         name, axes = self.names[id(old)], found.axes

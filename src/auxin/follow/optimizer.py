@@ -227,7 +227,8 @@ def _continue(optimizer: Any, move: Move) -> bool:
     if not entries:
         return False
     state = optimizer.state.pop(move.old, None)
-    if state is not None and (move.axes is not None or not move.reshaped):
+    goes_on = not move.reshaped if move.axes is None else all(axis.size for axis in move.axes)
+    if state is not None and goes_on:
         optimizer.state[move.new] = _mapped(optimizer, move, state)
     for params, index in entries:
         params[index] = move.new
