@@ -23,7 +23,9 @@ from auxin.gate import set_gate
 from auxin.listing import named_parameters
 
 Outputs = list[Tensor]
-Averaged = list[tuple[str, nn.Module, Outputs]]  # kind of the companion, the copy of the network that it holds, outputs
+Averaged = list[
+    tuple[str, nn.Module, Outputs | None]
+]  # kind of the companion, the copy of the network that it holds, outputs
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
 
 
@@ -71,8 +73,10 @@ def seen(look: Look) -> Seen:
 
 def averaged(look: Look, companions: Sequence[Any]) -> Averaged:
     """What the copies of the network that averages hold give on the probe, before the growth; None: they do not run."""
-    copies = [(type(c).__name__, copy) for c in companions for copy in networks_of(c)]
-    return [(kind, copy, _outputs_of(copy, look)) for kind, copy in copies]
+    found: Averaged = []
+    for companion in companions:
+        found += [(type(companion).__name__, copy, _outputs_of(copy, look)) for copy in networks_of(companion)]
+    return found
 
 
 def prove_averages(before: Averaged, change: Change, look: Look) -> Change:
