@@ -10,7 +10,7 @@ from rows import BLOCKS
 from torch.optim.swa_utils import AveragedModel
 from twins import COPY, LAYER, WITH_STATE, afterwards, caught, group_of, run_check
 
-from auxin import Insert, follow
+from auxin import GrowthError, Insert, follow
 from auxin.companion import Registration, _registered
 from auxin.follow import optimizer as optimizer_follower
 from auxin.follow.structure import apply, builder
@@ -63,7 +63,7 @@ def test_average_with_a_live_copy_of_the_layer(unguarded) -> None:
         yield
 
     unguarded.setitem(_registered, AveragedModel, dataclasses.replace(_registered[AveragedModel], follower=live))
-    with pytest.raises(ax.GrowthError, match="AveragedModel: the outputs of its averaged network on the probe would"):
+    with pytest.raises(GrowthError, match="AveragedModel: the outputs of its averaged network on the probe would"):
         caught("average")  # the growth itself refuses it: averages are proved too
 
 
