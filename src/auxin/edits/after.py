@@ -13,11 +13,11 @@ from torch import nn
 from auxin.anatomy.blocks import Container, adopt, shape_of
 from auxin.anatomy.depth import followed
 from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.tree import join, module_at
+from auxin.anatomy.tree import join, module_at, planned
 from auxin.anatomy.visits import Visits, called_next, depended_on, flows_through, visited
-from auxin.change import Before, Change, New, Rewire
+from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
-from auxin.edits.start import Start, inside, spliced, takes
+from auxin.edits.start import Start, inside, takes
 from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.grown import NAME, has_grown
@@ -85,12 +85,11 @@ class After:
         begun = self._begun(built, visits, look, place, f"{where})")
         rewire = place.rewire(built, gated=begun.gated)
         new = f"{rewire.added[0][0]}.0" if rewire.hook else rewire.added[0][0]
-        return spliced(
+        return planned(
             model,
             dataclasses.replace(self, layer=layer, as_hook=place.hooked),
-            look,
-            rewire,
-            Before.of(model),
+            look.seed,
+            [rewire],
             aliases=() if place.container is None else place.container.aliases(model, rewire),
             how=begun.how,
             writers=inside(new, begun.writers),

@@ -10,9 +10,9 @@ from auxin.anatomy.blocks import Container
 from auxin.anatomy.depth import followed
 from auxin.anatomy.holders import places, strays
 from auxin.anatomy.probe import Look
-from auxin.anatomy.tree import join, module_at
-from auxin.change import Before, Change, New, Rewire
-from auxin.edits.start import finish, spliced
+from auxin.anatomy.tree import join, module_at, planned
+from auxin.change import Change, New, Rewire
+from auxin.edits.start import finish
 from auxin.errors import GrowthError
 from auxin.grown import NAME, has_grown
 
@@ -69,7 +69,7 @@ class Remove:
         path = next(known for known, module in model.named_modules() if module is module_at(model, path))
         children = tuple((n, n if child is not None else None) for n, child in module_at(model, path)._modules.items())
         rewire = Rewire(path, tuple(pair for pair in children if pair[0] != NAME), hook=False)
-        return spliced(model, self, look, rewire, Before.of(model), outputs=self.outputs, how="removed")
+        return planned(model, self, look.seed, [rewire], outputs=self.outputs, how="removed")
 
 
 def _refuse_shared(model: nn.Module, at: str, container: Container) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from auxin.anatomy.blocks import CONTAINERS, adopt, hooks_on
 from auxin.anatomy.holders import aliases, strays
 from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.tree import join, module_at
-from auxin.change import Before, Change, New, Rewire
+from auxin.anatomy.tree import join, module_at, planned
+from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
-from auxin.edits.start import inside, spliced
+from auxin.edits.start import inside
 from auxin.errors import GrowthError
 from auxin.grown import NAME, has_grown
 from auxin.init import InitSite
@@ -82,12 +82,11 @@ class Replace:
                 "network registers, and would go on using it. Change both inside `with auxin.surgery(model, "
                 "optimizer):`."
             )
-        return spliced(
+        return planned(
             model,
             self,
-            look,
-            rewire,
-            Before.of(model),
+            look.seed,
+            [rewire],
             aliases=lists,
             outputs=self.outputs,
             how=begun.how,

@@ -17,7 +17,7 @@ from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.placed import Placed
 from auxin.anatomy.probe import Call, Look, untouched
 from auxin.anatomy.resting import PASSED, Resting, constants_of, forms_of, learns
-from auxin.anatomy.tree import join, moves_between, parameters_after
+from auxin.anatomy.tree import join, planned
 from auxin.anatomy.writers import (
     amplified_by_a_norm,
     arriving,
@@ -27,7 +27,7 @@ from auxin.anatomy.writers import (
     is_identity,
     set_constants,
 )
-from auxin.change import Before, Change, Rewire
+from auxin.change import Change, Rewire
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.gate import open_gate, set_gate
 from auxin.init import InitSite
@@ -262,33 +262,10 @@ def _words(module: nn.Module) -> str:
     return text if len(text) <= 90 else type(module).__name__
 
 
-def finish(
-    model: nn.Module,
-    edit: Any,
-    look: Look,
-    container: Container,
-    rewire: Rewire,
-    sources: dict[int, nn.Parameter] | None = None,
-    **fields: Any,
-) -> Change:
+def finish(model: nn.Module, edit: Any, look: Look, container: Container, rewire: Rewire, **fields: Any) -> Change:
     """The change that splices ``rewire`` into a container: plain lists that repeat it follow."""
     aliases = container.aliases(model, rewire)
-    return spliced(model, edit, look, rewire, Before.of(model), sources=sources, aliases=aliases, **fields)
-
-
-def spliced(
-    model: nn.Module,
-    edit: Any,
-    look: Look,
-    rewire: Rewire,
-    before: Before,
-    sources: dict[int, nn.Parameter] | None = None,
-    **fields: Any,
-) -> Change:
-    """The change that gives a module new children: moves filled in."""
-    after = parameters_after(model, [rewire])
-    moves = moves_between(before.parameters, after, sources=sources)
-    return Change(edit=edit, seed=look.seed, rewires=(rewire,), moves=moves, before=before, after=after, **fields)
+    return planned(model, edit, look.seed, [rewire], aliases=aliases, **fields)
 
 
 def inside(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
