@@ -1,7 +1,6 @@
 """Gradients of new blocks against those of old ones: on the probe, and in the steps after a growth."""
 
 import copy
-import dataclasses
 import gc
 import warnings
 import weakref
@@ -131,7 +130,7 @@ def test_an_inserted_block_is_compared_with_its_siblings(init):
 )
 def test_the_line_stays_short(ratios, text):
     _, change = changed(ax.Duplicate("blocks", by=1))
-    told = dataclasses.replace(change, gradient_ratio=next(iter(ratios.values())), gradient_ratios=ratios)
+    told = change.with_measured(gradient_ratio=next(iter(ratios.values())), gradient_ratios=ratios)
     assert f"· {text} neighbour's ·" in str(told)
 
 

@@ -54,7 +54,6 @@ def plan(change: Change) -> list[str]:
 
 def new_tensors(change: Change, buffers: bool = True) -> list[Tensor]:
     """The tensors that a planned change brings: parameters, and ``buffers``. Not those that were there before."""
-    assert change.before is not None
     old = {id(t) for held in (change.before.parameters, change.before.buffers) for t in held.values()}
     found: dict[int, Tensor] = {}
     for tensor, is_buffer in _brought(change):

@@ -4,9 +4,9 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Size, Tensor, nn
@@ -144,10 +144,10 @@ class Before:
     it.
     """
 
-    modules: Mapping[str, nn.Module]
-    parameters: Mapping[str, nn.Parameter]
-    buffers: Mapping[str, Tensor]
-    shapes: Mapping[int, Size]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    shapes: Mapping[int, Size] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Before:
@@ -261,8 +261,62 @@ class OwnGroup:
 
 
 @dataclass(frozen=True, eq=False)
+class Placement:
+    """Where the new parameters of a change are trained.
+
+    Attributes:
+        optimizers: those that keep step.
+        group: the ``group=`` that was asked for.
+        joins: by ``id`` of each new trainable parameter, where it goes.
+        groups: the parameter groups that are made for the new parameters.
+        rewarm: over how many optimizer steps the updates of new parameters grow to their full size.
+        notes: what is to be said about it.
+    """
+
+    optimizers: tuple[Any, ...] = ()
+    group: Grouping = None
+    joins: Mapping[int, Join] = field(default_factory=dict)
+    groups: tuple[OwnGroup, ...] = ()
+    rewarm: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured of a change that was carried out.
+
+    Attributes:
+        max_difference: of the probe's outputs before and after (absolute); None without a probe.
+        gradient_ratio: root mean square of the new weights' gradient / of their incumbents', on the probe: of the
+            writers where there are any, against the same tensors of the copied block, else of the nearest siblings.
+        gradient_ratios: the same for each new block, by path.
+        seconds: of the whole growth.
+        compiling: counts the seconds that ``torch.compile`` takes afterwards, where it has to compile again; None where
+            no compiled code runs through the place.
+        notes: what else was found.
+    """
+
+    max_difference: float | None = None
+    gradient_ratio: float | None = None
+    gradient_ratios: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    compiling: CompileTime | None = None
+    notes: tuple[str, ...] = ()
+
+
+Value = TypeVar("Value")
+
+
+def _reads(get: Callable[[Change], Value]) -> Value:
+    """A read-only property, of the type that it reads."""
+    return cast(Any, property(get))
+
+
+@dataclass(frozen=True, eq=False)
 class Change:
     """One growth as a plan, and after it was carried out, what was measured. Prints itself in one line.
+
+    What ``placement`` and ``measured`` hold is read off the change itself too; ``notes`` are those of all three.
 
     Attributes:
         edit: the edit, resolved to concrete places (what the journal records).
@@ -272,24 +326,15 @@ class Change:
         moves: what changes for parameters, for whoever holds them by identity.
         before: the network as it was.
         after: the network's parameters after the change, by name, in ``named_parameters()`` order.
-        joins: by ``id`` of each new trainable parameter, where it goes (known once the companions are).
-        optimizers: those that keep step.
-        group: the ``group=`` that was asked for.
-        groups: the parameter groups that are made for the new parameters.
         preserves: whether the outputs are promised to stay as they are.
         how: how the new weights start, in words ("last writers zero", "identity", ...).
         writers: names (after) of the new tensors that must get a gradient at the first backward.
         incumbents: names (after) of the neighbour's same tensors, for the gradient ratio.
         gates: paths (after) of the new blocks that fade in.
         fade: over how many optimizer steps.
-        rewarm: over how many optimizer steps the updates of new parameters grow to their full size.
-        max_difference: of the probe's outputs before and after (absolute); None without a probe.
-        gradient_ratio: root mean square of the new weights' gradient / of their incumbents', on the probe: of the
-            writers where there are any, against the same tensors of the copied block, else of the nearest siblings.
-        gradient_ratios: the same for each new block, by path.
-        seconds: of the whole growth.
-        compiling: counts the seconds that ``torch.compile`` takes afterwards, where it has to compile again; None where
-            no compiled code runs through the place.
+        remarks: what the plan has to say.
+        placement: where the new parameters go (known once the companions are).
+        measured: what was measured (known once the change was carried out).
     """
 
     edit: Edit | None
@@ -300,12 +345,8 @@ class Change:
     swaps: tuple[Swap, ...] = ()
     trains: Mapping[str, bool] = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
-    before: Before | None = None
+    before: Before = Before()
     after: Mapping[str, nn.Parameter] = field(default_factory=dict)
-    joins: Mapping[int, Join] = field(default_factory=dict)
-    optimizers: tuple[Any, ...] = ()
-    group: Grouping = None
-    groups: tuple[OwnGroup, ...] = ()
     preserves: bool = False
     outputs: bool = False
     how: str = ""
@@ -313,13 +354,24 @@ class Change:
     incumbents: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     fade: int = 0
-    rewarm: int = 0
-    notes: tuple[str, ...] = ()
-    max_difference: float | None = None
-    gradient_ratio: float | None = None
-    gradient_ratios: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    compiling: CompileTime | None = None
+    remarks: tuple[str, ...] = ()
+    placement: Placement = Placement()
+    measured: Measured = Measured()
+
+    optimizers = _reads(lambda self: self.placement.optimizers)
+    group = _reads(lambda self: self.placement.group)
+    joins = _reads(lambda self: self.placement.joins)
+    groups = _reads(lambda self: self.placement.groups)
+    max_difference = _reads(lambda self: self.measured.max_difference)
+    gradient_ratio = _reads(lambda self: self.measured.gradient_ratio)
+    gradient_ratios = _reads(lambda self: self.measured.gradient_ratios)
+    seconds = _reads(lambda self: self.measured.seconds)
+    compiling = _reads(lambda self: self.measured.compiling)
+    notes = _reads(lambda self: (*self.remarks, *self.placement.notes, *self.measured.notes))
+
+    def with_measured(self, *notes: str, **found: Any) -> Self:
+        """The same change with more that was measured."""
+        return replace(self, measured=replace(self.measured, notes=(*self.measured.notes, *notes), **found))
 
     def will_train(self, move: Move) -> bool:
         """Whether a parameter is trainable after the change."""
@@ -361,7 +413,7 @@ class Change:
     @property
     def parameters_before(self) -> int:
         """Number of scalars before the change."""
-        return sum(self.before.shapes[id(p)].numel() for p in self.before.parameters.values()) if self.before else 0
+        return sum(self.before.shapes[id(p)].numel() for p in self.before.parameters.values())
 
     @property
     def added_parameters(self) -> int:
@@ -393,8 +445,8 @@ class Change:
             yield f"gradient {span} its neighbour's"
         if self.gates:
             yield f"fades in over {self.fade} optimizer steps"
-        if self.rewarm and (self.starting or self.parts) and self.optimizers:
-            yield f"warms up over {self.rewarm} optimizer steps"
+        if self.placement.rewarm and (self.starting or self.parts) and self.optimizers:
+            yield f"warms up over {self.placement.rewarm} optimizer steps"
         if not self.optimizers and any(move.added for move in self.moves):
             yield "no optimizer given"
         yield from map(str, self.groups)
@@ -405,7 +457,7 @@ class Change:
 
     def _what(self) -> Iterator[str]:
         """What was added, replaced, removed, resized; all names as they are afterwards."""
-        old = self.before.modules if self.before is not None else {}
+        old = self.before.modules
         renamed = self.renamed
         asleep = {id(module.layer) for module in old.values() if isinstance(module, Dormant)}
         for path, new in self.added:

@@ -23,13 +23,13 @@ from auxin.anatomy.probe import Look, Probe
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
 from auxin.boundary import StepWatch, why_not_now
-from auxin.change import Change, Edit, Grouping
+from auxin.change import Change, Edit, Grouping, Measured
 from auxin.companion import registration_of
 from auxin.dynamo import eagerly, guards_are_off
 from auxin.edits.several import as_edit, joined, steps, told_which
 from auxin.errors import BadMoment, GrowthError
 from auxin.follow.adapters import follow_adapters
-from auxin.follow.compiled import counted, follow_compiled
+from auxin.follow.compiled import counting, follow_compiled
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
@@ -150,7 +150,7 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
             with ranks.agree("grow: the plan") as said:
                 own = look if not made else look.seeded(seed_of_one)
                 with told_which(edit, len(made)):
-                    change = dataclasses.replace(_planned(model, one, own), rewarm=terms.rewarm)
+                    change = _planned(model, one, own)
                 if not made and look.has_probe:  # after the plan, whose forward serves for it too
                     before = seen(look)
                     order = reaching(look) if mask else None
@@ -159,7 +159,8 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
                 said += [] if ranks.alone else agreed.plan(change)
             share_values(ranks, change, companions)
             with ranks.agree("grow: the change"):
-                made.append(held.enter_context(transaction(model, change, companions, terms.group, keep=way)))
+                going = transaction(model, change, companions, terms.group, keep=way, rewarm=terms.rewarm)
+                made.append(held.enter_context(going))
         with ranks.agree("grow: the proof"):
             change = joined(model, edit, seed, made)
             change = _proved(model, change, look, before, companions, stock)
@@ -168,7 +169,7 @@ def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, 
                 change = _in_order(change, look, mask, order)
             if stock:
                 check_stock(model, change, look)
-            change = dataclasses.replace(change, seconds=time.perf_counter() - started)
+            change = change.with_measured(seconds=time.perf_counter() - started)
             if terms.accept is not None:
                 terms.accept(change)
         return change
@@ -248,6 +249,7 @@ def transaction(
     group: Grouping = None,
     applied: list[Undo] | None = None,
     keep: Callable[[Undo], None] | None = None,
+    rewarm: int = 0,
 ) -> Iterator[Change]:
     """Everyone checks, the network changes, everyone changes; whatever is raised inside takes all of it back.
 
@@ -259,10 +261,12 @@ def transaction(
         applied: what takes the change to the network back, where it has been made already (surgery).
         keep: is given a call that takes all of it back, once, at any later time: network and companions get their
             structure, groups, shapes and the states of what was resized or removed. Other values stay as they are.
+        rewarm: as in ``grow``.
     """
     if applied is None:
         check_swaps(model, change)
-    change = counted(model, placed(model, change, companions, group))
+    placement, compiling = placed(model, change, companions, group, rewarm), counting(change)
+    change = dataclasses.replace(change, placement=placement, measured=Measured(compiling=compiling))
     own = (follow_compiled(model, change), follow_views(change), follow_adapters(model, change))
     running: list[tuple[Any, Iterator[None]]] = [(model, follower) for follower in own]
     running += [(c, registration_of(c).follower(c, change)) for c in companions]
@@ -347,7 +351,7 @@ def _in_order(change: Change, look: Look, mask: str, before: Tensor | None) -> C
     after = reaching(look, change.starting, change.gates) if before is not None else None
     if before is None or after is None or after.shape != before.shape:
         note = f"{mask} masks its weight; what the masks keep apart could not be looked at (no floating inputs)"
-        return dataclasses.replace(change, notes=(*change.notes, note))
+        return change.with_measured(note)
     if bool((after & ~before).any()):
         raise GrowthError(
             f"{', '.join(path for path, _ in change.added) or change.edit}: {mask} masks its weight, and "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import warnings
@@ -307,7 +306,7 @@ class Grower:
                 terms = self._terms(seed, self._within, self._keep())
                 change = begin(self.model, edit, self.companions, terms, held)
                 with self._all.agree("grow: the snapshot") if sight is not None else contextlib.nullcontext():
-                    change = dataclasses.replace(change, notes=(*change.notes, *self.past.keep(sight)))
+                    change = change.with_measured(*self.past.keep(sight))
             with self._all.agree("grow: the journal"):
                 if self.probation is not None:
                     self.progress.on_probation = (edit, self.calls, len(self.progress.entries))

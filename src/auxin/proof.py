@@ -99,7 +99,7 @@ def prove_averages(before: Averaged, change: Change, look: Look) -> Change:
                 "values, and not the averaged ones. Leave it out of this growth, and build it anew afterwards: "
                 f"{kind}(model, ...)."
             )
-    return dataclasses.replace(change, notes=(*change.notes, *idle)) if idle else change
+    return change.with_measured(*idle)
 
 
 def _outputs_of(copy: nn.Module, look: Look) -> Outputs | None:
@@ -142,7 +142,7 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     displaced = [path for path in near if path not in called]
     if displaced and change.how != "surgery":
         raise GrowthError(_displaced(model, displaced[0], change))
-    notes = (*change.notes, *cold.values(), *(f"{path} is not called any more" for path in displaced))
+    notes = (*cold.values(), *(f"{path} is not called any more" for path in displaced))
     often = [f"{path} runs {before.called[id(m)]} times" for path, m in near.items() if before.called[id(m)] > 1]
     difference = _compare(before.outputs, after, change, often)
     unseen = {name for name in change.starting if name.startswith(tuple(f"{path}." for path in cold))}
@@ -155,8 +155,7 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
         notes = (*notes, "output shape changed")
     idle = [n for n in _idle(change, grads) if n not in late] if change.preserves and not change.gates else []
     notes = (*notes, *(f"no gradient at {n}, as in the block that it copies" for n in idle), *_silent(change, grads))
-    measured = {"max_difference": difference, "gradient_ratio": whole, "gradient_ratios": each}
-    return dataclasses.replace(change, **measured, notes=notes)
+    return change.with_measured(*notes, max_difference=difference, gradient_ratio=whole, gradient_ratios=each)
 
 
 def _cold(model: nn.Module, change: Change, look: Look, before: Seen, missing: list[str]) -> dict[str, str]:
@@ -164,7 +163,7 @@ def _cold(model: nn.Module, change: Change, look: Look, before: Seen, missing: l
 
     So it is where they run with other weights, and where an old entry beside them does not run on this probe either.
     """
-    olds = change.before.modules if change.before is not None else {}
+    olds = change.before.modules
     known = {id(module) for module in olds.values()}
     reachable = run_with_other_weights(look, missing)
     notes: dict[str, str] = {}
@@ -183,7 +182,7 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
     """Children of containers that got new ones beside them, by path after the change."""
     kept: dict[str, nn.Module] = {}
     for before, rewire in ((step.before, rewire) for step in change.steps for rewire in step.rewires):
-        container = before.modules[rewire.path] if before is not None else None
+        container = before.modules[rewire.path]
         if isinstance(container, CONTAINERS):
             names = [name for name, child in rewire.children if isinstance(child, str)]
             kept |= {join(rewire.path, n): c for n in names if (c := container._modules.get(n)) is not None}
@@ -382,7 +381,7 @@ def tolerance(before: Outputs) -> float:
 
 def _with_other_outputs(change: Change) -> str:
     """What to do where a network returns something of each layer."""
-    network = change.before.modules.get("") if change.before is not None else None
+    network = change.before.modules.get("")
     if hasattr(getattr(network, "config", None), "output_hidden_states"):
         return "Prove the growth on a call that does not ask for these: probe={..., 'output_hidden_states': False}."
     if hasattr(change.edit, "outputs"):

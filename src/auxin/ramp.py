@@ -181,7 +181,7 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
     """Begin the ramps of a change that has just been applied.
 
     Args:
-        change: with ``gates`` and ``fade``, or with ``rewarm``.
+        change: with ``gates`` and ``fade``, or a placement with ``rewarm``.
         roots: the network, and everything that keeps step with it.
         undos: is given what takes it back.
 
@@ -200,9 +200,9 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
         _ride(homes[0], Fade(list(_at(roots, change.gates)), change.fade), undos)
     for optimizer in change.optimizers:
         _follow(optimizer, change, undos)
-        new, parts = _beginning(change, optimizer) if change.rewarm else ([], {})
+        new, parts = _beginning(change, optimizer) if change.placement.rewarm else ([], {})
         if new:
-            _ride(optimizer, Rewarm(new, change.rewarm, parts=parts), undos)
+            _ride(optimizer, Rewarm(new, change.placement.rewarm, parts=parts), undos)
 
 
 def _follow(optimizer: Any, change: Change, undos: list[Callable[[], None]]) -> None:

@@ -223,7 +223,6 @@ def _generated_before(model: nn.Module, change: Change, look: Look) -> bool:
         if assign.path == "" and holder == "config":
             vars(config).pop(name, None) if assign.old is MISSING else vars(config).update({name: assign.old})
     try:
-        assert change.before is not None
         state: dict[str, Tensor] = dict(change.before.parameters)
         for path, module in change.before.modules.items():
             state |= {join(path, name): b for name, b in module._buffers.items() if b is not None}

@@ -153,7 +153,8 @@ class surgery:
             change = prove(self.model, change, self._look, self._seen)
             if change.max_difference is not None and change.max_difference <= tolerance(self._seen.outputs):
                 change = prove_averages(self._averages, change, self._look)
-        return dataclasses.replace(change, edit=describe(change), seconds=time.perf_counter() - self._started)
+        change = dataclasses.replace(change, edit=describe(change))
+        return change.with_measured(seconds=time.perf_counter() - self._started)
 
 
 def found(
@@ -212,7 +213,7 @@ def found(
         after=after,
         outputs=True,
         how="surgery",
-        notes=(*_untied(model, tree), *come.notes),
+        remarks=(*_untied(model, tree), *come.notes),
     )
 
 
@@ -371,7 +372,7 @@ def _refuse_strays(model: nn.Module, tree: Record) -> None:
 def _refuse_repeated_numbers(change: Change) -> None:
     """Refuse a copied block that still says the position of the one that it copies."""
     for rewire in change.rewires:
-        container = change.before.modules[rewire.path] if change.before is not None else None
+        container = change.before.modules[rewire.path]
         new = {name for name, child in rewire.children if isinstance(child, New)}
         found = repeated(container, new) if isinstance(container, CONTAINERS) and new else ""
         if found:

@@ -166,7 +166,7 @@ class Duplicate:
             fade=self.fade,
             writers=tuple(writers),
             incumbents=tuple(incumbents),
-            notes=notes,
+            remarks=notes,
         )
 
     def _container(self, model: nn.Module) -> Container:

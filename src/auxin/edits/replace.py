@@ -92,7 +92,7 @@ class Replace:
             how=begun.how,
             writers=inside(join(path, name), begun.writers),
             preserves=begun.preserves,
-            notes=(f"{kept} tensors kept",) if kept else (),
+            remarks=(f"{kept} tensors kept",) if kept else (),
         )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from auxin.anatomy.tree import join, moves_between
 from auxin.axes import Part
-from auxin.change import Change, Edit, New, Rewire
+from auxin.change import Change, Edit, Measured, New, Placement, Rewire
 from auxin.errors import GrowthError
 
 STRIDE = 1_000_003  # between the seeds of two edits of one growth, so that no two draw the same weights
@@ -137,6 +137,8 @@ def joined(model: nn.Module, edit: Any, seed: int, parts: Sequence[Change]) -> C
     touched = {id(m.new) for part in settled for m in part.moves if not m.added}
     axes = [(id(m.new), m.axes) for part in settled for m in part.moves if m.reshaped]
     once = {i: found for i, found in axes if [other for other, _ in axes].count(i) == 1}
+    joins = {i: join for part in settled for i, join in part.joins.items()}
+    groups = tuple(group for part in settled for group in part.groups)
     moves = moves_between(first.parameters, last.after, first.shapes, sources, touched)
     return dataclasses.replace(
         last,
@@ -150,8 +152,6 @@ def joined(model: nn.Module, edit: Any, seed: int, parts: Sequence[Change]) -> C
         trains={name: trains for part in settled for name, trains in part.trains.items()},
         moves=tuple(dataclasses.replace(m, axes=once.get(id(m.new))) if m.old is m.new else m for m in moves),
         before=first,
-        joins={i: join for part in settled for i, join in part.joins.items()},
-        groups=tuple(group for part in settled for group in part.groups),
         preserves=all(part.preserves for part in settled),
         outputs=any(part.outputs for part in settled),
         how=", ".join(dict.fromkeys(part.how for part in settled if part.how)),
@@ -159,8 +159,9 @@ def joined(model: nn.Module, edit: Any, seed: int, parts: Sequence[Change]) -> C
         incumbents=tuple(name for part in settled for name in part.incumbents),
         gates=tuple(gate for part in settled for gate in part.gates),
         fade=max((part.fade for part in settled if part.gates), default=0),
-        notes=tuple(dict.fromkeys(note for part in settled for note in part.notes)),
-        compiling=next((part.compiling for part in settled if part.compiling is not None), None),
+        remarks=tuple(dict.fromkeys(note for part in settled for note in part.notes)),
+        placement=Placement(last.optimizers, last.group, joins, groups, last.placement.rewarm),
+        measured=Measured(compiling=next((p.compiling for p in settled if p.compiling is not None), None)),
     )
 
 
@@ -168,7 +169,6 @@ class _Final:
     """Where everything stands after the last of several changes, found by identity."""
 
     def __init__(self, model: nn.Module, first: Change, last: Change):
-        assert first.before is not None
         self.before, self._after = first.before, last.after
         self._names = {id(p): name for name, p in last.after.items()}
         self._paths = {id(module): path for path, module in model.named_modules()}
@@ -180,8 +180,6 @@ class _Final:
 
     def of(self, part: Change) -> Changes:
         """One of the changes, told with the names of the end."""
-        before = part.before
-        assert before is not None
         own = {field.name: getattr(part, field.name) for field in dataclasses.fields(Change)}
         pairs = zip(part.writers, part.incumbents or part.writers, strict=True)
         writers = [(self._name(part, name), self._name(part, other)) for name, other in pairs]
@@ -189,7 +187,7 @@ class _Final:
         own |= {
             "after": self._after,
             "moves": tuple(dataclasses.replace(m, name=self._names.get(id(m.new))) for m in part.moves),
-            "trains": {self._old_names.get(id(before.parameters[n]), n): t for n, t in part.trains.items()},
+            "trains": {self._old_names.get(id(part.before.parameters[n]), n): t for n, t in part.trains.items()},
             "writers": tuple(name for name, _ in writers if name),
             "incumbents": tuple((other or "") if part.incumbents else "" for name, other in writers if name),
             "gates": tuple(gate for path in part.gates if (gate := self._gate(part, path)) is not None),
@@ -203,7 +201,6 @@ class _Final:
 
     def rewire(self, part: Change, rewire: Rewire) -> Rewire:
         """New children of a container, by the path that it has in the end."""
-        assert part.before is not None
         path = self._paths.get(id(part.before.modules[rewire.path]), rewire.path)
         return dataclasses.replace(rewire, path=path)
 
@@ -212,12 +209,10 @@ class _Final:
         for at, new in part.added:
             if path == at or path.startswith(f"{at}."):
                 return self._paths.get(id(new.module.get_submodule(path[len(at) + 1 :])))
-        assert part.before is not None
         return self._paths.get(id(part.before.modules.get(path)))
 
     def _traced(self, part: Change, new: New) -> New:
         """With the source as it was called before the first change; a copy of a new copy has that one's."""
-        assert part.before is not None
         source = part.before.modules.get(new.source) if new.source is not None else None
         path = self._old_paths.get(id(source), self._sources.get(id(source)))
         self._sources[id(new.module)] = path

@@ -73,7 +73,6 @@ class Surgery:
 
 def describe(change: Change) -> Surgery:
     """Write a surgery down; where a part has no plain form, say which."""
-    assert change.before is not None
     known: Known = {id(m): {"old": path} for path, m in change.before.modules.items()}
     old = (*change.before.parameters.items(), *change.before.buffers.items())
     resized = {id(swap.value) for swap in change.swaps if swap.resized}
@@ -125,7 +124,6 @@ def _shape_of(model: nn.Module, path: str, name: str) -> torch.Size:
 
 def _carries(held: Any, change: Change) -> Iterator[tuple[str, Continued]]:
     """New tensors that take over the places and states of old ones; journals of 0.1 hold names only."""
-    assert change.before is not None
     before, after = change.before, change.after
     for name in held:
         if isinstance(held, Mapping):

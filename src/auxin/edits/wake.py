@@ -71,7 +71,7 @@ class Wake:
             gates=(rewires[0].added[0][0],) if fades else (),
             fade=self.fade,
             writers=tuple(name for name, p in after.items() if id(p) in woken),
-            notes=(f"{count:,} parameters begin to train" if count else "all of it was frozen before, and stays so",),
+            remarks=(f"{count:,} parameters begin to train" if count else "all of it was frozen before, and stays so",),
         )
 
     def _dormant(self, model: nn.Module) -> Dormant:

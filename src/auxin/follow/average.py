@@ -28,7 +28,6 @@ def follow_average(average: Any, change: Change) -> Iterator[None]:
     Raises:
         GrowthError: the averaged copy has another structure than the model had.
     """
-    assert change.before is not None
     copies = [(copy, builder(change.before, copy)) for copy in networks_of(average)]
     for copy, _ in copies:
         _check(type(average).__name__, copy, change.before)

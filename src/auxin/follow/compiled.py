@@ -7,7 +7,6 @@ never fire (``auxin.dynamo.see_hooks``); and with its guards filtered out it see
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import weakref
 from collections.abc import Iterator, Mapping
@@ -24,11 +23,10 @@ from auxin.follow.structure import Undo, reversible, undo
 _counting: weakref.WeakKeyDictionary[nn.Module, dynamo.CompileTime] = weakref.WeakKeyDictionary()
 
 
-def counted(model: nn.Module, change: Change) -> Change:
-    """The change, with a count of the seconds that compiling will take, if compiled code runs through its place."""
-    if not any(kinds and dynamo.runs_through(kinds) for kinds in _places(change)):
-        return change
-    return dataclasses.replace(change, compiling=dynamo.CompileTime())
+def counting(change: Change) -> dynamo.CompileTime | None:
+    """A count of the seconds that compiling will take, if compiled code runs through the place of a change."""
+    through = any(kinds and dynamo.runs_through(kinds) for kinds in _places(change))
+    return dynamo.CompileTime() if through else None
 
 
 def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
@@ -81,7 +79,7 @@ def follow_wrapper(wrapper: nn.Module, change: Change) -> Iterator[None]:
 
 def _places(change: Change) -> Iterator[tuple[type, ...]]:
     """Classes of the modules that change, each with that of the module above it."""
-    before = change.before.modules if change.before is not None else {}
+    before = change.before.modules
     for path in dict.fromkeys([r.path for r in change.rewires] + [s.path for s in change.swaps]):
         around = [before.get(path), before.get(path.rpartition(".")[0])]
         yield tuple({type(module) for module in around if module is not None})
@@ -92,10 +90,9 @@ def _compile_new(change: Change, undos: list[Undo]) -> None:
 
     A copy of a block comes compiled as that block is.
     """
-    before = change.before.modules if change.before is not None else {}
+    before = change.before.modules
     for rewire in change.rewires:
-        container = before.get(rewire.path)
-        held = {} if container is None else dict(_old_children(before, rewire.path))
+        held = dict(_old_children(before, rewire.path))
         kept = [held[old] for _, old in rewire.children if isinstance(old, str) and old in held]
         for name, new in rewire.children:
             if not isinstance(new, New) or new.source is not None:
@@ -117,7 +114,7 @@ def _old_children(before: Mapping[str, nn.Module], path: str) -> Iterator[tuple[
 
 def _look_again(change: Change, undos: list[Undo]) -> None:
     """Drop compiled code of the modules around a change that was told not to look at modules."""
-    before = change.before.modules if change.before is not None else {}
+    before = change.before.modules
     parts = [rewire.path.split(".") for rewire in change.rewires]
     paths = {".".join(names[:depth]) for names in parts for depth in range(len(names) + 1)}
     kinds = {type(before[path]) for path in paths if path in before}

@@ -94,7 +94,6 @@ def _flat(optimizer: Any) -> dict[str, Any]:
 
 
 def _check(optimizer: Any, change: Change) -> None:
-    assert change.before is not None
     kind = type(optimizer).__name__
     names = {id(p): name for name, p in change.before.parameters.items()}
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
@@ -256,7 +255,6 @@ def _leave(optimizer: Any, parameter: Any) -> bool:
 
 def _rename(optimizer: Any, change: Change) -> None:
     """Names in ``param_names`` that are the model's own names follow the model's new names."""
-    assert change.before is not None
     if not any(group.get("param_names") for group in optimizer.param_groups):
         return
     new_names = {id(p): name for name, p in change.after.items()}

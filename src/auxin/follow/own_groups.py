@@ -8,7 +8,6 @@ both alike.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.change import Change, Grouping, Join, OwnGroup
+from auxin.change import Change, Grouping, Join, OwnGroup, Placement
 from auxin.companion import registration_of
 from auxin.errors import GrowthError
 from auxin.follow.groups import RATES, assign
@@ -25,7 +24,7 @@ from auxin.follow.scheduler import floors, optimizer_of
 from auxin.follow.self_check import SETTLED, built
 
 
-def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: Grouping) -> Change:
+def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: Grouping, rewarm: int = 0) -> Placement:
     """Say where each new trainable parameter of a change goes.
 
     Args:
@@ -33,22 +32,23 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
         change: the plan.
         companions: everything that keeps step.
         group: what was asked for: an index, the options of an own group, or None.
+        rewarm: over how many optimizer steps their updates grow to their full size.
 
     Raises:
         GrowthError: see ``assign``; or an own group that an optimizer or a schedule cannot have.
     """
-    optimizers = optimizers_in(companions)
+    optimizers, notes = optimizers_in(companions), list[str]()
     if group is not None and change.parts:
         if not change.starting:
             raise GrowthError(
                 f"group={group!r}: {change.parts[0].name} stays in its group, which holds whole tensors, and only some "
                 "of its entries are new. Leave group out; rewarm=<steps> lets new entries begin with shorter steps."
             )
-        stays = f"{', '.join(part.name for part in change.parts)} stay in their groups: some of their entries are old"
-        change = dataclasses.replace(change, notes=(*change.notes, stays))
+        names = ", ".join(part.name for part in change.parts)
+        notes.append(f"{names} stay in their groups: some of their entries are old")
     if not isinstance(group, Mapping):
         joins = assign(model, change, optimizers, group)
-        return dataclasses.replace(change, optimizers=optimizers, group=group, joins=joins)
+        return Placement(optimizers, group, joins, (), rewarm, tuple(notes))
     asked = checked(group, optimizers)
     joins = {**_held_already(change, optimizers), **assign(model, change, optimizers, None)}
     donors = {
@@ -57,7 +57,6 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
         if (new := move.new) is not None and (j := joins.get(id(new))) is not None
     }
     groups: list[OwnGroup] = []
-    notes: list[str] = []
     for optimizer in optimizers:
         count = len(optimizer.param_groups)
         for _, (join, new) in sorted((p for p in donors.items() if p[0][0] == id(optimizer)), key=lambda p: p[0][1]):
@@ -68,10 +67,7 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
             count += 1
     own_of = {(id(own.optimizer), own.donor): own.index for own in groups}
     joins = {i: Join(j.optimizer, own_of[id(j.optimizer), j.group], j.sibling) for i, j in joins.items()}
-    told = (*change.notes, *dict.fromkeys(notes))
-    return dataclasses.replace(
-        change, optimizers=optimizers, group=asked, joins=joins, groups=tuple(groups), notes=told
-    )
+    return Placement(optimizers, asked, joins, tuple(groups), rewarm, tuple(dict.fromkeys(notes)))
 
 
 def optimizers_in(companions: Sequence[Any]) -> tuple[Any, ...]:
@@ -119,7 +115,7 @@ def check_own_group(group: Grouping, companions: Sequence[Any]) -> None:
                 own = _planned(Join(optimizer, index, None), len(optimizer.param_groups), group, companions)
                 if donor["params"]:
                     _check(own, donor["params"][0])
-                change = Change(None, optimizers=optimizers_in(companions), groups=(own,))
+                change = Change(None, placement=Placement(optimizers_in(companions), groups=(own,)))
                 for schedule in (c for c in companions if optimizer_of(c) is optimizer):
                     next(
                         registration_of(schedule).follower(schedule, change)

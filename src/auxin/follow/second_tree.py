@@ -34,7 +34,6 @@ def follow_second_tree(tree: nn.Module, change: Change) -> Iterator[None]:
     Raises:
         GrowthError: it stands around another network, or holds other children than it.
     """
-    assert change.before is not None
     yield from _followed([in_step(tree, change.before.modules, change)])
 
 
@@ -46,7 +45,7 @@ def follow_views(change: Change) -> Iterator[None]:
     Raises:
         GrowthError: it is not known what should become of one; names it.
     """
-    modules = change.before.modules if change.before is not None and change.rewires else {}
+    modules = change.before.modules if change.rewires else {}
     known = {id(module) for module in modules.values()}
     beside = [one for path, module in modules.items() for one in _beside(path, module, known)]
     children = _children_of(modules) if beside else {}

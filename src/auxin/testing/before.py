@@ -142,13 +142,11 @@ def changed_by(change: Change) -> set[str]:
     moved = {m.old_name for m in change.moves if m.old_name is not None}
     swapped = {f"{s.path}.{s.name}" if s.path else s.name for s in change.swaps}
     after = {name_after(n, change) for n in swapped}
-    left = set() if change.before is None else _left_out(change)
-    return moved | swapped | after | left
+    return moved | swapped | after | _left_out(change)
 
 
 def _left_out(change: Change) -> set[str]:
     """Tensors below children that a rewired module no longer has."""
-    assert change.before is not None
     gone = set()
     for rewire in change.rewires:
         kept = {child for _, child in rewire.children if isinstance(child, str)}
