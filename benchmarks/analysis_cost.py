@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import auxin as ax
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 
 torch.set_num_threads(1)
 
@@ -103,7 +103,7 @@ def measured(name, model, args, kwargs):
     behind = []
     for at in fitting.values():
         with Counted(model) as counted, contextlib.suppress(ax.GrowthError):
-            ax.After(at).plan(model, Look(model, probe))
+            ax.After(at).plan(model, PlanContext(model, probe))
         behind.append((counted.whole, counted.seconds))
     copied = []
     for site in found:
@@ -111,7 +111,7 @@ def measured(name, model, args, kwargs):
             continue
         blocks = model.get_submodule(site.at)
         with Counted(model, type(blocks[-1])) as counted, contextlib.suppress(ax.GrowthError):
-            ax.Duplicate(site.at, by=1).plan(model, Look(model, probe))
+            ax.Duplicate(site.at, by=1).plan(model, PlanContext(model, probe))
         copied.append((site.at, counted.whole, counted.blocks / 2, counted.seconds))
     forwards = [looking.whole, max((w for w, _ in behind), default=0), max((w for _, w, _, _ in copied), default=0)]
     row = f"{name:36}{len(found):6}{forwards[0]:7}{looking.seconds / once:8.1f}x"

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import auxin as ax
 from auxin import agreed, ranks
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 
 PLANS: list[ax.Change] = []
 
@@ -38,7 +38,7 @@ class Ready:
 
     number: int
 
-    def plan(self, model: nn.Module, look: Any) -> ax.Change:
+    def plan(self, model: nn.Module, context: Any) -> ax.Change:
         return PLANS[self.number]
 
 
@@ -108,7 +108,7 @@ def rank_main(rank: int, size: int, port: int, rounds: int) -> None:
     rows, shares = [], []
     share = Share()
     for number in range(rounds):
-        PLANS.append(ax.Duplicate("blocks", by=1).plan(inner, Look(inner, ids, seed=number, memory=memory)))
+        PLANS.append(ax.Duplicate("blocks", by=1).plan(inner, PlanContext(inner, ids, seed=number, memory=memory)))
         share.read()
         grown = seconds(lambda number=number: grower.grow(Ready(number)))
         shares.append(share.read())

@@ -12,7 +12,7 @@ import torch
 from gpt import GPT, Block, train
 
 import auxin as ax
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 from auxin.engine import TakeBack, transaction
 
 
@@ -48,7 +48,7 @@ def rebuilt(model: GPT, optimizer: torch.optim.Optimizer, build) -> float:
 
 def splice(model: GPT, optimizer: torch.optim.Optimizer, edit: ax.Edit, ids: torch.Tensor) -> float:
     """Seconds of the transaction alone: everyone checks, the network changes, everyone changes; then taken back."""
-    change = edit.plan(model, Look(model, ids))
+    change = edit.plan(model, PlanContext(model, ids))
     start = time.perf_counter()
     with transaction(model, change, [optimizer]):
         taken = time.perf_counter() - start

@@ -22,7 +22,7 @@ import torch
 
 import auxin as ax
 from auxin.anatomy.probe import tensors_in
-from auxin.engine import Terms, begin, take_back
+from auxin.engine import Options, begin, take_back
 
 torch.set_num_threads(1)
 
@@ -84,7 +84,7 @@ def tried(model, args, kwargs, at):
     probe = tuple(args) if args else dict(kwargs)
     held = contextlib.ExitStack()
     try:
-        change = begin(model, ax.After(at), (), Terms(probe=probe, stock=False), held)
+        change = begin(model, ax.After(at), (), Options(probe=probe, stock=False), held)
     except ax.GrowthError as error:
         if not same_state(state, state_of(model)):
             return "CHANGED BY A REFUSAL", str(error)

@@ -38,7 +38,7 @@ class NotANetwork:
 class Grow:
     at: str
 
-    def plan(self, model: Any, look: Any) -> None:
+    def plan(self, model: Any, context: Any) -> None:
         raise AssertionError("nothing is called to find out")
 
 

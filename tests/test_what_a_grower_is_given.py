@@ -125,7 +125,7 @@ def test_an_edit_of_somebody_elses_may_mean_what_it_likes_by_at():
     class Everywhere:
         at: str = "*.inner"
 
-        def plan(self, model, look):
+        def plan(self, model, context):
             raise ax.GrowthError("not here")
 
     built(edits=Everywhere())

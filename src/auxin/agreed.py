@@ -25,11 +25,11 @@ def structure(model: nn.Module, optimizers: Sequence[Any] = ()) -> list[str]:
     return lines
 
 
-def question(edit: Any, seed: int, terms: Any) -> list[str]:
+def question(edit: Any, seed: int, options: Any) -> list[str]:
     """What is asked for: the edit, the seed of its weights, and the options that change the outcome."""
     told = {f.name: typed.encode(getattr(edit, f.name), f.name) for f in dataclasses.fields(edit)}
-    options = [f"{name} {getattr(terms, name)}" for name in ("group", "rewarm", "stock", "dry_run")]
-    return [f"{type(edit).__name__} {told}", f"seed {seed}", *options]
+    given = [f"{name} {getattr(options, name)}" for name in ("group", "rewarm", "stock", "dry_run")]
+    return [f"{type(edit).__name__} {told}", f"seed {seed}", *given]
 
 
 def plan(change: Change) -> list[str]:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from auxin import choose as choosers
 from auxin import when as triggers
 from auxin.anatomy.blocks import Container
-from auxin.anatomy.probe import Look, Probe
+from auxin.anatomy.probe import PlanContext, Probe
 from auxin.anatomy.tree import module_at
 from auxin.change import Edit
 from auxin.companion import registration_of
@@ -164,7 +164,7 @@ def check_probe(model: nn.Module, probe: Probe) -> None:
     if unasked or any(t.is_meta or is_lazy(t) for t in tensors):
         return
     try:
-        Look(model, probe).calls({})
+        PlanContext(model, probe).calls({})
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises

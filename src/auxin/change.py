@@ -13,21 +13,21 @@ from torch import Size, Tensor, nn
 
 from auxin.axes import Axes, Part, has_born, told
 from auxin.dynamo import CompileTime
-from auxin.grown import NAME as GROWN
 from auxin.listing import listing
 from auxin.modules import Dormant
+from auxin.output_hook import NAME as GROWN
 
 
 @runtime_checkable
 class Edit(Protocol):
     """What to grow and where, as plain data: a frozen dataclass with one method.
 
-    ``plan`` is pure: it may build tensors and run pieces of the network through ``look``, it writes to nothing. An edit
-    with an attribute ``once = True`` is chosen by a Grower once only.
+    ``plan`` is pure: it may build tensors and run pieces of the network through ``context``, it writes to nothing. An
+    edit with an attribute ``once = True`` is chosen by a Grower once only.
     """
 
-    def plan(self, model: nn.Module, look: Any) -> Change:
-        """Work out the change for ``model``; ``look`` runs pieces of it on the probe (see ``auxin.anatomy.probe``)."""
+    def plan(self, model: nn.Module, context: Any) -> Change:
+        """Work out the change; ``context`` runs pieces of it on the probe (see ``auxin.anatomy.probe``)."""
         ...
 
 
@@ -287,7 +287,7 @@ class Measured:
 
     Attributes:
         max_difference: of the probe's outputs before and after (absolute); None without a probe.
-        gradient_ratio: root mean square of the new weights' gradient / of their incumbents', on the probe: of the
+        gradient_ratio: root mean square of the new weights' gradient / of their counterparts', on the probe: of the
             writers where there are any, against the same tensors of the copied block, else of the nearest siblings.
         gradient_ratios: the same for each new block, by path.
         seconds: of the whole growth.
@@ -329,7 +329,7 @@ class Change:
         preserves: whether the outputs are promised to stay as they are.
         how: how the new weights start, in words ("last writers zero", "identity", ...).
         writers: names (after) of the new tensors that must get a gradient at the first backward.
-        incumbents: names (after) of the neighbour's same tensors, for the gradient ratio.
+        counterparts: names (after) of the neighbour's same tensors, for the gradient ratio.
         gates: paths (after) of the new blocks that fade in.
         fade: over how many optimizer steps.
         remarks: what the plan has to say.
@@ -351,7 +351,7 @@ class Change:
     outputs: bool = False
     how: str = ""
     writers: tuple[str, ...] = ()
-    incumbents: tuple[str, ...] = ()
+    counterparts: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     fade: int = 0
     remarks: tuple[str, ...] = ()

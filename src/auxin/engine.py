@@ -19,10 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from auxin import agreed, typed
 from auxin.anatomy.masks import masked, reaching
-from auxin.anatomy.probe import Look, Probe
+from auxin.anatomy.probe import PlanContext, Probe
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
-from auxin.boundary import StepWatch, why_not_now
 from auxin.change import Change, Edit, Grouping, Measured
 from auxin.companion import registration_of
 from auxin.dynamo import eagerly, guards_are_off
@@ -34,13 +33,14 @@ from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
 from auxin.follow.structure import Undo, apply, check_swaps, undo
+from auxin.hugging_face import ACCEPT, check_stock, is_stock
 from auxin.listing import lines_of, named_parameters
-from auxin.proof import Averaged, Seen, averaged, prove, prove_averages, seen
+from auxin.proof import Averaged, Baseline, averaged, baseline_of, prove, prove_averages
 from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import coming_back
-from auxin.stock import ACCEPT, check_stock, is_stock
+from auxin.safe_point import StepWatch, why_not_now
 from auxin.verify import verify_here
 
 
@@ -92,16 +92,16 @@ def grow(
         >>> len(net)
         4
     """
-    return transact(model, edit, companions, Terms(probe, evidence, seed, group, rewarm, stock, dry_run))
+    return transact(model, edit, companions, Options(probe, evidence, seed, group, rewarm, stock, dry_run))
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms:
-    """On which terms an edit is carried out: the arguments of ``grow``, and two that only a Grower has.
+class Options:
+    """How an edit is carried out: the arguments of ``grow``, and four that only a Grower has.
 
     Attributes:
         watch: knows which gradients an optimizer step has used.
-        memory: of block kinds, see ``Look``.
+        memory: of block kinds, see ``PlanContext``.
         accept: gets the last word on the proved change; raises to refuse it.
         keep: is given the way back once the change is kept for good, see ``transaction``.
     """
@@ -119,59 +119,61 @@ class Terms:
     memory: dict[str, Mapping[str, float] | None] | None = None
 
 
-def transact(model: nn.Module, edit: Edit | Sequence[Edit], companions: Sequence[Any], terms: Terms) -> Change:
-    """``grow`` under ``terms``."""
+def transact(model: nn.Module, edit: Edit | Sequence[Edit], companions: Sequence[Any], options: Options) -> Change:
+    """``grow`` with ``options``."""
     with contextlib.ExitStack() as held:
-        change = begin(model, edit, companions, terms, held)
-        if terms.dry_run:
+        change = begin(model, edit, companions, options, held)
+        if options.dry_run:
             take_back(held)
         return change
 
 
-def begin(model: nn.Module, edit: Any, companions: Sequence[Any], terms: Terms, held: contextlib.ExitStack) -> Change:
+def begin(
+    model: nn.Module, edit: Any, companions: Sequence[Any], options: Options, held: contextlib.ExitStack
+) -> Change:
     """Grow, the transaction left open in ``held``: ``close()`` keeps it, an exception or ``take_back`` undoes it."""
     started = time.perf_counter()
     edit = as_edit(edit)
     companions = with_wrappers(model, companions)
     model, ranks = unwrap(model), Ranks.of(companions)
     with ranks.agree("grow") as said:
-        seed = _asked(model, edit, companions, terms)
+        seed = _asked(model, edit, companions, options)
         if not ranks.alone:
-            said += [*agreed.question(edit, seed, terms), *agreed.structure(model, optimizers_in(companions))]
+            said += [*agreed.question(edit, seed, options), *agreed.structure(model, optimizers_in(companions))]
     with random_state(), eagerly(), _uncollected():
-        look = Look(model, terms.probe, seed, evidence=terms.evidence, memory=terms.memory)
-        before: Seen | None = None
+        context = PlanContext(model, options.probe, seed, evidence=options.evidence, memory=options.memory)
+        before: Baseline | None = None
         averages: Averaged = []
-        mask, order = masked(model) if look.has_probe else "", None
-        stock = terms.stock and is_stock(model)
+        mask, order = masked(model) if context.has_probe else "", None
+        stock = options.stock and is_stock(model)
         made: list[Change] = []
         edits = steps(edit, seed)
-        for (one, seed_of_one), way in zip(edits, ways_back(terms.keep, len(edits)), strict=True):
+        for (one, seed_of_one), way in zip(edits, ways_back(options.keep, len(edits)), strict=True):
             with ranks.agree("grow: the plan") as said:
-                own = look if not made else look.seeded(seed_of_one)
+                own = context if not made else context.seeded(seed_of_one)
                 with told_which(edit, len(made)):
                     change = _planned(model, one, own)
-                if not made and look.has_probe:  # after the plan, whose forward serves for it too
-                    before = seen(look)
-                    order = reaching(look) if mask else None
+                if not made and context.has_probe:  # after the plan, whose forward serves for it too
+                    before = baseline_of(context)
+                    order = reaching(context) if mask else None
                 if not made and before is not None and change.preserves:
-                    averages = averaged(look, companions)
+                    averages = averaged(context, companions)
                 said += [] if ranks.alone else agreed.plan(change)
             share_values(ranks, change, companions)
             with ranks.agree("grow: the change"):
-                going = transaction(model, change, companions, terms.group, keep=way, rewarm=terms.rewarm)
+                going = transaction(model, change, companions, options.group, keep=way, rewarm=options.rewarm)
                 made.append(held.enter_context(going))
         with ranks.agree("grow: the proof"):
             change = joined(model, edit, seed, made)
-            change = _proved(model, change, look, before, companions, stock)
-            change = prove_averages(averages if change.preserves else [], change, look)
+            change = _proved(model, change, context, before, companions, stock)
+            change = prove_averages(averages if change.preserves else [], change, context)
             if mask:
-                change = _in_order(change, look, mask, order)
+                change = _in_order(change, context, mask, order)
             if stock:
-                check_stock(model, change, look)
+                check_stock(model, change, context)
             change = change.with_measured(seconds=time.perf_counter() - started)
-            if terms.accept is not None:
-                terms.accept(change)
+            if options.accept is not None:
+                options.accept(change)
         return change
 
 
@@ -183,18 +185,18 @@ def _uncollected() -> Iterator[None]:
         yield
 
 
-def _asked(model: nn.Module, edit: Edit, companions: Sequence[Any], terms: Terms) -> int:
+def _asked(model: nn.Module, edit: Edit, companions: Sequence[Any], options: Options) -> int:
     """Check what was asked for, and that this is the moment; the seed."""
     if not isinstance(edit, Edit):
         raise GrowthError(
             f"edit is a {type(edit).__name__}; pass an edit such as Duplicate('blocks') or Insert('net', layer)."
         )
     written_down(edit)
-    check_moment(model, companions, terms.watch)
+    check_moment(model, companions, options.watch)
     verify_here(model, *companions)
-    if type(terms.rewarm) is not int or terms.rewarm < 0:
-        raise GrowthError(f"rewarm={terms.rewarm!r}: pass a number of optimizer steps, 0 for none.")
-    return seed_of(model, edit) if terms.seed is None else terms.seed
+    if type(options.rewarm) is not int or options.rewarm < 0:
+        raise GrowthError(f"rewarm={options.rewarm!r}: pass a number of optimizer steps, 0 for none.")
+    return seed_of(model, edit) if options.seed is None else options.seed
 
 
 def share_values(ranks: Ranks, change: Change, companions: Sequence[Any]) -> None:
@@ -204,12 +206,12 @@ def share_values(ranks: Ranks, change: Change, companions: Sequence[Any]) -> Non
         ranks.broadcast(agreed.new_tensors(change, buffers))
 
 
-def _planned(model: nn.Module, edit: Edit, look: Look) -> Change:
+def _planned(model: nn.Module, edit: Edit, context: PlanContext) -> Change:
     try:
-        return edit.plan(model, look)
+        return edit.plan(model, context)
     except Exception as error:  # whatever a user's modules, or an edit of one's own, raise
-        if look.has_probe:
-            seen(look)  # where the network does not run on the probe at all, that is what to say
+        if context.has_probe:
+            baseline_of(context)  # where the network does not run on the probe at all, that is what to say
         if isinstance(error, GrowthError):
             raise
         raise GrowthError(
@@ -346,9 +348,9 @@ def _throw(followers: list[Any], error: BaseException) -> None:
             error.add_note(f"while taking back: {raised!r}")
 
 
-def _in_order(change: Change, look: Look, mask: str, before: Tensor | None) -> Change:
+def _in_order(change: Change, context: PlanContext, mask: str, before: Tensor | None) -> Change:
     """Check that a growth of a masked network lets no input through to an output that did not reach it before."""
-    after = reaching(look, change.starting, change.gates) if before is not None else None
+    after = reaching(context, change.starting, change.gates) if before is not None else None
     if before is None or after is None or after.shape != before.shape:
         note = f"{mask} masks its weight; what the masks keep apart could not be looked at (no floating inputs)"
         return change.with_measured(note)
@@ -382,18 +384,23 @@ def seed_of(model: nn.Module, edit: Edit | None) -> int:
 
 
 def _proved(
-    model: nn.Module, change: Change, look: Look, before: Seen | None, companions: Sequence[Any], stock: bool
+    model: nn.Module,
+    change: Change,
+    context: PlanContext,
+    before: Baseline | None,
+    companions: Sequence[Any],
+    stock: bool,
 ) -> Change:
     """Check the grown network on the probe, and that nothing around it was lost."""
     verify_here(model, *companions)
     if before is None:
         return change
     try:
-        return prove(model, change, look, before)
+        return prove(model, change, context, before)
     except GrowthError as error:
         if stock and not change.gates:  # the reason may be that its configuration says otherwise
             try:
-                check_stock(model, change, Look(model))
+                check_stock(model, change, PlanContext(model))
             except GrowthError as why:
                 raise GrowthError(f"{error} {str(why).removesuffix(ACCEPT).rstrip()}") from error
         raise

@@ -24,8 +24,8 @@ from auxin.dynamo import outside_graphs
 
 STEPS = 20  # optimizer steps after a growth
 SETTLED = 10  # of these the first ones, in which what stands before a zeroed writer has hardly begun
-STARVED = 1e-3  # a block below this fraction of its incumbent's gradient from then on hardly learns
-OLD = " (incumbent)"
+STARVED = 1e-3  # a block below this fraction of its counterpart's gradient from then on hardly learns
+OLD = " (counterpart)"
 
 Size = tuple[float, int]  # sum of the squares, number of scalars
 
@@ -37,8 +37,8 @@ class Flow:
     Attributes:
         growth: number of the growth in the journal.
         step: the optimizer step that used these gradients, counted from the start of the run.
-        ratios: root mean square of a new block's gradient / of its incumbent's, by path of the block (as it was called
-            right after its growth); None where the incumbent has no gradient, or a gradient is not finite.
+        ratios: root mean square of a new block's gradient / of its counterpart's, by path of the block (as it was
+            called right after its growth); None where the counterpart has no gradient, or a gradient is not finite.
         dead: at the last step that is watched, what has not learned: parameters whose gradient was exactly zero at
             every step, and blocks whose ratio has stayed below 0.001 since the tenth; empty before.
     """
@@ -99,7 +99,7 @@ class FlowWatch:
             growth: its number in the journal.
             step: optimizer steps before it.
         """
-        olds = incumbents(change)
+        olds = counterparts(change)
         paths = {name: path for path, names in units(change).items() for name in names}
         pairs: dict[int, list[_Pair]] = {}
         for move in change.moves:
@@ -177,7 +177,7 @@ class FlowWatch:
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """A new parameter of one unit and its incumbent, or the new entries of one tensor and its old ones."""
+    """A new parameter of one unit and its counterpart, or the new entries of one tensor and its old ones."""
 
     unit: str
     name: str
@@ -234,7 +234,7 @@ class _Birth:
         return silent + tuple(sorted(living - self.learning))
 
     def fault(self) -> str | None:
-        """In words what a growth has made wrong: not a parameter whose incumbent has no gradient either."""
+        """In words what a growth has made wrong: not a parameter whose counterpart has no gradient either."""
         same = {p.name for p in self._all() if p.old is not None and f"{p.name}{OLD}" not in self.alive}
         names = [name for name in self.dead() if name not in same]
         if not names:
@@ -273,7 +273,7 @@ def _remove(handles: list[Any]) -> None:
         handle.remove()
 
 
-def incumbents(change: Change) -> dict[str, str | None]:
+def counterparts(change: Change) -> dict[str, str | None]:
     """Name of each parameter that begins to train -> the old one that it is compared with, both as named afterwards.
 
     That of the block that it copies; else the sibling beside which it stands in the optimizer; None: there is none.
@@ -281,7 +281,7 @@ def incumbents(change: Change) -> dict[str, str | None]:
     names = {id(p): name for name, p in change.after.items()}
     renamed = change.renamed
     sources = {path: renamed.get(new.source, new.source) for path, new in change.added if new.source}
-    known = dict(zip(change.writers, change.incumbents, strict=True)) if change.incumbents else {}
+    known = dict(zip(change.writers, change.counterparts, strict=True)) if change.counterparts else {}
     found: dict[str, str | None] = {}
     for move in change.moves:
         thawed = change.trains.get(move.old_name or "", False)
@@ -299,7 +299,7 @@ def units(change: Change) -> dict[str, list[str]]:
     """The parameters that begin to train, by the path of the new block, else of the module, that they are in."""
     added = dict(change.added)
     found: dict[str, list[str]] = {}
-    for name in incumbents(change):
+    for name in counterparts(change):
         path = _unit_of(name, added)
         found.setdefault(name.rpartition(".")[0] if path is None else path, []).append(name)
     return found
@@ -311,7 +311,7 @@ def _unit_of(name: str, paths: Iterable[str]) -> str | None:
 
 
 def ratio(pairs: Iterable[tuple[Size | None, Size | None]]) -> float | None:
-    """Root mean square of all the new gradients / of all their incumbents'; where both are there."""
+    """Root mean square of all the new gradients / of all their counterparts'; where both are there."""
     both = [(new, old) for new, old in pairs if new is not None and old is not None]
     mine, theirs = _mean_square(new for new, _ in both), _mean_square(old for _, old in both)
     value = math.sqrt(mine / theirs) if theirs > 0 and math.isfinite(mine) else math.nan

@@ -18,7 +18,7 @@ from auxin.anatomy.wrappers import with_wrappers
 from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
 from auxin.edits.several import as_edit
-from auxin.engine import BadMoment, Terms, begin, seed_of, transact
+from auxin.engine import BadMoment, Options, begin, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.follow.own_groups import check_own_group, checked
@@ -28,12 +28,12 @@ from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
 from auxin.probation import Probation, TakenBack
 from auxin.progress import Progress, Standing
+from auxin.rank_consensus import RankConsensus
 from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.structure_history import StructureHistory
 from auxin.surgery import surgery
-from auxin.together import Together
-from auxin.trial import Past, Store
+from auxin.trial import Rollback, Store
 from auxin.verify import verify, verify_here
 from auxin.when import Reading
 
@@ -134,14 +134,14 @@ class Grower:
         self._memory: dict[str, Mapping[str, float] | None] = {}
         self._standing = Standing(self.model, self.companions, when, choose)
         self.watch, self.flow = self._standing.watch, self._standing.flow
-        self._all = Together(self.model, self.companions)
+        self._all = RankConsensus(self.model, self.companions)
         self.edits()
         self._origin = fingerprint(self.model)
         self.history: StructureHistory | None = None
-        self.past = Past([self.model, *self.companions], keep or probation is not None)
-        self.watch.on_step = functools.partial(self.past.stepped, self.flow.stepped)
+        self.rollback = Rollback([self.model, *self.companions], keep or probation is not None)
+        self.watch.on_step = functools.partial(self.rollback.stepped, self.flow.stepped)
         self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it holds the directory
-        self.flow.on_reading, self.log.past = self.log.flow, self.past
+        self.flow.on_reading, self.log.rollback = self.log.flow, self.rollback
         self._standing.begin_parts()
 
     def __repr__(self) -> str:
@@ -225,7 +225,7 @@ class Grower:
         Raises:
             GrowthError: the growth was refused; everything is as it was. See ``on_refused``.
         """
-        if self.past.in_branch:
+        if self.rollback.in_branch:
             return None
         undone = len(self.undone)
         self.progress.pending = self.decide(metric, **metrics)
@@ -300,13 +300,13 @@ class Grower:
         """
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
-        edit, mark, sight = as_edit(edit), self._standing.mark(), self.past.look()
+        edit, mark, sight = as_edit(edit), self._standing.mark(), self.rollback.look()
         try:
-            with self.past.growing(mark) as held, self._standing.thawed():
-                terms = self._terms(seed, self._within, self._keep())
-                change = begin(self.model, edit, self.companions, terms, held)
+            with self.rollback.growing(mark) as held, self._standing.thawed():
+                options = self._options(seed, self._within, self._keep())
+                change = begin(self.model, edit, self.companions, options, held)
                 with self._all.agree("grow: the snapshot") if sight is not None else contextlib.nullcontext():
-                    change = change.with_measured(*self.past.keep(sight))
+                    change = change.with_measured(*self.rollback.keep(sight))
             with self._all.agree("grow: the journal"):
                 if self.probation is not None:
                     self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
@@ -314,8 +314,8 @@ class Grower:
             self._all.ranks.share("grow: the log", functools.partial(self.log.growth, self, change))
             return change
         except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
-            if self.past.mark is mark:
-                self.past.take_back(self._standing.return_to)
+            if self.rollback.mark is mark:
+                self.rollback.take_back(self._standing.return_to)
             self._standing.return_to(mark)
             raise
 
@@ -345,9 +345,9 @@ class Grower:
         """
         self._all.check_moment("trial", self.watch)
         mark = self._standing.mark()
-        with coming_back(lambda: self._standing.return_to(mark)), self.past.branch():
+        with coming_back(lambda: self._standing.return_to(mark)), self.rollback.branch():
             with self._standing.thawed():
-                grown = None if edit is None else transact(self.model, edit, self.companions, self._terms(seed))
+                grown = None if edit is None else transact(self.model, edit, self.companions, self._options(seed))
             yield grown
 
     def surgery(self) -> surgery:
@@ -364,7 +364,7 @@ class Grower:
         with self.or_as_before(), self._all.agree("record"):
             self._write_down(change)
             self.progress.on_probation = None
-            self.past.forget()
+            self.rollback.forget()
         self.log.growth(self, change)
 
     def freeze_old(self, on: bool = True) -> list[str]:
@@ -406,17 +406,17 @@ class Grower:
         """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
         self._standing.restore(state, journal, allowed)
         self._origin = next((entry.before for entry in journal if entry.before), self._origin)
-        self.past.forget()
+        self.rollback.forget()
         self.log.resuming = (self.calls, self.optimizer_steps)
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
         """What is raised inside puts this grower's own state back. For ``load``."""
-        mark, past, resuming = self._standing.mark(), self.past.mark, self.log.resuming
+        mark, rollback, resuming = self._standing.mark(), self.rollback.mark, self.log.resuming
         try:
             yield
         except BaseException:
-            self.past.mark, self.log.resuming = past, resuming
+            self.rollback.mark, self.log.resuming = rollback, resuming
             self._standing.return_to(mark)
             raise
 
@@ -436,31 +436,31 @@ class Grower:
         """
         allowed, history = [*self.references(), *allow], self.history or StructureHistory()
         journal = Journal.from_json(state["journal"], Allowed.of(self.model, allowed))
-        self.past.settle()
+        self.rollback.settle()
         history.go_to(self.model, journal, self.companions, self.journal)
         self.progress.entries[:] = journal.entries
         self.load_state_dict(state, allowed)
 
     def _keep(self) -> Callable[[Undo], None] | None:
         """Who is given the way back of the next growth."""
-        if self.history is None or self.past.in_branch:
+        if self.history is None or self.rollback.in_branch:
             return None
         return functools.partial(self.history.keep, len(self.progress.entries))
 
-    def _terms(
+    def _options(
         self,
         seed: int | None,
         accept: Callable[[Change], None] | None = None,
         keep: Callable[[Undo], None] | None = None,
-    ) -> Terms:
+    ) -> Options:
         own = {"watch": self.watch, "memory": self._memory, "accept": accept, "keep": keep}
-        return Terms(self.probe, self.evidence, seed, self.group, self.rewarm, self.stock, **own)
+        return Options(self.probe, self.evidence, seed, self.group, self.rewarm, self.stock, **own)
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}
         self.journal.record(self.model, change, at, self.progress.metrics, self._origin)
         self.progress.since_growth = 0
-        if self.past.in_branch:
+        if self.rollback.in_branch:
             return
         if self.on_growth is not None:
             self.telling = True  # all of the growth is there: a checkpoint may be saved
@@ -471,10 +471,10 @@ class Grower:
         self.flow.begin(change, len(self.progress.entries) - 1, self.optimizer_steps)
 
     def _take_back(self, why: str) -> None:
-        self._all.check_moment("undo", self.watch, self.past.check)
+        self._all.check_moment("undo", self.watch, self.rollback.check)
         call, step = self.calls, self.optimizer_steps
-        self.past.take_back(self._standing.return_to)
-        if self.history is not None and not self.past.in_branch:
+        self.rollback.take_back(self._standing.return_to)
+        if self.history is not None and not self.rollback.in_branch:
             self.history.forget(len(self.progress.entries))
         self.log.undone(self, why, call, step)
         self._all.undone(self.on_undo)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.gradients import gradients_of, probe_loss
-from auxin.anatomy.probe import Call, Look, tensors_in, untouched
-from auxin.anatomy.resting import at_rest
-from auxin.anatomy.writers import arriving, with_input
+from auxin.anatomy.probe import Call, PlanContext, tensors_in, untouched
+from auxin.anatomy.residual_role import at_rest
+from auxin.anatomy.zero_init import arriving, with_input
 from auxin.errors import GrowthError
 
 
@@ -33,7 +33,7 @@ class InitSite:
     Attributes:
         path: of the new module after the growth.
         call: what the new module will be given on the probe, as ``call.args`` and ``call.kwargs``; None without one.
-        look: at the network as it is before the growth.
+        context: the network on the probe, before the growth.
 
     Example:
         >>> def against_the_gradient(linear, site):
@@ -44,18 +44,18 @@ class InitSite:
 
     path: str
     call: Call | None
-    look: Look
+    context: PlanContext
     _tap: tuple[nn.Module, bool]  # the module where the value is read off: its first input (True), or its output
 
     @property
     def seed(self) -> int:
         """The seed of the new weights; torch's own generators follow from it while ``init`` runs."""
-        return self.look.seed
+        return self.context.seed
 
     @property
     def evidence(self) -> Any:
         """The loss and the batches that were given to ``grow`` or to the Grower; None without."""
-        return self.look.evidence
+        return self.context.evidence
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -83,7 +83,7 @@ class InitSite:
         found = []
         for number, loss in enumerate(self._losses()):
             holder = nn.Module()  # the value becomes a parameter of it, at which the graph begins
-            with untouched(self.look.model), torch.enable_grad():
+            with untouched(self.context.model), torch.enable_grad():
                 _begin_graph_at(*self._tap, holder)
                 scalar = loss()
                 grads = {} if scalar is None or not scalar.requires_grad else gradients_of(scalar, holder)
@@ -97,11 +97,13 @@ class InitSite:
         return found
 
     def _losses(self) -> Iterator[Callable[[], Tensor | None]]:
-        look = self.look
-        if look.evidence is not None:
-            yield from (functools.partial(look.evidence.loss, look.model, batch) for batch in look.evidence.batches)
-        elif look.has_probe:
-            yield lambda: probe_loss(tensors_in(look.run()))
+        context = self.context
+        if context.evidence is not None:
+            yield from (
+                functools.partial(context.evidence.loss, context.model, batch) for batch in context.evidence.batches
+            )
+        elif context.has_probe:
+            yield lambda: probe_loss(tensors_in(context.run()))
         else:
             raise GrowthError(
                 f"site.output_gradients at {self.path}: there is no loss to take them of. Pass evidence=Evidence(loss, "

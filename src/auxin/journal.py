@@ -12,7 +12,7 @@ from typing import Any, overload
 from torch import nn
 
 from auxin import typed
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 from auxin.anatomy.tree import unwrap
 from auxin.change import Change, Grouping
 from auxin.edits.several import as_edit, steps
@@ -194,7 +194,7 @@ def replayed(
                 try:
                     edits = steps(entry.edit, entry.seed)
                     for (edit, seed), way in zip(edits, ways_back(own, len(edits)), strict=True):
-                        change = edit.plan(model, Look(model, seed=seed, structural=True))
+                        change = edit.plan(model, PlanContext(model, seed=seed, structural=True))
                         stack.enter_context(transaction(model, change, companions, group, keep=way))
                 except Exception as error:  # whatever a hostile journal brings about
                     raise GrowthError(

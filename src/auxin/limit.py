@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from auxin.anatomy.probe import Look, Probe, tensors_in, untouched
+from auxin.anatomy.probe import PlanContext, Probe, tensors_in, untouched
 from auxin.errors import GrowthError
 
 
@@ -78,8 +78,8 @@ def flops_per_sample(model: nn.Module, probe: Probe) -> float:
     """FLOPs of one forward per sample (a multiply-add is two), counted on the probe."""
     from torch.utils.flop_counter import FlopCounterMode  # only where it is asked for
 
-    look = Look(model, probe)
+    context = PlanContext(model, probe)
     with untouched(model), FlopCounterMode(display=False) as counter:
-        look.run()
-    batch = next((t.shape[0] for t in tensors_in(look.batch) if t.dim()), 1)
+        context.run()
+    batch = next((t.shape[0] for t in tensors_in(context.batch) if t.dim()), 1)
     return counter.get_total_flops() / batch

@@ -18,13 +18,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from auxin.anatomy.probe import Look, Probe, tensors_in
+from auxin.anatomy.probe import PlanContext, Probe, tensors_in
 from auxin.errors import GrowthError
 from auxin.flow import Flow
 from auxin.journal import FORMAT
 from auxin.limit import flops_per_sample
 from auxin.run_state import Run
-from auxin.trial import Past
+from auxin.trial import Rollback
 
 try:
     import fcntl
@@ -71,7 +71,7 @@ class Logbook:
             raise GrowthError(f"Logbook(batch={batch!r}): the samples in one optimizer step, a whole number from 1.")
         self.directory = None if directory is None else Path(directory)
         self.batch = batch
-        self.past: Past | None = None  # of the Grower: nothing is written in a branch of the run
+        self.rollback: Rollback | None = None  # of the Grower: nothing is written in a branch of the run
         self.resuming: tuple[int, int] | None = None  # (calls, optimizer steps) to which a load has set the run
         self._began = time.monotonic()
         self._flops, self._steps = 0.0, 0
@@ -146,7 +146,7 @@ class Logbook:
 
     def _ready(self) -> bool:
         """Whether there is a file to write to; opens it, and says first that the run was resumed."""
-        if self.directory is None or (self.past is not None and self.past.in_branch):
+        if self.directory is None or (self.rollback is not None and self.rollback.in_branch):
             return False
         try:
             if len(self._files) == 1:
@@ -280,7 +280,7 @@ def _training_flops(model: nn.Module, probe: Probe, batch: int | None) -> float:
     if probe is None or (callable(probe) and not isinstance(probe, Tensor)):
         return math.nan  # a callable may draw from the data, which a log must not
     try:
-        samples = next((t.shape[0] for t in tensors_in(Look(model, probe).batch) if t.dim()), 1)
+        samples = next((t.shape[0] for t in tensors_in(PlanContext(model, probe).batch) if t.dim()), 1)
         return 3.0 * flops_per_sample(model, probe) * (samples if batch is None else batch)
     except Exception:  # whatever a user's forward raises: training will say it
         return math.nan

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from auxin import ramp
 from auxin.anatomy.blocks import CONTAINERS
 from auxin.anatomy.tree import module_at
-from auxin.boundary import StepWatch
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.flow import FlowWatch
@@ -27,6 +26,7 @@ from auxin.freezing import freeze, freeze_all_but, grown_paths, refuse_parts
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
 from auxin.probation import Probation
 from auxin.refs import Allowed
+from auxin.safe_point import StepWatch
 from auxin.when.inner import inside
 
 KEPT_READINGS = 1000

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
 from auxin.anatomy.gradients import gradients_of, probe_loss
 from auxin.anatomy.placed import parts, registrations
-from auxin.anatomy.probe import Look, tensors_in, untouched
+from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.shaken import multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change
 from auxin.errors import GrowthError, about_arguments, reason
-from auxin.flow import incumbents, inside, ratio, sizes, units
+from auxin.flow import counterparts, inside, ratio, sizes, units
 from auxin.gate import set_gate
 from auxin.listing import named_parameters
 
@@ -30,56 +30,56 @@ EPSILONS = 64.0  # of the output's dtype: above what another order of summation 
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class Baseline:
     """The network's output tensors on the probe, in eval mode, and how often children of containers ran (by ``id``)."""
 
     outputs: Outputs
     called: Mapping[int, int]
 
 
-def outputs_of(look: Look) -> Outputs:
+def outputs_of(context: PlanContext) -> Outputs:
     """The network's output tensors on the probe, in eval mode.
 
     Raises:
         GrowthError: the network does not run on the probe.
     """
-    return seen(look).outputs
+    return baseline_of(context).outputs
 
 
-def seen(look: Look) -> Seen:
+def baseline_of(context: PlanContext) -> Baseline:
     """What the network does on the probe before it grows; without a forward where the plan has had one.
 
     Raises:
         GrowthError: the network does not run on the probe.
     """
     try:
-        if look.outputs is None:
-            look.calls({})
-        found = look.outputs or []
+        if context.outputs is None:
+            context.calls({})
+        found = context.outputs or []
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
-        raise does_not_run(look.model, error) from error
+        raise does_not_run(context.model, error) from error
     if not found:
-        raise GrowthError(f"probe: {type(look.model).__name__} returns no tensor, so nothing can be compared.")
+        raise GrowthError(f"probe: {type(context.model).__name__} returns no tensor, so nothing can be compared.")
     floating = [t for t in found if t.is_floating_point()]
     if floating and not any(bool(t.isfinite().any()) for t in floating):
         raise GrowthError(
-            f"probe: {type(look.model).__name__} returns no finite number on it, so nothing can be proved; the run has "
-            "diverged before this growth."
+            f"probe: {type(context.model).__name__} returns no finite number on it, so nothing can be proved; "
+            "the run has diverged before this growth."
         )
-    return Seen(found, look.called)
+    return Baseline(found, context.called)
 
 
-def averaged(look: Look, companions: Sequence[Any]) -> Averaged:
+def averaged(context: PlanContext, companions: Sequence[Any]) -> Averaged:
     """What the copies of the network that averages hold give on the probe, before the growth; None: they do not run."""
     found: Averaged = []
     for companion in companions:
-        found += [(type(companion).__name__, copy, _outputs_of(copy, look)) for copy in networks_of(companion)]
+        found += [(type(companion).__name__, copy, _outputs_of(copy, context)) for copy in networks_of(companion)]
     return found
 
 
-def prove_averages(before: Averaged, change: Change, look: Look) -> Change:
+def prove_averages(before: Averaged, change: Change, context: PlanContext) -> Change:
     """Check that averages still compute what they did, where the network itself does; a note where they cannot be run.
 
     Raises:
@@ -87,7 +87,7 @@ def prove_averages(before: Averaged, change: Change, look: Look) -> Change:
     """
     idle = []
     for kind, copy, outputs in before:
-        after = None if outputs is None else _outputs_of(copy, look)
+        after = None if outputs is None else _outputs_of(copy, context)
         if outputs is None or after is None:
             idle.append(f"{kind} does not run on the probe, so its outputs were not compared")
             continue
@@ -102,10 +102,10 @@ def prove_averages(before: Averaged, change: Change, look: Look) -> Change:
     return change.with_measured(*idle)
 
 
-def _outputs_of(copy: nn.Module, look: Look) -> Outputs | None:
+def _outputs_of(copy: nn.Module, context: PlanContext) -> Outputs | None:
     try:
         with untouched(copy), torch.no_grad():
-            return [t.detach().clone() for t in tensors_in(look.run_of(copy))]
+            return [t.detach().clone() for t in tensors_in(context.run_of(copy))]
     except Exception:  # whatever a user's forward raises, on another device, say
         return None
 
@@ -118,7 +118,7 @@ def does_not_run(model: nn.Module, error: Exception) -> GrowthError:
     )
 
 
-def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
+def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseline) -> Change:
     """Run the grown network on the probe; fill in what was measured.
 
     Raises:
@@ -132,10 +132,10 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
         for path, module in (*((path, new.module) for path, new in change.added), *near.items()):
             for part in parts(module, times):
                 part.register_forward_hook(lambda *_, path=path: called.add(path))
-        after, grads = _run(model, change, look)
-        late = _reached_late(model, change, look, grads)
+        after, grads = _run(model, change, context)
+        late = _reached_late(model, change, context, grads)
     missing = [path for path, _ in change.added if path not in called]
-    cold = _cold(model, change, look, before, missing)
+    cold = _cold(model, change, context, before, missing)
     lost = [path for path in missing if path not in cold]
     if lost:
         raise GrowthError(_never_called(model, lost[0], change))
@@ -149,7 +149,7 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     if not unseen or unseen < {name for name in change.starting if name in grads}:
         checked = {name: grad for name, grad in grads.items() if name not in unseen}
         for step in change.steps:
-            notes = (*notes, *_check_gradients(step, checked, late, look))
+            notes = (*notes, *_check_gradients(step, checked, late, context))
     whole, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
@@ -158,14 +158,16 @@ def prove(model: nn.Module, change: Change, look: Look, before: Seen) -> Change:
     return change.with_measured(*notes, max_difference=difference, gradient_ratio=whole, gradient_ratios=each)
 
 
-def _cold(model: nn.Module, change: Change, look: Look, before: Seen, missing: list[str]) -> dict[str, str]:
+def _cold(
+    model: nn.Module, change: Change, context: PlanContext, before: Baseline, missing: list[str]
+) -> dict[str, str]:
     """Of the new modules that did not run those that forward can come to, with a note: it depends on the data.
 
     So it is where they run with other weights, and where an old entry beside them does not run on this probe either.
     """
     olds = change.before.modules
     known = {id(module) for module in olds.values()}
-    reachable = run_with_other_weights(look, missing)
+    reachable = run_with_other_weights(context, missing)
     notes: dict[str, str] = {}
     for path in missing:
         at = path.rpartition(".")[0]
@@ -189,25 +191,25 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
     return kept
 
 
-def _run(model: nn.Module, change: Change, look: Look) -> tuple[Outputs, dict[str, Tensor | None]]:
+def _run(model: nn.Module, change: Change, context: PlanContext) -> tuple[Outputs, dict[str, Tensor | None]]:
     """The outputs on the probe, and the gradients of the new weights and of what they are compared with.
 
     Autograd records from the first module on that holds one of these: what stands in front is as in a frozen network.
     """
     parameters = named_parameters(model)
-    others = [name for name in incumbents(change).values() if name is not None]
+    others = [name for name in counterparts(change).values() if name is not None]
     names = (*change.starting, *change.writers, *others, *(part.name for part in change.parts))
     wanted = {name: parameters[name] for name in names if name in parameters}
     wanted = {name: p for name, p in wanted.items() if p.requires_grad}
     try:
-        after = _behind_shut_gates(model, change, look)
+        after = _behind_shut_gates(model, change, context)
         out: Outputs = []
         grads: dict[str, Tensor | None] = {}
         for whole in (False, True):
             with torch.set_grad_enabled(whole):
                 if not whole:
                     _record_from(model, wanted)
-                out = list(tensors_in(look.run()))
+                out = list(tensors_in(context.run()))
             with torch.enable_grad():
                 loss = probe_loss(out) if wanted else None
                 known = {} if loss is None else gradients_of(loss, model)
@@ -241,7 +243,7 @@ def _record_from(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> None:
             module.register_forward_pre_hook(lambda *_: torch.set_grad_enabled(True) and None, prepend=True)
 
 
-def _reached_late(model: nn.Module, change: Change, look: Look, grads: dict[str, Tensor | None]) -> set[str]:
+def _reached_late(model: nn.Module, change: Change, context: PlanContext, grads: dict[str, Tensor | None]) -> set[str]:
     """Writers that get a gradient once the others have moved: they stand in front of these, as in a stack of blocks."""
     at = {n: g for n in change.writers if (g := grads.get(n)) is not None and not g.is_sparse and _nonzero(g)}
     waiting = {n for n in change.writers if n in grads and n not in at}
@@ -253,7 +255,7 @@ def _reached_late(model: nn.Module, change: Change, look: Look, grads: dict[str,
         with torch.no_grad():
             for n, g in at.items():
                 parameters[n].sub_(0.01 * g / g.abs().max())
-        _, later = _run(model, change, look)
+        _, later = _run(model, change, context)
     finally:
         with torch.no_grad():
             for n, value in values.items():
@@ -261,7 +263,7 @@ def _reached_late(model: nn.Module, change: Change, look: Look, grads: dict[str,
     return {n for n in waiting if (g := later.get(n)) is not None and _nonzero(g)}
 
 
-def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs | None:
+def _behind_shut_gates(model: nn.Module, change: Change, context: PlanContext) -> Outputs | None:
     """The outputs with the gates shut, if there are any; they are left open, for a gradient to come through.
 
     ``untouched`` shuts them again.
@@ -269,7 +271,7 @@ def _behind_shut_gates(model: nn.Module, change: Change, look: Look) -> Outputs 
     if not change.gates:
         return None
     with torch.no_grad():
-        after = [t.clone() for t in tensors_in(look.run())]
+        after = [t.clone() for t in tensors_in(context.run())]
     for path in change.gates:
         set_gate(module_at(model, path), 1.0)
     return after
@@ -397,7 +399,7 @@ def _shared_over_depth(often: list[str]) -> str:
     )
 
 
-def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], look: Look) -> tuple[str, ...]:
+def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], context: PlanContext) -> tuple[str, ...]:
     """Check that the new weights can learn; those in ``late`` do so from the second step. Returns notes."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     born = [m.name for m in change.moves if m.added and m.name and m.new is not None]
@@ -413,7 +415,7 @@ def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], look
     if not dead and (not trainable or any(n in reached for n in trainable)):
         return ()
     names = ", ".join(dead or trainable[:3])
-    if not multiplied_by_zero(look, dead or trainable):
+    if not multiplied_by_zero(context, dead or trainable):
         other = "Begin with other values" if change.how == "surgery" else "Use init='kaiming' or 'xavier'"
         raise GrowthError(
             f"{names}: no gradient reaches the new weights on the probe, so they would never learn (a product with "
@@ -451,7 +453,7 @@ def _silent(change: Change, grads: dict[str, Any]) -> Iterator[str]:
 def _idle(change: Change, grads: dict[str, Any]) -> list[str]:
     """Writers on which nothing depends in the copied block either, as on a backcast behind which no block comes."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
-    olds = incumbents(change)
+    olds = counterparts(change)
     return [
         n
         for n in change.writers
@@ -460,11 +462,11 @@ def _idle(change: Change, grads: dict[str, Any]) -> list[str]:
 
 
 def _ratios(change: Change, grads: dict[str, Any]) -> tuple[float | None, dict[str, float]]:
-    """Gradient of the new weights / of their incumbents, over all new blocks and for each.
+    """Gradient of the new weights / of their counterparts, over all new blocks and for each.
 
     Where the writers start at zero only they have a gradient yet, so only they are compared.
     """
-    writers, olds, found = set(change.writers), incumbents(change), sizes(grads)
+    writers, olds, found = set(change.writers), counterparts(change), sizes(grads)
     pairs = {
         path: [(found.get(n), found.get(olds[n] or "")) for n in ([n for n in names if n in writers] or names)]
         for path, names in units(change).items()

@@ -20,7 +20,7 @@ from auxin.change import Change
 from auxin.dynamo import outside_graphs
 from auxin.errors import GrowthError
 from auxin.gate import close_gate, gated, open_gate, set_gate
-from auxin.grown import rehooking
+from auxin.output_hook import rehooking
 
 
 class Fade:

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from torch import nn
 
 from auxin.anatomy.probe import Probe
-from auxin.boundary import StepWatch
 from auxin.change import Change, Edit
 from auxin.evidence import Evidence
 from auxin.journal import Journal
 from auxin.limit import Limit
 from auxin.refs import Allowed
-from auxin.trial import Past
+from auxin.safe_point import StepWatch
+from auxin.trial import Rollback
 
 
 class Run(Protocol):
@@ -28,7 +28,7 @@ class Run(Protocol):
         evidence: a loss and batches.
         limit: where growing ends.
         watch: which gradients a step has used.
-        past: what the run can go back to.
+        rollback: what the run can go back to.
         telling: whether ``on_growth`` is being called; all of the growth is there then.
     """
 
@@ -38,7 +38,7 @@ class Run(Protocol):
     evidence: Evidence | None
     limit: Limit
     watch: StepWatch
-    past: Past
+    rollback: Rollback
     telling: bool
 
     @property

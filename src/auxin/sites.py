@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.activations import not_one_tensor, probing
 from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.gradients import nodes_behind
 from auxin.anatomy.placed import takes_another
-from auxin.anatomy.probe import Call, Look, Probe, tensors_in
+from auxin.anatomy.probe import Call, PlanContext, Probe, tensors_in
 from auxin.anatomy.tree import join, unwrap
-from auxin.anatomy.visits import not_one_tensor, probing
-from auxin.anatomy.writers import arriving, first_tensor
+from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.edits.after import channel_axis
 from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError, reason
-from auxin.grown import NAME, has_grown
 from auxin.modules import Dormant
+from auxin.output_hook import NAME, has_grown
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
 
@@ -121,11 +121,11 @@ def sites(model: nn.Module, probe: Probe) -> Sites:
     model = unwrap(model)
     if probe is None:
         raise GrowthError("sites(model, probe): it needs one batch to see what runs; pass one, as to the model.")
-    look = Look(model, probe)
-    seen = _seen(look)
-    batch = next((t.shape[0] for t in tensors_in(look.batch) if t.dim()), 1) or 1
+    context = PlanContext(model, probe)
+    seen = _seen(context)
+    batch = next((t.shape[0] for t in tensors_in(context.batch) if t.dim()), 1) or 1
     running = {above for path, own in seen.items() if own.count for above in _above(path)}
-    fixed = _fixed_blocks(look, seen, running)
+    fixed = _fixed_blocks(context, seen, running)
     lists = _block_lists(model, seen, fixed)
     found = Sites()
     for path, module in model.named_modules():
@@ -155,22 +155,24 @@ class _Seen:
     keeps_shape: bool = False
 
 
-def _seen(look: Look) -> dict[str, _Seen]:
+def _seen(context: PlanContext) -> dict[str, _Seen]:
     """One forward with hooks on everything."""
     from torch.utils.flop_counter import FlopCounterMode  # only where it is asked for
 
-    seen = {path: _Seen() for path, _ in look.model.named_modules()}
+    seen = {path: _Seen() for path, _ in context.model.named_modules()}
     try:
-        with probing(look), torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            watched = [pair for pair in look.model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)]
+        with probing(context), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            watched = [
+                pair for pair in context.model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)
+            ]
             for path, module in watched:
                 _watch(module, seen[path], counter)
-            outputs = list(tensors_in(look.run()))
+            outputs = list(tensors_in(context.run()))
     except GrowthError:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise GrowthError(
-            f"sites: {type(look.model).__name__} does not run on the probe: {reason(error)}. Pass the batch as the "
+            f"sites: {type(context.model).__name__} does not run on the probe: {reason(error)}. Pass the batch as the "
             "training loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
         ) from error
     used = nodes_behind(outputs)
@@ -226,20 +228,20 @@ def _above(path: str) -> Iterator[str]:
     return (".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
-def _fixed_blocks(look: Look, seen: Mapping[str, _Seen], running: set[str]) -> set[str]:
+def _fixed_blocks(context: PlanContext, seen: Mapping[str, _Seen], running: set[str]) -> set[str]:
     """Blocks whose parts forward calls, and never them: it unpacks them, or names their entries.
 
     Not those that take one more entry, as stages do: of each list one is tried, with a layer more that returns what it
     is given.
     """
     found: set[str] = set()
-    for path, module in look.model.named_modules():
+    for path, module in context.model.named_modules():
         inner = {join(path, name): child for name, child in module._modules.items() if child is not None}
         inner = {known: child for known, child in inner.items() if known in running and not seen[known].count}
         if not isinstance(module, CONTAINERS) or len({kind_of(child) for child in inner.values()}) != 1:
             continue
         at, first = next(iter(inner.items()))
-        if not isinstance(first, CONTAINERS) or not takes_another(look, at):
+        if not isinstance(first, CONTAINERS) or not takes_another(context, at):
             found |= set(inner)
     return found
 

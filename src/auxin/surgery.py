@@ -16,10 +16,9 @@ from auxin import agreed
 from auxin.anatomy.blocks import CONTAINERS, PLAIN, hooks_on
 from auxin.anatomy.numbering import repeated
 from auxin.anatomy.origins import origins
-from auxin.anatomy.probe import Look, Probe
+from auxin.anatomy.probe import PlanContext, Probe
 from auxin.anatomy.tree import join, moves_between, taken_over, unwrap
 from auxin.anatomy.wrappers import with_wrappers
-from auxin.boundary import StepWatch
 from auxin.change import MISSING, Alias, Assign, Before, Change, Continued, Grouping, New, Rewire, Swap
 from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, share_values, transaction
@@ -27,10 +26,11 @@ from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in
 from auxin.follow.structure import Undo, forget_shape, noted
-from auxin.proof import averaged, distance, outputs_of, prove, prove_averages, seen, tolerance
+from auxin.proof import averaged, baseline_of, distance, outputs_of, prove, prove_averages, tolerance
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import Record, contents_of, refill
+from auxin.safe_point import StepWatch
 from auxin.verify import verify_here
 
 OWN = {"_parameters", "_buffers", "_modules", "training"}
@@ -87,9 +87,9 @@ class surgery:
             check_moment(self.model, self.companions, self.watch)
             verify_here(self.model, *self.companions)
             self._seed = seed_of(self.model, None)
-            self._look = Look(self.model, self.probe, self._seed)
-            self._seen = seen(self._look) if self._look.has_probe else None
-            self._averages = averaged(self._look, self.companions) if self._look.has_probe else []
+            self._context = PlanContext(self.model, self.probe, self._seed)
+            self._baseline = baseline_of(self._context) if self._context.has_probe else None
+            self._averages = averaged(self._context, self.companions) if self._context.has_probe else []
             said += [] if self._ranks.alone else agreed.structure(self.model, optimizers_in(self.companions))
         self._before = Before.of(self.model)
         self._started = time.perf_counter()
@@ -135,9 +135,9 @@ class surgery:
 
     def _unchanged(self) -> bool:
         """Whether the network does on the probe what it did before."""
-        if self._seen is None:
+        if self._baseline is None:
             return False
-        return distance(self._seen.outputs, outputs_of(self._look)) <= tolerance(self._seen.outputs)
+        return distance(self._baseline.outputs, outputs_of(self._context)) <= tolerance(self._baseline.outputs)
 
     def _follow(self, change: Change, held: contextlib.ExitStack) -> Change:
         _refuse_repeated_numbers(change)
@@ -149,10 +149,10 @@ class surgery:
         undos = self._differences()
         change = held.enter_context(transaction(self.model, change, self.companions, self.group, undos, self._keep))
         verify_here(self.model, *self.companions)
-        if self._seen is not None:
-            change = prove(self.model, change, self._look, self._seen)
-            if change.max_difference is not None and change.max_difference <= tolerance(self._seen.outputs):
-                change = prove_averages(self._averages, change, self._look)
+        if self._baseline is not None:
+            change = prove(self.model, change, self._context, self._baseline)
+            if change.max_difference is not None and change.max_difference <= tolerance(self._baseline.outputs):
+                change = prove_averages(self._averages, change, self._context)
         change = dataclasses.replace(change, edit=describe(change))
         return change.with_measured(seconds=time.perf_counter() - self._started)
 

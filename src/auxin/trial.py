@@ -21,7 +21,7 @@ from auxin.anatomy.wrappers import modules_in, networks_of, parameters_in
 from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
-from auxin.grown import rehooking
+from auxin.output_hook import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
 from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of, write
 
@@ -207,7 +207,7 @@ class Sight:
             self._tensor(tensor.grad)
 
 
-class Past:
+class Rollback:
     """What a run can go back to: the last growth while that is free, a snapshot from before it, a branch.
 
     Args:

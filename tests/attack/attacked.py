@@ -22,7 +22,7 @@ from auxin.progress import Standing
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType)
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
 OWN_AFFAIR = (
-    "past",
+    "rollback",
     "watch",
     "moments",
     "flow",

@@ -17,7 +17,7 @@ import auxin as ax
 
 torch.set_num_threads(1)
 WRITERS = ("engine.py", "surgery.py", "record.py", "grower.py", "trial.py", "journal.py", "follow/", "randomness.py")
-ALONG = ("anatomy/probe.py", "proof.py", "progress.py", "boundary.py")
+ALONG = ("anatomy/probe.py", "proof.py", "progress.py", "safe_point.py")
 PARTS = ("run", "network", "optimizer", "scheduler", "companions", "gradients", "each_rank")
 LOADING = tuple(f"checkpoint/{name}.py" for name in PARTS)
 FILES = (*WRITERS, *ALONG, *LOADING)

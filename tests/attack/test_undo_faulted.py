@@ -7,7 +7,7 @@ from faults import Fault, fault_at, lines_of
 import auxin as ax
 
 torch.set_num_threads(1)
-FILES = ("trial.py", "grower.py", "progress.py", "record.py", "randomness.py", "ramp.py", "flow.py", "boundary.py")
+FILES = ("trial.py", "grower.py", "progress.py", "record.py", "randomness.py", "ramp.py", "flow.py", "safe_point.py")
 
 
 def grown():

@@ -13,13 +13,13 @@ from auxin.axes import Axis
 
 @dataclasses.dataclass(frozen=True)
 class Widen:
-    def plan(self, model, look):
+    def plan(self, model, context):
         swaps = [
             resized(model, "up.weight", {0: Axis.leading(0, 2)}, torch.randn(2, 4)),
             resized(model, "up.bias", {0: Axis.leading(0, 2)}),
             resized(model, "down.weight", {1: Axis.leading(0, 2)}),
         ]
-        return planned(model, self, look.seed, swaps=swaps, preserves=True, how="new columns zero")
+        return planned(model, self, context.seed, swaps=swaps, preserves=True, how="new columns zero")
 
 
 class Net(nn.Module):

@@ -18,8 +18,8 @@ from auxin.testing.run import Run
 class Drawing(Insert):
     """Draws its weights from the global generator."""
 
-    def plan(self, model, look):
-        change = super().plan(model, look)
+    def plan(self, model, context):
+        change = super().plan(model, context)
         torch.rand(1)
         return change
 
@@ -52,9 +52,9 @@ def test_layer_that_never_runs_is_refused_by_the_engine_itself() -> None:
 class Forgetful(Duplicate):
     """Forgets to zero one of the last writers."""
 
-    def plan(self, model, look):
-        change = super().plan(model, look)
-        if not look.structural:
+    def plan(self, model, context):
+        change = super().plan(model, context)
+        if not context.structural:
             with torch.no_grad():
                 change.added[0][1].module.down.bias.fill_(0.01)
         return change
@@ -84,8 +84,8 @@ def test_function_kept_in_eval_mode_only(unguarded) -> None:
 class Dead(Duplicate):
     """Zeroes both factors of a product: the function is kept, and nothing will ever learn."""
 
-    def plan(self, model, look):
-        change = super().plan(model, look)
+    def plan(self, model, context):
+        change = super().plan(model, context)
         with torch.no_grad():
             for p in change.added[0][1].module.parameters():
                 p.zero_()
@@ -150,8 +150,8 @@ def test_new_layer_in_another_dtype(unguarded) -> None:
 class Unresolved(Duplicate):
     """Records itself as it was asked for, not as it was carried out."""
 
-    def plan(self, model, look):
-        change = super().plan(model, look)
+    def plan(self, model, context):
+        change = super().plan(model, context)
         return dataclasses.replace(change, edit=Duplicate(self.at, order=[0, 1, 0]))
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import auxin as ax
-from auxin.grown import grown_hook
 from auxin.modules import ResidualLinear
+from auxin.output_hook import grown_hook
 
 torch.set_num_threads(1)
 WIDTH = 8

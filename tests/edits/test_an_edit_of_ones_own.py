@@ -31,15 +31,15 @@ class Widen:
     second: str
     by: int
 
-    def plan(self, model, look):
+    def plan(self, model, context):
         up = module_at(model, self.first)
         size = up.out_features
         axis = Axis.leading(size, size + self.by)
-        random = torch.randn(size + self.by, up.in_features, generator=torch.Generator().manual_seed(look.seed))
+        random = torch.randn(size + self.by, up.in_features, generator=torch.Generator().manual_seed(context.seed))
         return planned(
             model,
             self,
-            look.seed,
+            context.seed,
             swaps=[
                 resized(model, f"{self.first}.weight", {0: axis}, 0.3 * random),
                 resized(model, f"{self.first}.bias", {0: axis}),
@@ -195,7 +195,7 @@ class Wrong(Widen):
 
 
 def broken(model, edit, **words):
-    change = Widen.plan(edit, model, dataclasses.make_dataclass("Look", [("seed", int)])(1))
+    change = Widen.plan(edit, model, dataclasses.make_dataclass("PlanContext", [("seed", int)])(1))
     first = change.swaps[0]
     return dataclasses.replace(change, swaps=(dataclasses.replace(first, **words), *change.swaps[1:]))
 
@@ -213,7 +213,7 @@ def broken(model, edit, **words):
 def test_maps_that_do_not_fit_are_refused_and_nothing_changes(words, message, monkeypatch):
     net, opt, _, ema, x = ready(lr=0.01)
     before = [t.clone() for t in (*net.state_dict().values(), *ema.state_dict().values())]
-    monkeypatch.setattr(Wrong, "plan", lambda self, model, look: broken(model, self, **words))
+    monkeypatch.setattr(Wrong, "plan", lambda self, model, context: broken(model, self, **words))
     with pytest.raises(ax.GrowthError, match=message):
         ax.grow(net, Wrong("1.up", "1.down", 5), opt, ema, probe=x)
     after = (*net.state_dict().values(), *ema.state_dict().values())
@@ -226,8 +226,8 @@ def test_both_factors_zero_never_learn_and_are_refused():
 
     @dataclasses.dataclass(frozen=True)
     class Dead(Widen):
-        def plan(self, model, look):
-            change = super().plan(model, look)
+        def plan(self, model, context):
+            change = super().plan(model, context)
             first = resized(model, f"{self.first}.weight", {0: Axis.leading(12, 17)})
             return dataclasses.replace(change, swaps=(first, *change.swaps[1:]))
 

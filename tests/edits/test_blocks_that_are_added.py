@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import auxin as ax
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 
 torch.set_num_threads(1)
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -275,7 +275,7 @@ def test_what_nothing_uses_is_not_zeroed():
     model, _ = ready(Stateful)
     count = []
     model.register_forward_hook(lambda *_: count.append(1))
-    change = ax.Duplicate("blocks", by=1).plan(model, Look(model, X))
+    change = ax.Duplicate("blocks", by=1).plan(model, PlanContext(model, X))
     assert [set(new.zeroed) for _, new in change.added] == [{"down.weight", "down.bias"}] and len(count) == 3
 
 
@@ -292,7 +292,7 @@ def test_two_forwards_are_enough_to_find_out():
     model, _ = ready(Added)
     count = []
     model.register_forward_hook(lambda *_: count.append(1))
-    ax.Duplicate("blocks", by=1).plan(model, Look(model, X))
+    ax.Duplicate("blocks", by=1).plan(model, PlanContext(model, X))
     assert len(count) == 2
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import auxin as ax
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 from auxin.journal import Journal, replay
 
 X = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(3))
@@ -74,7 +74,7 @@ def test_blocks_are_compared_with_their_own_kind():
     assert ax.grow(mixed, ax.Duplicate("", by=2, order="last"), probe=X).notes == ()
     pair = nn.ModuleDict({"only": nn.Sequential(Dilated(4, 2, 0))})
     edit = ax.Duplicate("only", by=1, output="keep")
-    assert edit.plan(pair, Look(pair)).notes == ()
+    assert edit.plan(pair, PlanContext(pair)).notes == ()
 
 
 @pytest.mark.parametrize("layer", [functools.partial(Dilated, 4), by_depth, functools.partial(Dilated, width=4)])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import auxin as ax
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 from auxin.init import InitSite
 from auxin.journal import Journal, replay
 from auxin.refs import Allowed
@@ -282,7 +282,7 @@ def test_a_fresh_copy_leaves_what_it_shares_with_the_network():
     holder = nn.ModuleDict({"blocks": nn.Sequential(Tied(shared), Tied(shared))})
     before = shared.detach().clone()
     edit = ax.Duplicate("blocks", by=1, content="fresh", init=old_form_of_blocks, output="keep")
-    change = edit.plan(holder, Look(holder))
+    change = edit.plan(holder, PlanContext(holder))
     assert torch.equal(shared, before) and bool((change.added[0][1].module.fc.bias == 5).all())
 
 

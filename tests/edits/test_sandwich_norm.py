@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import auxin as ax
-from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.writers import amplification, amplified_by_a_norm, last_writers
+from auxin.anatomy.probe import Call, PlanContext
+from auxin.anatomy.zero_init import amplification, amplified_by_a_norm, last_writers
 
 torch.set_num_threads(1)
 DIM = 16
@@ -122,7 +122,7 @@ def test_gemma_2_closes_its_gains_at_minus_one():
     model = transformers.Gemma2ForCausalLM(config).eval()
     tokens = {"input_ids": torch.randint(1, 64, (2, 12)), "use_cache": False}
     layer = model.model.layers[1]
-    call = Look(model, tokens).calls({"layer": layer})[0]["layer"]
+    call = PlanContext(model, tokens).calls({"layer": layer})[0]["layer"]
     zeroed = dict.fromkeys(["self_attn.o_proj.weight", "mlp.down_proj.weight"], 0.0)
     before, solved = amplification(layer, call, zeroed), last_writers(layer, call)
     after = amplification(layer, call, solved)

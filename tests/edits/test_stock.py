@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import auxin as ax
-from auxin import stock
+from auxin import hugging_face
 
 transformers = pytest.importorskip("transformers")
 IDS = torch.randint(3, 41, (2, 10), generator=torch.Generator().manual_seed(1))
@@ -114,7 +114,7 @@ def test_rebuilding_takes_no_memory_for_the_parameters():
         model = transformers.LlamaForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) > 700e6
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert stock.is_stock(model)
-    twin = stock._empty(model)
+    assert hugging_face.is_stock(model)
+    twin = hugging_face._empty(model)
     assert all(p.is_meta for p in twin.parameters()) and not any(b.is_meta for b in twin.buffers())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from auxin.anatomy.holders import aliases
 from auxin.anatomy.tree import CONTAINERS, join, module_at
-from auxin.anatomy.writers import copy_of
+from auxin.anatomy.zero_init import copy_of
 from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from auxin.anatomy.probe import Look, taken, tensors_in, untouched
+from auxin.anatomy.probe import PlanContext, taken, tensors_in, untouched
 from auxin.gate import set_gate
 
 OUTPUTS = 16  # numbers of a sample's output that are asked for, spread evenly
@@ -32,19 +32,19 @@ def masked(model: nn.Module) -> str:
     return ""
 
 
-def reaching(look: Look, moved: Collection[str] = (), gates: Collection[str] = ()) -> Tensor | None:
+def reaching(context: PlanContext, moved: Collection[str] = (), gates: Collection[str] = ()) -> Tensor | None:
     """Which inputs of a sample reach which of its outputs on the probe, as gradients tell: (outputs, inputs), boolean.
 
     Args:
-        look: at the network.
+        context: the network on the probe.
         moved: names of parameters that are moved at random first, since zeros hide what they will let through.
         gates: paths of blocks that are to be faded in as far as they will be.
 
     Returns:
         None where the probe has no floating inputs, or the network no floating output with a batch in front.
     """
-    model, generator = look.model, torch.Generator().manual_seed(6)
-    args, kwargs = taken(look.batch, {})
+    model, generator = context.model, torch.Generator().manual_seed(6)
+    args, kwargs = taken(context.batch, {})
     inputs = [t.requires_grad_() for t in tensors_in((args, kwargs)) if t.is_floating_point() and t.dim() > 1]
     if not inputs:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.probe import Call, Look, tensors_in, untouched
+from auxin.anatomy.probe import Call, PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import is_scripted, parts, registrations
 from auxin.change import MISSING, Alias, Assign, New, Rewire
 from auxin.randomness import random_state
@@ -26,29 +26,29 @@ class Placed(Call):
     """The whole network on the probe with one more module in a container. Run it inside ``guarded``.
 
     Args:
-        look: at the network.
+        context: the network on the probe.
         rewire: how the container gets the module; its ``New`` says where.
         aliases: plain lists that follow.
         assigns: counters that follow.
     """
 
-    def __init__(self, look: Look, rewire: Rewire, aliases: Sequence[Alias], assigns: Sequence[Assign]):
+    def __init__(self, context: PlanContext, rewire: Rewire, aliases: Sequence[Alias], assigns: Sequence[Assign]):
         super().__init__((), {}, None)
-        self.look, self.rewire, self.aliases, self.assigns = look, rewire, aliases, assigns
+        self.context, self.rewire, self.aliases, self.assigns = context, rewire, aliases, assigns
         self._before: list[tuple[int, Tensor]] | None = None
 
     def run(self, module: nn.Module) -> Any:
         """The network's output with ``module`` in the new place."""
         children = ((name, New(module) if isinstance(child, New) else child) for name, child in self.rewire.children)
         rewire = Rewire(self.rewire.path, tuple(children))
-        with spliced(self.look.model, rewire, self.aliases, self.assigns), random_state(seed=0):
-            return self.look.run()
+        with spliced(self.context.model, rewire, self.aliases, self.assigns), random_state(seed=0):
+            return self.context.run()
 
     def rests(self, module: nn.Module) -> bool:
         """Whether the network computes with ``module`` what it computes without."""
         if self._before is None:
             with self._watched() as self._before, random_state(seed=0):
-                self._see(None, self.look.run())
+                self._see(None, self.context.run())
         with self._watched() as after:
             self._see(None, self.run(module))
         shared = {id(part) for part in module.modules()}  # with the rest of the network: these run once more
@@ -59,7 +59,7 @@ class Placed(Call):
     def _watched(self) -> Iterator[list[tuple[int, Tensor]]]:
         """What arrives at each layer of the network, in order."""
         self._seen: list[tuple[int, Tensor]] = []
-        leaves = [m for m in self.look.model.modules() if not m._modules and not is_scripted(m)]
+        leaves = [m for m in self.context.model.modules() if not m._modules and not is_scripted(m)]
         handles = [m.register_forward_pre_hook(lambda m, *given: self._see(m, given), with_kwargs=True) for m in leaves]
         try:
             with torch.no_grad():
@@ -74,7 +74,7 @@ class Placed(Call):
 
 def guarded(call: Call | None) -> contextlib.AbstractContextManager[None]:
     """Where a ``Placed`` may be run: everything that the network writes as it runs is put back afterwards."""
-    return untouched(call.look.model) if isinstance(call, Placed) else contextlib.nullcontext()
+    return untouched(call.context.model) if isinstance(call, Placed) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -110,28 +110,28 @@ def spliced(model: nn.Module, rewire: Rewire, aliases: Sequence[Alias], assigns:
                 del own[name]
 
 
-def taken_apart(look: Look, blocks: Iterable[nn.Module]) -> list[nn.Module]:
+def taken_apart(context: PlanContext, blocks: Iterable[nn.Module]) -> list[nn.Module]:
     """Those of the blocks of which the network calls parts on the probe."""
     run: set[int] = set()
-    times, found = registrations(look.model), []
-    with untouched(look.model), torch.no_grad():
+    times, found = registrations(context.model), []
+    with untouched(context.model), torch.no_grad():
         for block in blocks:
             found.append(block)
             for part in parts(block, times):
                 part.register_forward_hook(lambda *_, block=block: run.add(id(block)))
-        look.run()
+        context.run()
     return [block for block in found if id(block) in run]
 
 
-def takes_another(look: Look, path: str) -> bool:
+def takes_another(context: PlanContext, path: str) -> bool:
     """Whether a container's forward would call one more entry at its end (one forward)."""
     witness = Witness()
-    entries = look.model.get_submodule(path)._modules
+    entries = context.model.get_submodule(path)._modules
     key = str(len(entries)) if "0" in entries else "another"
     rewire = Rewire(path, (*((name, name) for name in entries), (key, New(witness))))
     try:
-        with untouched(look.model), torch.no_grad(), spliced(look.model, rewire, (), ()):
-            look.run()
+        with untouched(context.model), torch.no_grad(), spliced(context.model, rewire, (), ()):
+            context.run()
     except Exception:  # too many values to unpack, or whatever a user's forward raises
         return False
     return witness.called

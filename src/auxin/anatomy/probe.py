@@ -125,7 +125,7 @@ def _known(batch: Mapping[str, Any], signature: inspect.Signature) -> dict[str, 
     return {name: value for name, value in batch.items() if name in signature.parameters}
 
 
-class Look:
+class PlanContext:
     """What a plan may look at: the network on the probe, under a guard; and the seed of its new weights.
 
     Attributes:
@@ -167,8 +167,8 @@ class Look:
             self._batch = arguments(self.model, self._probe)
         return self._batch
 
-    def seeded(self, seed: int) -> Look:
-        """The same look, for new weights of another seed; the network may have changed since."""
+    def seeded(self, seed: int) -> PlanContext:
+        """The same context, for new weights of another seed; the network may have changed since."""
         other = copy.copy(self)
         other.seed, other.outputs = seed, None
         return other

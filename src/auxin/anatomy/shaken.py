@@ -8,28 +8,28 @@ import torch
 from torch import nn
 
 from auxin.anatomy.gradients import gradients_of
-from auxin.anatomy.probe import Look, tensors_in
+from auxin.anatomy.probe import PlanContext, tensors_in
 from auxin.anatomy.tree import parts, registrations
-from auxin.anatomy.writers import copy_of
+from auxin.anatomy.zero_init import copy_of
 from auxin.randomness import random_state
 
 TRIES = 16
 
 
-def run_with_other_weights(look: Look, paths: Iterable[str]) -> set[str]:
+def run_with_other_weights(context: PlanContext, paths: Iterable[str]) -> set[str]:
     """Which of these modules run on the probe with other weights, or run at times: an expert, a block that is dropped.
 
     What forward never comes to (a plain list beside the container, a stored depth) runs with no weights at all.
     """
     left, found = set(paths), set[str]()
-    for network in _shaken(look, TRIES if left else 0, buffers=True):
+    for network in _shaken(context, TRIES if left else 0, buffers=True):
         times = registrations(network)
         for path in left:
             for part in parts(network.get_submodule(path), times):
                 part.register_forward_hook(lambda *_, path=path: found.add(path))
         try:
             with torch.no_grad():
-                look.run_of(network)
+                context.run_of(network)
         except Exception:  # other weights may lead to what forward does not take
             continue
         if left <= found:
@@ -37,16 +37,16 @@ def run_with_other_weights(look: Look, paths: Iterable[str]) -> set[str]:
     return found
 
 
-def multiplied_by_zero(look: Look, names: Iterable[str]) -> bool:
+def multiplied_by_zero(context: PlanContext, names: Iterable[str]) -> bool:
     """Whether the outputs depend on these parameters, and no weights of any layer let a gradient through to them.
 
     Then something that is no parameter multiplies what they give by zero: a fade-in that has not begun, a mask.
     """
     joined = False
-    for network in _shaken(look, 3, buffers=False):
+    for network in _shaken(context, 3, buffers=False):
         try:
             with torch.enable_grad():
-                out = [t for t in tensors_in(look.run_of(network)) if t.is_floating_point() and t.requires_grad]
+                out = [t for t in tensors_in(context.run_of(network)) if t.is_floating_point() and t.requires_grad]
                 grads = gradients_of(torch.stack([t.float().square().sum() for t in out]).sum(), network) if out else {}
         except Exception:
             continue
@@ -57,12 +57,12 @@ def multiplied_by_zero(look: Look, names: Iterable[str]) -> bool:
     return joined
 
 
-def _shaken(look: Look, tries: int, buffers: bool) -> Iterator[nn.Module]:
+def _shaken(context: PlanContext, tries: int, buffers: bool) -> Iterator[nn.Module]:
     """A copy of the network in eval mode, with drawn weights, again and again."""
     network: nn.Module | None = None
     for seed in range(tries):
         try:
-            network = copy_of(look.model) if network is None else network
+            network = copy_of(context.model) if network is None else network
         except Exception:  # whatever a user's __deepcopy__ raises
             return
         with random_state(seed), torch.no_grad():

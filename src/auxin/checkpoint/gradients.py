@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.boundary import StepWatch, unscaled
 from auxin.errors import GrowthError
+from auxin.safe_point import StepWatch, unscaled
 
 FILE = "gradients.safetensors"
 

@@ -17,8 +17,8 @@ from auxin.anatomy.wrappers import with_wrappers
 from auxin.checkpoint import each_rank, gradients
 from auxin.checkpoint.companions import kind_of, prepared, state_of
 from auxin.checkpoint.directory import Files, Gone, read, write
-from auxin.checkpoint.moment import check_moment
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
+from auxin.checkpoint.safe_point import check_moment
 from auxin.errors import GrowthError
 from auxin.journal import FORMAT, replayed
 from auxin.ramp import resumed

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from auxin.anatomy.activations import Activations, activations_of, called_next, depended_on, flows_through
 from auxin.anatomy.blocks import Container, adopt, shape_of
 from auxin.anatomy.depth import followed
-from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.tree import join, module_at, planned
-from auxin.anatomy.visits import Visits, called_next, depended_on, flows_through, visited
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import Start, inside, takes
 from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
-from auxin.grown import NAME, has_grown
 from auxin.init import InitSite
 from auxin.modules import ResidualLinear
+from auxin.output_hook import NAME, has_grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class After:
 
     Example:
         >>> net = nn.ModuleDict({"stem": nn.Linear(4, 8)})
-        >>> change = After("stem", functools.partial(nn.Linear, 8, 8), init="default").plan(net, Look(net))
+        >>> change = After("stem", functools.partial(nn.Linear, 8, 8), init="default").plan(net, PlanContext(net))
         >>> [path for path, _ in change.added]
         ['stem._grown']
     """
@@ -59,16 +59,16 @@ class After:
     fade: int = 100
     as_hook: bool | None = None
 
-    def plan(self, model: nn.Module, look: Look) -> Change:
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Build the layer and say where it goes. Writes to nothing of the network."""
         where = f"After(at={self.at!r}"
         path, module = self._site(model, f"{where})")
         place = _Place.behind(model, path, module, self.as_hook, f"{where})")
-        visits = None
-        if look.has_probe and not look.structural:
-            visits = self._visits(look, place, f"{where})")
-            place = place.chosen(look, visits, self.as_hook)
-            _check_use(look, place, visits, f"{where})")
+        activations = None
+        if context.has_probe and not context.structural:
+            activations = self._activations(context, place, f"{where})")
+            place = place.chosen(context, activations, self.as_hook)
+            _check_use(context, place, activations, f"{where})")
         else:
             place = place.unseen(self.as_hook)
         if place.container is None and GATE in module._buffers:  # a checkpoint would not know which hook came first
@@ -77,18 +77,18 @@ class After:
             )
         layer = self.layer
         if layer is None:
-            layer = _pointwise(model, place.path, module, visits, where)
+            layer = _pointwise(model, place.path, module, activations, where)
         size = 0 if place.container is None else len(place.container.names)
-        built = build(layer, model, look, where, {"index": place.position, "depth": size + 1})
+        built = build(layer, model, context, where, {"index": place.position, "depth": size + 1})
         adopt(built, _neighbours(model, place.path, module), model)
         built.train(module.training)
-        begun = self._begun(built, visits, look, place, f"{where})")
+        begun = self._begun(built, activations, context, place, f"{where})")
         rewire = place.rewire(built, gated=begun.gated)
         new = f"{rewire.added[0][0]}.0" if rewire.hook else rewire.added[0][0]
         return planned(
             model,
             dataclasses.replace(self, layer=layer, as_hook=place.hooked),
-            look.seed,
+            context.seed,
             [rewire],
             aliases=() if place.container is None else place.container.aliases(model, rewire),
             how=begun.how,
@@ -115,31 +115,33 @@ class After:
             )
         return path, module
 
-    def _visits(self, look: Look, place: _Place, where: str) -> Visits:
+    def _activations(self, context: PlanContext, place: _Place, where: str) -> Activations:
         """What comes out there; refused where it is not one floating tensor."""
-        module = module_at(look.model, place.path)
-        visits = visited(look, module, place.container.module if place.container is not None else None)
-        if not visits.count:
+        module = module_at(context.model, place.path)
+        activations = activations_of(context, module, place.container.module if place.container is not None else None)
+        if not activations.count:
             holds = isinstance(module, (nn.ModuleList, nn.ModuleDict))
             hint = f"Insert({place.path!r}, layer) adds an entry to it." if holds else "See auxin.sites(model, probe)."
             raise GrowthError(
                 f"{where}: on this probe the network never calls it, so a layer behind it would not run either. {hint}"
             )
-        if visits.odd:
+        if activations.odd:
             raise GrowthError(
-                f"{where}: it returns {visits.odd}, not one floating tensor, so nothing says where a layer belongs. "
-                f"{_instead(look, module)}"
+                f"{where}: it returns {activations.odd}, not one floating tensor, so nothing says where a layer "
+                f"belongs. {_instead(context, module)}"
             )
-        if self.layer is None and not any(bool(sample.any()) for sample in visits.samples.values()):
+        if self.layer is None and not any(bool(sample.any()) for sample in activations.samples.values()):
             raise GrowthError(
                 f"{where}: only zeros come out of it on this probe (as from a copy that has not trained yet), so an "
                 "x + P x behind it would get no gradient. Train some steps first, or name a layer with a bias."
             )
-        return visits
+        return activations
 
-    def _begun(self, built: nn.Module, visits: Visits | None, look: Look, place: _Place, where: str) -> Start:
+    def _begun(
+        self, built: nn.Module, activations: Activations | None, context: PlanContext, place: _Place, where: str
+    ) -> Start:
         """The first weights; the layer must take all that arrives."""
-        samples = [] if visits is None else list(visits.samples.values())
+        samples = [] if activations is None else list(activations.samples.values())
         calls = [Call((sample,), {}, None) for sample in samples]
         if len(calls) > 1:
             modes = {m: m.training for m in built.modules()}
@@ -156,7 +158,7 @@ class After:
                 for inner, mode in modes.items():
                     inner.training = mode
         path, call = place.rewire(built).added[0][0], calls[0] if calls else None
-        return begin(built, self.init, InitSite(path, call, look, (place.module, False)), where, self.fade)
+        return begin(built, self.init, InitSite(path, call, context, (place.module, False)), where, self.fade)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,13 +217,13 @@ class _Place:
             raise GrowthError(f"{where}, as_hook=False): it stands in no container. Leave as_hook out.")
         return cls(path, module, None)
 
-    def chosen(self, look: Look, visits: Visits, as_hook: bool | None) -> _Place:
+    def chosen(self, context: PlanContext, activations: Activations, as_hook: bool | None) -> _Place:
         """This place where it serves on the probe, else a child of the module."""
         if self.container is None or self.sure or as_hook is False:
             return self
         tried = self.rewire(nn.Identity())
-        plain = not self.counted and not self.container.aliases(look.model, tried)
-        if plain and flows_through(look, self.module, tried, visits):
+        plain = not self.counted and not self.container.aliases(context.model, tried)
+        if plain and flows_through(context, self.module, tried, activations):
             return self
         return _Place(self.path, self.module, None)
 
@@ -243,9 +245,9 @@ class _Place:
         return Rewire(self.container.path, tuple((key if isinstance(i, New) else i, i) for i in items))
 
 
-def _check_use(look: Look, place: _Place, visits: Visits, where: str) -> None:
+def _check_use(context: PlanContext, place: _Place, activations: Activations, where: str) -> None:
     """Refuse a place whose output nothing uses, and a module that would run a new child itself."""
-    used, runs_all = depended_on(look, place.module, visits)
+    used, runs_all = depended_on(context, place.module, activations)
     if not used:
         raise GrowthError(
             f"{where}: the network's output does not depend on what it returns (the result is not used, or it was "
@@ -271,15 +273,15 @@ def _refuse_scripted(model: nn.Module, at: str, where: str) -> None:
         module = module._modules.get(parts[depth]) if module is not None and depth < len(parts) else None
 
 
-def _instead(look: Look, module: nn.Module) -> str:
+def _instead(context: PlanContext, module: nn.Module) -> str:
     """Where a layer can go, if not behind a module that returns a tuple."""
-    inside, behind = called_next(look, module)
+    inside, behind = called_next(context, module)
     if inside:
         return "Choose a module inside it: auxin.sites(model, probe) lists them."
     holds = f"A {type(module).__name__} runs no module inside that one could choose."
     if not behind:
         return f"{holds} Write a module that holds it and the layer, and put it there inside `with auxin.surgery(...)`."
-    taker = look.model.get_submodule(behind)
+    taker = context.model.get_submodule(behind)
     if type(taker) is nn.Sequential and "0" in taker._modules:
         return f"{holds} Put the layer in front of what takes its output: Insert({behind!r}, layer, index=0)."
     return (
@@ -304,14 +306,14 @@ def _neighbours(model: nn.Module, path: str, module: nn.Module) -> list[nn.Modul
     return [module]
 
 
-def _pointwise(model: nn.Module, path: str, module: nn.Module, visits: Visits | None, where: str) -> Any:
+def _pointwise(model: nn.Module, path: str, module: nn.Module, activations: Activations | None, where: str) -> Any:
     """The layer that fits any place: ``x + P x`` over the channels of what comes out there."""
-    if visits is None:
+    if activations is None:
         raise GrowthError(
             f"{where}): to choose a layer that fits it needs one batch: pass probe=batch; or name the layer: "
             "After(at, functools.partial(torch.nn.Linear, 64, 64), init='default')."
         )
-    samples = list(visits.samples.values())
+    samples = list(activations.samples.values())
     first = samples[0]
     if first.dim() < 2:
         raise GrowthError(f"{where}): it returns {shape_of(first)}, which has no channels. Name a layer: layer=....")

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from auxin.anatomy.placed import guarded
-from auxin.anatomy.probe import Look
-from auxin.anatomy.resting import Resting
+from auxin.anatomy.probe import PlanContext
+from auxin.anatomy.residual_role import ResidualRole
 from auxin.edits.start import Start, remembered, start, takes
 from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError, reason
@@ -22,8 +22,10 @@ from auxin.randomness import random_state
 from auxin.refs import name_of
 
 
-def build(layer: Any, model: nn.Module, look: Look, who: str, position: Mapping[str, int] | None = None) -> nn.Module:
-    """Call ``layer`` under the look's seed, on the CPU (on the meta device in a replay there).
+def build(
+    layer: Any, model: nn.Module, context: PlanContext, who: str, position: Mapping[str, int] | None = None
+) -> nn.Module:
+    """Call ``layer`` under the context's seed, on the CPU (on the meta device in a replay there).
 
     ``position`` holds the ``index`` of the new module in its container and the container's new ``depth``: a factory
     with a parameter of such a name that has no default gets it. None: it stands in no container.
@@ -37,9 +39,9 @@ def build(layer: Any, model: nn.Module, look: Look, who: str, position: Mapping[
     where = f"{who}, layer={name})"
     first = next(model.parameters(), None)
     placed = _asked_for(layer, position, where)
-    device = "meta" if look.structural and first is not None and first.device.type == "meta" else "cpu"
+    device = "meta" if context.structural and first is not None and first.device.type == "meta" else "cpu"
     try:
-        with random_state(look.seed), torch.device(device):
+        with random_state(context.seed), torch.device(device):
             built = layer(**placed)
     except Exception as error:  # whatever a user's constructor raises
         raise GrowthError(
@@ -85,7 +87,7 @@ def begin(
     site: InitSite,
     where: str,
     fade: int = 0,
-    resting: Resting | None = None,
+    role: ResidualRole | None = None,
 ) -> Start:
     """Write the first weights of a new module; its train flags are put back.
 
@@ -95,16 +97,16 @@ def begin(
         site: where it will stand, and what arrives there.
         where: for messages.
         fade: optimizer steps over which it may fade in, if nothing else keeps the function.
-        resting: what the network does with the outputs of the modules beside it; None: it hands them on.
+        role: what the network does with the outputs of the modules beside it; None: it hands them on.
     """
     if type(fade) is not int or fade < 0:
         raise GrowthError(f"{where}: fade={fade!r} is a number of optimizer steps, 0 for none.")
-    call, look = site.call, site.look
-    if look.structural:
+    call, context = site.call, site.context
+    if context.structural:
         return Start("from a checkpoint")
     kind = kind_of(built)
-    if call is None and init == "preserve" and kind in look.memory:
-        return remembered(built, look.memory[kind], where, fade)
+    if call is None and init == "preserve" and kind in context.memory:
+        return remembered(built, context.memory[kind], where, fade)
     if call is None and init == "preserve":
         raise GrowthError(
             f"{where}: init='preserve' needs one batch to find which weights must be zero: pass probe=batch. Without "
@@ -115,11 +117,11 @@ def begin(
         with guarded(call):
             if call is not None:
                 takes(built.eval(), call, where)
-            with random_state(look.seed + 1):
-                begun = start(built, init, site, where, fade, resting)
+            with random_state(context.seed + 1):
+                begun = start(built, init, site, where, fade, role)
     finally:
         for module, mode in modes.items():
             module.training = mode
     if init == "preserve" and (begun.constants or begun.gated):
-        look.memory[kind] = begun.constants or None
+        context.memory[kind] = begun.constants or None
     return begun

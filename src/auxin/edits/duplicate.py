@@ -15,10 +15,10 @@ from auxin.anatomy.blocks import Container, hooked_from_outside, number, replica
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.numbering import differing
 from auxin.anatomy.placed import Placed, taken_apart
-from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.resting import Resting, StandIn, forms_of
+from auxin.anatomy.probe import Call, PlanContext
+from auxin.anatomy.residual_role import ResidualRole, StandIn, forms_of
 from auxin.anatomy.tree import join
-from auxin.anatomy.writers import arriving, first_tensor
+from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.change import Assign, Change, New
 from auxin.edits.start import fade_in, finish, inside
 from auxin.edits.zeroing import kind_of, silence
@@ -95,49 +95,49 @@ class Duplicate:
             return [*range(end), *range(end - by, length)]
         raise GrowthError(f"{where}: order is one of {', '.join(map(repr, ORDERS))} or a list of source indices.")
 
-    def plan(self, model: nn.Module, look: Look) -> Change:
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Copy the blocks and say where they go. Writes to nothing."""
         try:
-            return self._planned(model, look)
+            return self._planned(model, context)
         except _CannotStartSilent as error:
-            raise GrowthError(f"{error}{self._other_order(model, look)}") from error
+            raise GrowthError(f"{error}{self._other_order(model, context)}") from error
 
-    def _other_order(self, model: nn.Module, look: Look) -> str:
+    def _other_order(self, model: nn.Module, context: PlanContext) -> str:
         """The order that copies the last block whose copy can start silent, in words; "" if there is none."""
         size = len(self._container(model).names)
         for source in [*reversed(range(size))][:TRIED]:
             order = [*range(source + 1), *range(source, size)]
             try:
-                dataclasses.replace(self, by=None, order=order)._planned(model, look)
+                dataclasses.replace(self, by=None, order=order)._planned(model, context)
             except GrowthError:
                 continue
             return f" A copy of block {source} can: order={order}."
         return ""
 
-    def _planned(self, model: nn.Module, look: Look) -> Change:
+    def _planned(self, model: nn.Module, context: PlanContext) -> Change:
         container = self._container(model)
         sources = self.sources(len(container.names))
         self._check_words()
-        calls = self._calls(container, sorted(set(_copied(sources))), look)
+        calls = self._calls(container, sorted(set(_copied(sources))), context)
         promised = self.init is not None
         items: list[str | New] = []
         states: dict[int, nn.Parameter] = {}
         writers: list[str] = []
         gates: list[str] = []
-        incumbents: list[str] = []
+        counterparts: list[str] = []
         known = numbers(container)
         homes = {source: position for position, source in reversed(list(enumerate(sources)))}
         assigns = followed(model, container, sources, homes, known)
-        resting = _resting(look, container, sources, calls, assigns)
+        role = _residual_role(context, container, sources, calls, assigns)
         for position, source in enumerate(sources):
             if homes[source] == position:
                 items.append(container.names[source])
                 continue
             path = join(container.path, str(position))
-            site = InitSite(path, calls.get(source), look, (container.child(source), False))
+            site = InitSite(path, calls.get(source), context, (container.child(source), False))
             twin, kept = self._twin(model, container, source, site)
             promised = promised and kept
-            new = self._copy(model, container, source, twin, site, resting)
+            new = self._copy(model, container, source, twin, site, role)
             new = dataclasses.replace(new, numbers=numbered(new.module, known, position))
             number(new.module, new.numbers)
             items.append(new)
@@ -147,15 +147,15 @@ class Duplicate:
             gates += [path] if new.gated else []
             names = tuple(new.zeroed) or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
             writers += inside(path, names)
-            incumbents += inside(join(container.path, str(homes[source])), names)
+            counterparts += inside(join(container.path, str(homes[source])), names)
         rewire = container.renumbered(items)
-        copied = [] if look.structural else _copied(sources)
+        copied = [] if context.structural else _copied(sources)
         notes = (*_unlike(container, copied, {number.name for number in known}), *_hooked(container, copied))
-        zeroed = self.output == "zero" and not look.structural
+        zeroed = self.output == "zero" and not context.structural
         return finish(
             model,
             dataclasses.replace(self, by=None, order=tuple(sources)),
-            look,
+            context,
             container,
             rewire,
             sources=states,
@@ -165,7 +165,7 @@ class Duplicate:
             gates=tuple(gates),
             fade=self.fade,
             writers=tuple(writers),
-            incumbents=tuple(incumbents),
+            counterparts=tuple(counterparts),
             remarks=notes,
         )
 
@@ -204,21 +204,21 @@ class Duplicate:
                     f"Duplicate(at={self.at!r}, {name}={value!r}): {name} is one of {', '.join(map(repr, known))}."
                 )
 
-    def _calls(self, container: Container, wanted: list[int], look: Look) -> dict[int, Call | None]:
+    def _calls(self, container: Container, wanted: list[int], context: PlanContext) -> dict[int, Call | None]:
         """What arrives at each block that is to be zeroed; None where its kind is remembered and there is no probe."""
-        if look.structural or (self.output == "keep" and (self.init is None or not look.has_probe)):
+        if context.structural or (self.output == "keep" and (self.init is None or not context.has_probe)):
             return {}
-        if not look.has_probe:
-            if all(kind_of(container.child(i)) in look.memory for i in wanted):
+        if not context.has_probe:
+            if all(kind_of(container.child(i)) in context.memory for i in wanted):
                 return dict.fromkeys(wanted)
             raise GrowthError(
                 f"Duplicate(at={self.at!r}, output='zero') needs one batch to find which weights must be zero: pass "
                 "probe=batch. Without one output='keep' would run and change the function."
             )
-        seen, _ = look.calls({container.names[i]: container.child(i) for i in wanted})
+        seen, _ = context.calls({container.names[i]: container.child(i) for i in wanted})
         calls: dict[int, Call | None] = {i: seen[name] for i in wanted if (name := container.names[i]) in seen}
         missing = [i for i in wanted if i not in calls]
-        run = taken_apart(look, [container.child(i) for i in missing]) if missing else []
+        run = taken_apart(context, [container.child(i) for i in missing]) if missing else []
         for i in missing:
             if not any(container.child(i) is block for block in run):
                 path = join(self.at, container.names[i])
@@ -226,14 +226,14 @@ class Duplicate:
                     f"Duplicate(at={self.at!r}): on this probe the network never calls {path}; a copy would not run "
                     "either."
                 )
-            calls[i] = _placed(look, container, i)
+            calls[i] = _placed(context, container, i)
         return calls
 
     def _twin(self, model: nn.Module, container: Container, source: int, site: InitSite) -> tuple[nn.Module, bool]:
         """A copy of a block with the weights that are asked for; whether its init promises that the function stays."""
         path, promised = join(container.path, container.names[source]), False
         twin = _twin(model, container.child(source), f"Duplicate(at={self.at!r}): {path}")
-        if self.content == "fresh" and not site.look.structural:
+        if self.content == "fresh" and not site.context.structural:
             write: Callable[[], bool] = functools.partial(_reset, model, twin, path)
             if self.init is not None:
                 write = functools.partial(inits.run, inits.named(self.init, f"Duplicate(at={self.at!r})"), twin, site)
@@ -248,18 +248,18 @@ class Duplicate:
         source: int,
         twin: nn.Module,
         site: InitSite,
-        resting: Resting | None,
+        role: ResidualRole | None,
     ) -> New:
         """The new block, silenced where the function is to stay."""
         original, path = container.child(source), join(container.path, container.names[source])
         constants: Mapping[str, float] | None = {}
-        if self.output == "zero" and not site.look.structural:
-            call, look, where = site.call, site.look, f"Duplicate(at={self.at!r}, output='zero')"
-            for form in forms_of(call, resting):
-                constants = silence(model, original, twin, call, look, where, form)
+        if self.output == "zero" and not site.context.structural:
+            call, context, where = site.call, site.context, f"Duplicate(at={self.at!r}, output='zero')"
+            for form in forms_of(call, role):
+                constants = silence(model, original, twin, call, context, where, form)
                 if constants is not None:
                     break
-            added = resting is not None and resting.added
+            added = role is not None and role.added
             if constants is None and isinstance(call, Placed):
                 raise GrowthError(
                     f"{where}: the network's forward calls the parts of {path}, and no tensors of them can be zeroed "
@@ -300,19 +300,23 @@ def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
     return twin
 
 
-def _placed(look: Look, container: Container, source: int) -> Placed:
+def _placed(context: PlanContext, container: Container, source: int) -> Placed:
     """The network with one more block behind the source."""
     size = len(container.names)
     items: list[str | New] = [*container.names[: source + 1], New(nn.Identity()), *container.names[source + 1 :]]
     homes = {i: i + (i > source) for i in range(size)}
-    assigns = followed(look.model, container, [*range(source + 1), *range(source, size)], homes)
+    assigns = followed(context.model, container, [*range(source + 1), *range(source, size)], homes)
     rewire = container.renumbered(items)
-    return Placed(look, rewire, container.aliases(look.model, rewire), assigns)
+    return Placed(context, rewire, container.aliases(context.model, rewire), assigns)
 
 
-def _resting(
-    look: Look, container: Container, sources: list[int], calls: dict[int, Call | None], assigns: tuple[Assign, ...]
-) -> Resting | None:
+def _residual_role(
+    context: PlanContext,
+    container: Container,
+    sources: list[int],
+    calls: dict[int, Call | None],
+    assigns: tuple[Assign, ...],
+) -> ResidualRole | None:
     """How copies have to behave; None where nothing was run."""
     items: list[str | New] = []
     for position, source in enumerate(sources):
@@ -324,7 +328,7 @@ def _resting(
         else:
             items.append(New(StandIn(call)))
     rewire = container.renumbered(items)
-    return Resting(look, rewire, container.aliases(look.model, rewire), assigns)
+    return ResidualRole(context, rewire, container.aliases(context.model, rewire), assigns)
 
 
 def _cannot_start_silent(where: str, block: nn.Module, fade: int, added: bool, call: Call | None) -> str:

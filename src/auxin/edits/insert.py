@@ -10,10 +10,10 @@ from torch import nn
 from auxin.anatomy.blocks import Container, adopt, number
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.placed import Placed, taken_apart
-from auxin.anatomy.probe import Call, Look
-from auxin.anatomy.resting import Resting, StandIn
+from auxin.anatomy.probe import Call, PlanContext
+from auxin.anatomy.residual_role import ResidualRole, StandIn
 from auxin.anatomy.tree import join
-from auxin.anatomy.writers import first_tensor, with_input
+from auxin.anatomy.zero_init import first_tensor, with_input
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import finish, inside
@@ -54,18 +54,18 @@ class Insert:
     fade: int = 100
     outputs: bool = False
 
-    def plan(self, model: nn.Module, look: Look) -> Change:
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Build the layer and say where it goes. Writes to nothing."""
         container = Container.at(model, self.at, "Insert")
         position, key = self._place(container)
         where = f"Insert(at={self.at!r}"
         size = len(container.names)
-        built = build(self.layer, model, look, where, {"index": position, "depth": size + 1})
+        built = build(self.layer, model, context, where, {"index": position, "depth": size + 1})
         adopt(built, _neighbours(container, position), model)
         path = join(container.path, key)
         where = f"{where}, index={position})" if self.key is None else f"{where}, key={key!r})"
-        watched = look.has_probe and not look.structural
-        call, beside = _arriving_at(container, position, look, where) if watched else (None, None)
+        watched = context.has_probe and not context.structural
+        call, beside = _arriving_at(container, position, context, where) if watched else (None, None)
         items: list[str | New] = list(container.names)
         homes = {i: i + (i >= position) for i in range(size)}
         sources = [*range(position), max(0, position - 1), *range(position, size)]
@@ -82,19 +82,19 @@ class Insert:
 
         if watched and call is None:
             tried = rewired(New(nn.Identity()))
-            call = Placed(look, tried, container.aliases(model, tried), assigns)
-        resting = None
+            call = Placed(context, tried, container.aliases(model, tried), assigns)
+        role = None
         if beside is not None and size and isinstance(container.module, (nn.ModuleList, nn.ModuleDict)):
             tried = rewired(New(StandIn(beside)))
-            resting = Resting(look, tried, container.aliases(model, tried), assigns)
+            role = ResidualRole(context, tried, container.aliases(model, tried), assigns)
         tap = (container.child(min(position, size - 1)), position < size) if size else (container.module, True)
-        begun = begin(built, self.init, InitSite(path, call, look, tap), where, self.fade, resting)
+        begun = begin(built, self.init, InitSite(path, call, context, tap), where, self.fade, role)
         rewire = rewired(New(built, gated=begun.gated, numbers=at))
         resolved = dataclasses.replace(self, index=None if keyed else position)
         fields = {"how": begun.how, "writers": inside(path, begun.writers), "preserves": begun.preserves}
         fields |= {"assigns": assigns}
         fields |= {"gates": (path,) if begun.gated else (), "fade": self.fade}
-        return finish(model, resolved, look, container, rewire, outputs=self.outputs, **fields)
+        return finish(model, resolved, context, container, rewire, outputs=self.outputs, **fields)
 
     def _place(self, container: Container) -> tuple[int, str]:
         """Position and name of the new child."""
@@ -145,7 +145,9 @@ def _neighbours(container: Container, position: int) -> list[nn.Module]:
     return [container.child(i) for i in order]
 
 
-def _arriving_at(container: Container, position: int, look: Look, where: str) -> tuple[Call | None, Call | None]:
+def _arriving_at(
+    container: Container, position: int, context: PlanContext, where: str
+) -> tuple[Call | None, Call | None]:
     """What the new child will be given: what its successor is given, or at the end what the last one returns.
 
     And the call of the child that this was seen at. None where forward calls only parts of it.
@@ -161,11 +163,11 @@ def _arriving_at(container: Container, position: int, look: Look, where: str) ->
         watched = {"self": container.module}
     else:
         watched = {"self": container.child(index)}
-    calls, _ = look.calls(watched)
-    if "self" not in calls and taken_apart(look, watched.values()):
+    calls, _ = context.calls(watched)
+    if "self" not in calls and taken_apart(context, watched.values()):
         return None, None
     if "self" not in calls and size:  # no row may be routed to this one, as among experts
-        others, _ = look.calls({str(i): container.child(i) for i in range(size)})
+        others, _ = context.calls({str(i): container.child(i) for i in range(size)})
         if others:
             near = others[min(others, key=lambda i: abs(int(i) - index))]
             return near, near

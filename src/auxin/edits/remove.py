@@ -9,12 +9,12 @@ from torch import nn
 from auxin.anatomy.blocks import Container
 from auxin.anatomy.depth import followed
 from auxin.anatomy.holders import places, strays
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 from auxin.anatomy.tree import join, module_at, planned
 from auxin.change import Change, New, Rewire
 from auxin.edits.start import finish
 from auxin.errors import GrowthError
-from auxin.grown import NAME, has_grown
+from auxin.output_hook import NAME, has_grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Remove:
     at: str
     outputs: bool = False
 
-    def plan(self, model: nn.Module, look: Look) -> Change:
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Say what goes. Writes to nothing."""
         module_at(model, self.at, "Remove(at=...): at")
         path, _, name = self.at.rpartition(".")
@@ -47,7 +47,7 @@ class Remove:
             raise GrowthError("Remove(at=''): that is the model itself; name a module inside it.")
         parent = module_at(model, path)
         if name == NAME and has_grown(parent):
-            return self._all_behind(model, look, path)
+            return self._all_behind(model, context, path)
         if not isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             raise GrowthError(
                 f"Remove(at={self.at!r}): it is an attribute of a {type(parent).__name__}, whose forward calls it by "
@@ -57,19 +57,19 @@ class Remove:
         _refuse_shared(model, self.at, container)
         owner, _, grown = container.path.rpartition(".")
         if grown == NAME and container.names == (name,) and has_grown(module_at(model, owner)):
-            return self._all_behind(model, look, owner)
+            return self._all_behind(model, context, owner)
         items: list[str | New] = [other for other in container.names if other != name]
         rewire = container.renumbered(items) if container.numbered else container.named(items)
         left = [i for i, other in enumerate(container.names) if other != name]
         assigns = followed(model, container, left, {i: position for position, i in enumerate(left)})
-        return finish(model, self, look, container, rewire, outputs=self.outputs, assigns=assigns, how="removed")
+        return finish(model, self, context, container, rewire, outputs=self.outputs, assigns=assigns, how="removed")
 
-    def _all_behind(self, model: nn.Module, look: Look, path: str) -> Change:
+    def _all_behind(self, model: nn.Module, context: PlanContext, path: str) -> Change:
         """All that was grown behind a module outside of a container: the hook goes with it."""
         path = next(known for known, module in model.named_modules() if module is module_at(model, path))
         children = tuple((n, n if child is not None else None) for n, child in module_at(model, path)._modules.items())
         rewire = Rewire(path, tuple(pair for pair in children if pair[0] != NAME), hook=False)
-        return planned(model, self, look.seed, [rewire], outputs=self.outputs, how="removed")
+        return planned(model, self, context.seed, [rewire], outputs=self.outputs, how="removed")
 
 
 def _refuse_shared(model: nn.Module, at: str, container: Container) -> None:

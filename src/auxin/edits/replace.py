@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, adopt, hooks_on
 from auxin.anatomy.holders import aliases, strays
-from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.tree import join, module_at, planned
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import inside
 from auxin.errors import GrowthError
-from auxin.grown import NAME, has_grown
 from auxin.init import InitSite
+from auxin.output_hook import NAME, has_grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Replace:
     init: Any = "default"
     outputs: bool = False
 
-    def plan(self, model: nn.Module, look: Look) -> Change:
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Build the new module and say where it goes. Writes to nothing of the network."""
         where = f"Replace(at={self.at!r}"
         if not self.at:
@@ -67,11 +67,11 @@ class Replace:
         path = next(known for known, module in model.named_modules() if module is parent)
         names = list(parent._modules)
         position = {"index": names.index(name), "depth": len(names)} if isinstance(parent, CONTAINERS) else None
-        built = build(self.layer, model, look, where, position)
+        built = build(self.layer, model, context, where, position)
         adopt(built, [old] if any(True for _ in old.parameters()) else [], model)
         built.train(old.training)
-        call = None if look.structural or not look.has_probe else _arriving_at(old, look, where)
-        begun = begin(built, self.init, InitSite(join(path, name), call, look, (old, False)), f"{where})")
+        call = None if context.structural or not context.has_probe else _arriving_at(old, context, where)
+        begun = begin(built, self.init, InitSite(join(path, name), call, context, (old, False)), f"{where})")
         kept = _keep(old, built) if not begun.preserves else 0
         rewire = Rewire(path, tuple((n, New(built) if n == name else n) for n in parent._modules))
         lists = aliases(model, rewire)
@@ -85,7 +85,7 @@ class Replace:
         return planned(
             model,
             self,
-            look.seed,
+            context.seed,
             [rewire],
             aliases=lists,
             outputs=self.outputs,
@@ -127,8 +127,8 @@ def _same_kind(new: Tensor, old: Tensor | None) -> bool:
     return new.shape == old.shape and new.dtype == old.dtype
 
 
-def _arriving_at(old: nn.Module, look: Look, where: str) -> Call:
-    calls, _ = look.calls({"self": old})
+def _arriving_at(old: nn.Module, context: PlanContext, where: str) -> Call:
+    calls, _ = context.calls({"self": old})
     if "self" not in calls:
         raise GrowthError(f"{where}): on this probe the network never calls it, so a layer there would not run either.")
     return calls["self"]

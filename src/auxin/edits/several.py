@@ -43,7 +43,7 @@ class Several:
         """Whether one of them is for once only."""
         return any(getattr(edit, "once", False) for edit in self.edits)
 
-    def plan(self, model: nn.Module, look: Any) -> Change:
+    def plan(self, model: nn.Module, context: Any) -> Change:
         """Refuse: only the first can be planned before it is carried out.
 
         Raises:
@@ -156,7 +156,7 @@ def joined(model: nn.Module, edit: Any, seed: int, parts: Sequence[Change]) -> C
         outputs=any(part.outputs for part in settled),
         how=", ".join(dict.fromkeys(part.how for part in settled if part.how)),
         writers=tuple(name for part in settled for name in part.writers),
-        incumbents=tuple(name for part in settled for name in part.incumbents),
+        counterparts=tuple(name for part in settled for name in part.counterparts),
         gates=tuple(gate for part in settled for gate in part.gates),
         fade=max((part.fade for part in settled if part.gates), default=0),
         remarks=tuple(dict.fromkeys(note for part in settled for note in part.notes)),
@@ -181,7 +181,7 @@ class _Final:
     def of(self, part: Change) -> Changes:
         """One of the changes, told with the names of the end."""
         own = {field.name: getattr(part, field.name) for field in dataclasses.fields(Change)}
-        pairs = zip(part.writers, part.incumbents or part.writers, strict=True)
+        pairs = zip(part.writers, part.counterparts or part.writers, strict=True)
         writers = [(self._name(part, name), self._name(part, other)) for name, other in pairs]
         places = [(self._paths.get(id(new.module)), self._traced(part, new)) for _, new in part.added]
         own |= {
@@ -189,7 +189,7 @@ class _Final:
             "moves": tuple(dataclasses.replace(m, name=self._names.get(id(m.new))) for m in part.moves),
             "trains": {self._old_names.get(id(part.before.parameters[n]), n): t for n, t in part.trains.items()},
             "writers": tuple(name for name, _ in writers if name),
-            "incumbents": tuple((other or "") if part.incumbents else "" for name, other in writers if name),
+            "counterparts": tuple((other or "") if part.counterparts else "" for name, other in writers if name),
             "gates": tuple(gate for path in part.gates if (gate := self._gate(part, path)) is not None),
         }
         there = tuple((path, new) for path, new in places if path is not None)

@@ -15,10 +15,10 @@ from auxin import init as inits
 from auxin.anatomy.blocks import Container, shape_of
 from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.placed import Placed
-from auxin.anatomy.probe import Call, Look, untouched
-from auxin.anatomy.resting import PASSED, Resting, constants_of, forms_of, learns
+from auxin.anatomy.probe import Call, PlanContext, untouched
+from auxin.anatomy.residual_role import PASSED, ResidualRole, constants_of, forms_of, learns
 from auxin.anatomy.tree import join, planned
-from auxin.anatomy.writers import (
+from auxin.anatomy.zero_init import (
     amplified_by_a_norm,
     arriving,
     copy_of,
@@ -67,11 +67,11 @@ def remembered(module: nn.Module, constants: Mapping[str, float] | None, where: 
 
 
 def start(
-    module: nn.Module, init: Any, site: InitSite, where: str, fade: int = 0, resting: Resting | None = None
+    module: nn.Module, init: Any, site: InitSite, where: str, fade: int = 0, role: ResidualRole | None = None
 ) -> Start:
     """Write the first weights of ``module`` by ``init``; ``site.call`` is what arrives at it (needed to preserve).
 
-    ``fade`` says that it may get a gate, if nothing else keeps the function; ``resting`` what the network does with the
+    ``fade`` says that it may get a gate, if nothing else keeps the function; ``role`` what the network does with the
     outputs of the modules beside it (None: it hands them on).
 
     Raises:
@@ -80,7 +80,7 @@ def start(
     call = site.call
     if init == "preserve":
         assert call is not None
-        return _preserve(module, call, where, fade, resting)
+        return _preserve(module, call, where, fade, role)
     function = inits.named(init, where)
     promised = inits.run(function, module, site)
     if function is inits.identity and call is not None and is_identity(module, call):
@@ -185,7 +185,7 @@ def _trainable(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in module.named_parameters() if p.requires_grad)
 
 
-def _preserve(module: nn.Module, call: Call, where: str, fade: int, resting: Resting | None) -> Start:
+def _preserve(module: nn.Module, call: Call, where: str, fade: int, role: ResidualRole | None) -> Start:
     output = first_tensor(takes(module, call, where))
     given = arriving(call)
     if not isinstance(call, Placed) and (given is None or output is None or output.shape != given[0].shape):
@@ -197,13 +197,13 @@ def _preserve(module: nn.Module, call: Call, where: str, fade: int, resting: Res
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        return _first_that_holds(module, call, where, fade, resting)
+        return _first_that_holds(module, call, where, fade, role)
     finally:
         for inner, mode in modes.items():
             inner.training = mode
 
 
-def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, resting: Resting | None) -> Start:
+def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, role: ResidualRole | None) -> Start:
     if not any(p.requires_grad for p in module.parameters()):
         if is_identity(module, call):
             return Start("returns its input", preserves=True)
@@ -211,7 +211,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, rest
             f"{where}: {_words(module)} changes the function and has no weights that could prevent it. {OTHERS}"
         )
     constants = None
-    for form in forms_of(call, resting):
+    for form in forms_of(call, role):
         constants = constants_of(module, call, form)
         if constants:
             trial = copy.deepcopy(module)
@@ -221,7 +221,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, rest
                     warn_of_norms(module, call, constants, where)
                 set_constants(module, constants)
                 return Start("last writers zero", tuple(constants), preserves=True, constants=constants)
-    if resting is not None and resting.added:
+    if role is not None and role.added:
         raise GrowthError(
             f"{where}: the network adds what the modules there return, as in x + block(x), and no zeroing of the "
             f"tensors of {_words(module)} lets it return zeros and still learn. End it with a Linear. {OTHERS}"
@@ -262,10 +262,12 @@ def _words(module: nn.Module) -> str:
     return text if len(text) <= 90 else type(module).__name__
 
 
-def finish(model: nn.Module, edit: Any, look: Look, container: Container, rewire: Rewire, **fields: Any) -> Change:
+def finish(
+    model: nn.Module, edit: Any, context: PlanContext, container: Container, rewire: Rewire, **fields: Any
+) -> Change:
     """The change that splices ``rewire`` into a container: plain lists that repeat it follow."""
     aliases = container.aliases(model, rewire)
-    return planned(model, edit, look.seed, [rewire], aliases=aliases, **fields)
+    return planned(model, edit, context.seed, [rewire], aliases=aliases, **fields)
 
 
 def inside(path: str, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin import typed
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 from auxin.anatomy.tree import join, module_at, planned, taken_over
 from auxin.axes import Axes, Axis, leading
 from auxin.change import MISSING, Alias, Assign, Before, Change, Continued, New, Rewire, Swap
@@ -30,7 +30,7 @@ class Surgery:
     steps: tuple[Any, ...] = ()
     needs: str | None = None
 
-    def plan(self, model: nn.Module, look: Look) -> Change:
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Rebuild the new modules; their weights are empty and come from the checkpoint.
 
         Raises:
@@ -63,7 +63,7 @@ class Surgery:
             trains |= {join(path, name): flag for name, flag in step.get("trains", {}).items()}
         thawed = {id(before.parameters[name]) for name, flag in trains.items() if flag}
         change = planned(
-            model, self, look.seed, rewires, swaps, touched=thawed,
+            model, self, context.seed, rewires, swaps, touched=thawed,
             aliases=tuple(aliases), assigns=tuple(assigns), trains=trains, outputs=True,
         )  # fmt: skip
         carries = [step["carries"] for step in self.steps if "carries" in step]

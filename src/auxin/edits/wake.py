@@ -10,9 +10,9 @@ from torch import nn
 
 from auxin.anatomy.blocks import HOOKS, shape_of
 from auxin.anatomy.holders import aliases, strays
-from auxin.anatomy.probe import Look
+from auxin.anatomy.probe import PlanContext
 from auxin.anatomy.tree import module_at, moves_between, parameters_after
-from auxin.anatomy.writers import arriving, first_tensor
+from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.change import Before, Change, New, Rewire
 from auxin.edits.start import fade_in, takes
 from auxin.errors import GrowthError
@@ -42,23 +42,23 @@ class Wake:
     outputs: bool = False
     once: ClassVar[bool] = True  # what is awake cannot wake again
 
-    def plan(self, model: nn.Module, look: Look) -> Change:
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Say what wakes and what trains from then on. Writes to nothing."""
         dormant = self._dormant(model)
         new = New(dormant.layer)
         rewires = tuple(_rewires(model, dormant, new))
         lists = tuple(alias for rewire in rewires for alias in aliases(model, rewire))
         self._check(model, dormant, strays(model, dormant, lists))
-        fades = bool(self.fade) and not look.structural
+        fades = bool(self.fade) and not context.structural
         if fades:
-            _check_fade(dormant, look, f"Wake(at={self.at!r}, fade={self.fade})")
+            _check_fade(dormant, context, f"Wake(at={self.at!r}, fade={self.fade})")
         before, after = Before.of(model), parameters_after(model, rewires)
         inside = dormant.layer.named_parameters()
         woken = {id(p): p for name, p in inside if p.requires_grad or name in dormant.trainable}
         count = sum(p.numel() for p in woken.values())
         return Change(
             edit=self,
-            seed=look.seed,
+            seed=context.seed,
             rewires=rewires,
             aliases=lists,
             trains={name: True for name, p in before.parameters.items() if id(p) in woken},
@@ -122,13 +122,13 @@ def _rewires(model: nn.Module, dormant: Dormant, new: New) -> list[Rewire]:
     return found
 
 
-def _check_fade(dormant: Dormant, look: Look, where: str) -> None:
+def _check_fade(dormant: Dormant, context: PlanContext, where: str) -> None:
     """Refuse a fade-in that would not start from what the sleeping layer gave: its input."""
-    if not look.has_probe:
+    if not context.has_probe:
         raise GrowthError(
             f"{where}: a fade-in needs one batch, to see what arrives there: pass probe=batch, or fade=0."
         )
-    calls, _ = look.calls({"self": dormant})
+    calls, _ = context.calls({"self": dormant})
     if "self" not in calls:
         raise GrowthError(f"{where}: on this probe the network never calls it, so it would never train.")
     layer = copy.deepcopy(dormant.layer).requires_grad_(True)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import shared_tensors
 from auxin.anatomy.placed import guarded
-from auxin.anatomy.probe import Call, Look, untouched
-from auxin.anatomy.resting import PASSED, constants_of, cut_off, learns, rests
-from auxin.anatomy.writers import set_constants
+from auxin.anatomy.probe import Call, PlanContext, untouched
+from auxin.anatomy.residual_role import PASSED, constants_of, cut_off, learns, rests
+from auxin.anatomy.zero_init import set_constants
 from auxin.edits.start import warn_of_norms
 from auxin.randomness import random_state
 
@@ -22,7 +22,7 @@ def silence(
     original: nn.Module,
     twin: nn.Module,
     call: Call | None,
-    look: Look,
+    context: PlanContext,
     where: str,
     form: str = PASSED,
 ) -> Mapping[str, float] | None:
@@ -33,7 +33,7 @@ def silence(
         original: the block that was copied.
         twin: its copy.
         call: what arrives at the original; None: take what is remembered of its kind.
-        look: its memory holds the writers of every kind of block that was solved before.
+        context: its memory holds the writers of every kind of block that was solved before.
         where: for messages.
         form: what the network does with the block's outputs, and so what the twin is to return.
 
@@ -43,18 +43,18 @@ def silence(
     """
     kind = kind_of(original)
     if call is None:
-        remembered = look.memory[kind]
+        remembered = context.memory[kind]
         if remembered is not None:
             set_constants(twin, remembered)
         return remembered
     with untouched(twin), guarded(call):
-        for constants in _candidates(original, call, look, kind, form):
+        for constants in _candidates(original, call, context, kind, form):
             if _holds(model, original, twin, call, constants, form):
-                if form == PASSED and look.memory.get(kind) != constants:
+                if form == PASSED and context.memory.get(kind) != constants:
                     warn_of_norms(original, call, constants, where)
-                look.memory[kind] = constants
+                context.memory[kind] = constants
                 return constants
-    look.memory[kind] = None
+    context.memory[kind] = None
     return None
 
 
@@ -65,9 +65,11 @@ def kind_of(block: nn.Module) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
-def _candidates(original: nn.Module, call: Call, look: Look, kind: str, form: str) -> Iterator[Mapping[str, float]]:
+def _candidates(
+    original: nn.Module, call: Call, context: PlanContext, kind: str, form: str
+) -> Iterator[Mapping[str, float]]:
     """What is remembered first; the solver only where that does not hold."""
-    remembered = look.memory.get(kind)
+    remembered = context.memory.get(kind)
     if remembered is not None:
         yield remembered
     solved = constants_of(original, call, form)

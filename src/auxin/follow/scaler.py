@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from auxin.boundary import unscaled
 from auxin.change import Change
 from auxin.errors import GrowthError
 from auxin.follow import follow
+from auxin.safe_point import unscaled
 
 
 @follow(torch.amp.GradScaler)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import number, replica
 from auxin.anatomy.tree import join, module_at
-from auxin.anatomy.writers import set_constants
+from auxin.anatomy.zero_init import set_constants
 from auxin.axes import carried, check
 from auxin.change import MISSING, Assign, Before, Change, New, Rewire, Swap
 from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, close_gates, open_gate
-from auxin.grown import set_hook
 from auxin.listing import named_parameters
+from auxin.output_hook import set_hook
 from auxin.record import content_of, contents_of, put_back, same_content
 
 Undo = Callable[[], Any]

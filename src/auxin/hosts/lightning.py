@@ -100,7 +100,7 @@ class GrowthCallback(AnyCallback):
         """Take the network to the structure of a checkpoint; its weights are loaded next."""
         module, saved, now = trainer.lightning_module, checkpoint.get(KEY), self.state()
         if self.grower is not None:
-            self.grower.past.settle()
+            self.grower.rollback.settle()
         now = now if self._module is module and has_grown(module, now) else None
         with parts.without_trainer(module):
             if take_to(self._history, module, now, saved, self._arguments.allow):

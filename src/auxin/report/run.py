@@ -86,7 +86,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Flow:
-    """Gradient ratios, newborn over incumbent, of one growth's units at one step."""
+    """Gradient ratios, newborn over counterpart, of one growth's units at one step."""
 
     growth: Growth
     step: float

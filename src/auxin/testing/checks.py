@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from auxin.anatomy.probe import Look, tensors_in
+from auxin.anatomy.probe import PlanContext, tensors_in
 from auxin.anatomy.tree import join, module_at
 from auxin.change import Change, Edit, Grouping
 from auxin.proof import EPSILONS
@@ -307,7 +307,7 @@ def train_outputs(model: nn.Module, probe: Any, seed: int) -> list[Tensor]:
         elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             module.dropout = 0.0
     with random_state(seed), torch.no_grad():
-        return [t.detach().clone() for t in tensors_in(Look(twin, probe).run())]
+        return [t.detach().clone() for t in tensors_in(PlanContext(twin, probe).run())]
 
 
 def _judge(where: str, change: Change, old: list[Tensor], new: list[Tensor]) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
-from auxin.anatomy.probe import Look, Probe, arguments, tensors_in
+from auxin.anatomy.probe import PlanContext, Probe, arguments, tensors_in
 from auxin.anatomy.tree import unwrap
 from auxin.change import Change, Edit, Grouping
 from auxin.engine import grow
@@ -103,7 +103,7 @@ class Run:
 
     def outputs(self) -> list[Tensor]:
         """The network's outputs on the probe, in eval mode."""
-        return outputs_of(Look(self.model, self.probe))
+        return outputs_of(PlanContext(self.model, self.probe))
 
     def _step(self) -> None:
         scaler = next((c for c in self.companions if isinstance(c, torch.amp.GradScaler)), None)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.depth import BlockList, numbers
-from auxin.anatomy.probe import Call, Look
+from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.tree import module_at
-from auxin.anatomy.writers import is_identity, last_writers, set_constants
+from auxin.anatomy.zero_init import is_identity, last_writers, set_constants
 from auxin.edits.start import gets_gradient, warn_of_norms
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
@@ -205,7 +205,7 @@ def _called(
     model = _few_blocks(cls, config, blocks, state, "auto", depth)
     block = _container(model, blocks, depth).child(depth - 1)
     try:
-        calls, _ = Look(model, _probe(model, where)).calls({"block": block})
+        calls, _ = PlanContext(model, _probe(model, where)).calls({"block": block})
     except GrowthError:
         raise
     except Exception as error:  # whatever a forward raises

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.placed import Witness
-from auxin.anatomy.probe import Look, tensors_in, untouched
+from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.change import New, Rewire
-from auxin.grown import NAME
+from auxin.output_hook import NAME
 
 
 @dataclass
-class Visits:
+class Activations:
     """What came out of one module on the probe.
 
     Attributes:
@@ -52,18 +52,18 @@ def not_one_tensor(output: Any) -> str:
     return "" if output.is_floating_point() else f"a tensor of {str(output.dtype).removeprefix('torch.')}"
 
 
-def visited(look: Look, module: nn.Module, container: nn.Module | None = None) -> Visits:
+def activations_of(context: PlanContext, module: nn.Module, container: nn.Module | None = None) -> Activations:
     """Watch one module, and the children of a container, in one forward."""
-    visits = Visits()
-    with probing(look):
-        module.register_forward_hook(lambda _, args, output: visits.see(output))
+    activations = Activations()
+    with probing(context):
+        module.register_forward_hook(lambda _, args, output: activations.see(output))
         for child in container.children() if container is not None else ():
-            child.register_forward_hook(lambda child, *_: visits.siblings.update([id(child)]))
-        visits.outputs = _outputs(look)
-    return visits
+            child.register_forward_hook(lambda child, *_: activations.siblings.update([id(child)]))
+        activations.outputs = _outputs(context)
+    return activations
 
 
-def depended_on(look: Look, module: nn.Module, visits: Visits) -> tuple[bool, bool]:
+def depended_on(context: PlanContext, module: nn.Module, activations: Activations) -> tuple[bool, bool]:
     """Whether the network's outputs change where the module's do, and whether it runs all of its children.
 
     One forward, in which every finite value that the module returns is moved by about a tenth of its size. What raises
@@ -77,27 +77,27 @@ def depended_on(look: Look, module: nn.Module, visits: Visits) -> tuple[bool, bo
         return torch.where(output.isfinite(), output + 0.1 * noise * (output.abs() + 0.1), output)
 
     try:
-        with probing(look):
+        with probing(context):
             if NAME not in module._modules:
                 module._modules[NAME] = witness
             module.register_forward_hook(moved)
-            return not _same(visits.outputs, _outputs(look)), witness.called
+            return not _same(activations.outputs, _outputs(context)), witness.called
     except Exception:
         return True, witness.called
 
 
-def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits) -> bool:
+def flows_through(context: PlanContext, module: nn.Module, rewire: Rewire, activations: Activations) -> bool:
     """Whether a new entry of a container is given what ``module`` returns, or is the last to run inside it.
 
     An identity stands in for it (one forward): the outputs must stay bit for bit, and every old entry run as before.
 
     Args:
-        look: at the network.
+        context: the network on the probe.
         module: what it is to stand behind.
         rewire: how the container would get it.
-        visits: how things are now.
+        activations: how things are now.
     """
-    container = look.model.get_submodule(rewire.path)
+    container = context.model.get_submodule(rewire.path)
     given: list[bool] = []
     latest: list[Any] = [None]
     inside = container is module
@@ -113,7 +113,7 @@ def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits)
 
     called: Counter[int] = Counter()
     try:
-        with probing(look):
+        with probing(context):
             held = dict(container._modules)
             container._modules.clear()
             for name, child in rewire.children:
@@ -123,14 +123,14 @@ def flows_through(look: Look, module: nn.Module, rewire: Rewire, visits: Visits)
             for child in held.values():
                 if child is not None:
                     child.register_forward_hook(lambda child, *_: called.update([id(child)]))
-            outputs = _outputs(look)
+            outputs = _outputs(context)
     except Exception:  # the entries are called in a way of their own, or something counts them
         return False
-    ran = len(given) > visits.count
-    return ran and all(given) and called == visits.siblings and _same(visits.outputs, outputs)
+    ran = len(given) > activations.count
+    return ran and all(given) and called == activations.siblings and _same(activations.outputs, outputs)
 
 
-def called_next(look: Look, module: nn.Module) -> tuple[bool, str]:
+def called_next(context: PlanContext, module: nn.Module) -> tuple[bool, str]:
     """Whether a module runs others inside, and the path of the first one that is called once it has returned, or ""."""
     inside, behind = list[str](), list[str]()
     returned: list[bool] = []
@@ -140,24 +140,24 @@ def called_next(look: Look, module: nn.Module) -> tuple[bool, str]:
         if inner or returned:
             (inside if inner else behind).append(path)
 
-    with probing(look):
+    with probing(context):
         module.register_forward_hook(lambda *_: returned.append(True))
-        for path, other in look.model.named_modules():
+        for path, other in context.model.named_modules():
             if other is not module and not isinstance(other, torch.jit.ScriptModule):
                 other.register_forward_pre_hook(lambda *_, path=path, inner=other in within: entered(path, inner))
-        look.run()
+        context.run()
     return bool(inside), behind[0] if behind else ""
 
 
 @contextlib.contextmanager
-def probing(look: Look) -> Iterator[None]:
+def probing(context: PlanContext) -> Iterator[None]:
     """Run the network on the probe inside."""
-    with untouched(look.model), torch.no_grad():
+    with untouched(context.model), torch.no_grad():
         yield
 
 
-def _outputs(look: Look) -> list[Tensor]:
-    return [t.detach().clone() for t in tensors_in(look.run())]
+def _outputs(context: PlanContext) -> list[Tensor]:
+    return [t.detach().clone() for t in tensors_in(context.run())]
 
 
 def _same(a: list[Tensor], b: list[Tensor]) -> bool:

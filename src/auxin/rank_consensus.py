@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from auxin import agreed
 from auxin.anatomy.wrappers import uncovered
 from auxin.arguments import number
-from auxin.boundary import StepWatch
 from auxin.change import Edit
 from auxin.engine import check_moment
 from auxin.errors import GrowthError
@@ -26,10 +25,11 @@ from auxin.journal import edit_from_json, edit_to_json
 from auxin.ranks import Ranks
 from auxin.refs import Allowed
 from auxin.run_state import Run
+from auxin.safe_point import StepWatch
 from auxin.when import Reading
 
 
-class Together:
+class RankConsensus:
     """What the ranks of one run decide together; a single process decides alone.
 
     Args:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.activations import probing
 from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.placed import PLACED, Placed, spliced
-from auxin.anatomy.probe import Call, Look, tensors_in
-from auxin.anatomy.visits import probing
-from auxin.anatomy.writers import (
+from auxin.anatomy.probe import Call, PlanContext, tensors_in
+from auxin.anatomy.zero_init import (
     arriving,
     copy_of,
     fewest_zeros,
@@ -54,11 +54,11 @@ class StandIn(nn.Module):
         return at_rest(self.call.output, [first], zeros=self.form != PASSED)
 
 
-class Resting:
+class ResidualRole:
     """How new blocks have to behave, tried out where it is asked.
 
     Args:
-        look: at the network.
+        context: the network on the probe.
         rewire: the list of blocks with a ``StandIn`` for each new one.
         aliases: plain lists that follow.
         assigns: counters that follow.
@@ -67,11 +67,11 @@ class Resting:
         added: whether it was found that the network adds all that a block returns.
     """
 
-    def __init__(self, look: Look, rewire: Rewire, aliases: Sequence[Alias], assigns: Sequence[Assign]):
-        self.look, self.rewire, self.aliases, self.assigns = look, rewire, aliases, assigns
+    def __init__(self, context: PlanContext, rewire: Rewire, aliases: Sequence[Alias], assigns: Sequence[Assign]):
+        self.context, self.rewire, self.aliases, self.assigns = context, rewire, aliases, assigns
         self.added = False
         self._held: dict[str, bool] = {}
-        self._outputs = look.outputs
+        self._outputs = context.outputs
 
     def forms(self) -> Iterator[str]:
         """What the network may do with a block's outputs, the most likely first; tried only as far as asked."""
@@ -96,27 +96,27 @@ class Resting:
         """Whether the network computes the same with stand-ins."""
         if form not in self._held:
             if self._outputs is None:
-                with probing(self.look):
+                with probing(self.context):
                     self._outputs = self._run()
             try:
                 for _, new in self.rewire.added:
                     assert isinstance(new.module, StandIn)
                     new.module.form = form
-                with probing(self.look), spliced(self.look.model, self.rewire, self.aliases, self.assigns):
+                with probing(self.context), spliced(self.context.model, self.rewire, self.aliases, self.assigns):
                     self._held[form] = _equal(self._outputs, self._run())
             except Exception:  # the network asks more of its blocks than that, or counts them
                 self._held[form] = False
         return self._held[form]
 
     def _run(self) -> list[Tensor]:
-        return [t.detach().clone() for t in tensors_in(self.look.run())]
+        return [t.detach().clone() for t in tensors_in(self.context.run())]
 
 
-def forms_of(call: Call | None, resting: Resting | None) -> Iterable[str]:
+def forms_of(call: Call | None, role: ResidualRole | None) -> Iterable[str]:
     """What the network may do with the outputs of a new block, the most likely first."""
     if isinstance(call, Placed):
         return (PLACED,)
-    return (PASSED,) if resting is None else resting.forms()
+    return (PASSED,) if role is None else role.forms()
 
 
 def constants_of(block: nn.Module, call: Call, form: str) -> dict[str, float] | None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from auxin.boundary import FORWARD
 from auxin.errors import GrowthError
 from auxin.run_state import Run
+from auxin.safe_point import FORWARD
 
 # What every optimizer's step runs in.
 STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
@@ -30,7 +30,7 @@ def check_moment(grower: Run) -> None:
     Raises:
         GrowthError: names what is going on.
     """
-    if grower.past.in_branch:
+    if grower.rollback.in_branch:
         raise GrowthError(
             "save: inside a trial, and what is tried is gone afterwards. Save outside of `with grower.trial(...)`."
         )
@@ -45,7 +45,7 @@ def check_moment(grower: Run) -> None:
 def _inside(grower: Run) -> str | None:
     """What of this run is on the stack of this thread."""
     frames = list(_stack(sys._getframe(2)))
-    # First without a look at the network: in the middle of a growth its modules may be without their attributes.
+    # First without reading the network: in the middle of a growth its modules may be without their attributes.
     return _growth(frames, grower) or _training(frames, grower)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from auxin.anatomy.probe import Look, tensors_in, untouched
+from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.rebuilt import configuration, configured, on_meta
 from auxin.anatomy.tree import join, module_at
 from auxin.change import MISSING, Change
@@ -38,11 +38,11 @@ def is_stock(model: nn.Module) -> bool:
         return False
 
 
-def generates(model: nn.Module, look: Look) -> bool:
+def generates(model: nn.Module, context: PlanContext) -> bool:
     """Whether a language model generates with a cache what it generates without; so do all that generate nothing, or
     where the probe has no token ids.
     """
-    ids = _prompt(look) if getattr(model, "can_generate", bool)() else None
+    ids = _prompt(context) if getattr(model, "can_generate", bool)() else None
     if ids is None:
         return True
     try:
@@ -53,13 +53,13 @@ def generates(model: nn.Module, look: Look) -> bool:
     return cached.shape == plain.shape and torch.allclose(cached, plain, rtol=0, atol=1e-3 * float(plain.abs().max()))
 
 
-def check_stock(model: nn.Module, change: Change, look: Look) -> None:
+def check_stock(model: nn.Module, change: Change, context: PlanContext) -> None:
     """Check that the grown model is what its edited configuration builds, and that it generates as before.
 
     Args:
         model: the grown model; it was stock before.
         change: what was done.
-        look: holds the probe, on which both are compared.
+        context: holds the probe, on which both are compared.
 
     Raises:
         GrowthError: it is not; names what differs, the most telling first: a list of another length, other tensors,
@@ -74,13 +74,13 @@ def check_stock(model: nn.Module, change: Change, look: Look) -> None:
     twin = _rebuilt(model, change)
     differ = list(_differing(model, twin, change))
     counts = [words for words, counted in differ if counted]
-    if counts or (look.has_probe and not _same_outputs(model, twin, look)):
+    if counts or (context.has_probe and not _same_outputs(model, twin, context)):
         found = counts or [words for words, _ in differ] or ["the outputs differ, by something that the depth decides"]
         raise GrowthError(
             f"{type(model).__name__}: plain transformers would build another model from the grown configuration: "
             f"{'; '.join(found[:4])}. {ACCEPT}"
         )
-    if not generates(model, look) and _generated_before(model, change, look):
+    if not generates(model, context) and _generated_before(model, change, context):
         raise GrowthError(
             f"{type(model).__name__}: grown so, it does not generate with a cache what it generates without, which it "
             f"did before: the cache does not follow the new depth. {ACCEPT}"
@@ -183,11 +183,11 @@ def _other_tensors(model: nn.Module, twin: nn.Module) -> Iterator[str]:
     yield from (f"{name} is there only rebuilt" for name in theirs if name not in ours)
 
 
-def _same_outputs(model: nn.Module, twin: nn.Module, look: Look) -> bool:
+def _same_outputs(model: nn.Module, twin: nn.Module, context: PlanContext) -> bool:
     outputs: list[list[Tensor]] = []
     for network in (model, twin):
         with untouched(network), torch.no_grad():
-            outputs.append([t.clone() for t in tensors_in(look.run_of(network))])
+            outputs.append([t.clone() for t in tensors_in(context.run_of(network))])
     if [t.shape for t in outputs[0]] != [t.shape for t in outputs[1]]:
         return False
     pairs = zip(*outputs, strict=True)
@@ -215,7 +215,7 @@ def _differing(model: nn.Module, twin: nn.Module, change: Change) -> Iterator[tu
                     yield f"{at} is {value!r} here, {there!r} rebuilt", type(value) is int
 
 
-def _generated_before(model: nn.Module, change: Change, look: Look) -> bool:
+def _generated_before(model: nn.Module, change: Change, context: PlanContext) -> bool:
     """Whether ``generates`` held before the change: asked of a rebuilt model with the old tensors."""
     config = configuration(model)
     for assign in change.assigns:
@@ -229,14 +229,14 @@ def _generated_before(model: nn.Module, change: Change, look: Look) -> bool:
         twin: Any = _empty(model, config)
         twin.load_state_dict(state, strict=False, assign=True)
         twin.tie_weights()
-        return generates(twin.eval(), look)
+        return generates(twin.eval(), context)
     except Exception:  # it cannot be told
         return True
 
 
-def _prompt(look: Look) -> Tensor | None:
+def _prompt(context: PlanContext) -> Tensor | None:
     """The first token ids of the probe."""
-    args, kwargs = look.batch if look.has_probe else ((), {})
+    args, kwargs = context.batch if context.has_probe else ((), {})
     ids = kwargs.get("input_ids", args[0] if args else None)
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
         return None
