@@ -94,7 +94,7 @@ class Rewire:
 
 @dataclass(frozen=True, eq=False)
 class Alias:
-    """A plain list or tuple, attribute ``name`` of the module at ``path``, that repeats the children of ``rewire``."""
+    """A plain list or tuple, ``name`` of the module at ``path``, that repeats the children of ``rewire``."""
 
     path: str
     name: str
@@ -140,8 +140,9 @@ MISSING = object()
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """The network as it was: modules, parameters and buffers by name, shapes by ``id``. How copies are matched to
-    it.
+    """The network as it was before a change: modules, parameters and buffers by name, and shapes by ``id``.
+
+    A follower matches a copy of the network to it.
     """
 
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -327,6 +328,7 @@ class Change:
         before: the network as it was.
         after: the network's parameters after the change, by name, in ``named_parameters()`` order.
         preserves: whether the outputs are promised to stay as they are.
+        outputs: whether the edit allows outputs of another shape.
         how: how the new weights start, in words ("last writers zero", "identity", ...).
         writers: names (after) of the new tensors that must get a gradient at the first backward.
         counterparts: names (after) of the neighbour's same tensors, for the gradient ratio.
@@ -407,7 +409,7 @@ class Change:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The new parameters (of a resized one the whole tensor): for whatever cached a parameter list."""
+        """New and resized parameters as whole tensors, for code that has cached a list of parameters."""
         return [move.new for move in self.moves if move.new is not None]
 
     @property
@@ -486,7 +488,7 @@ def _resized(move: Move) -> str:
 
 
 def _mapped(move: Move) -> str:
-    """How entries move, where that is more than new ones at the end."""
+    """Say how entries move, if more happens than that new ones come at the end."""
     if move.axes is None:
         return "(nothing of it goes on)"
     plain = all(a.value is None and a.gradient is None and a.keeps_place for a in move.axes)

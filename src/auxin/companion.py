@@ -39,12 +39,12 @@ class Registration:
     load: Callable[[Any, Any, Any], None] | None = None
 
 
-SECOND_TREE = "a second tree over the network's blocks"  # which no class tells
+SECOND_TREE = "a second tree over the network's blocks"  # no class of its own says what it is
 _registered: dict[type | str, Registration] = {}
 
 
 def register(kind: type | str, registration: Registration) -> None:
-    """Make known what is known of a kind of companion."""
+    """Register all that is known of a kind of companion."""
     _registered[kind] = registration
 
 
@@ -92,16 +92,16 @@ def follow(
 
 
 def registered(companion: Any) -> Registration | None:
-    """What is known of the kind of a companion, if it was registered."""
+    """Return what is registered for the kind of a companion, if anything is."""
     found = _lookup(type(companion))
     return _registered.get(SECOND_TREE) if found is None and original_of(companion) is not None else found
 
 
 def registration_of(companion: Any) -> Registration:
-    """What is known of the kind of a companion, which has passed the self-check of its kind.
+    """Return what is registered for the kind of a companion, once the companion has passed the self-check of its kind.
 
     Raises:
-        GrowthError: nothing is known; shows the line that registers it. Or the self-check fails.
+        GrowthError: nothing is registered, and the message shows the line that does it; or the self-check fails.
     """
     found = registered(companion)
     if found is None:
@@ -112,7 +112,7 @@ def registration_of(companion: Any) -> Registration:
 
 
 def original_of(model: Any) -> nn.Module | None:
-    """The network around which ``model`` is a second tree of containers, as ``compile_regions`` makes one."""
+    """Return the network over which ``model`` is a second tree of containers, as ``compile_regions`` makes one."""
     inner = model.__dict__.get("_orig_mod") if isinstance(model, nn.Module) else None
     return inner if isinstance(inner, nn.Module) and "_orig_mod" not in model._modules else None
 
@@ -126,7 +126,7 @@ def _lookup(kind: type) -> Registration | None:
 
 
 def _unknown(companion: Any) -> str:
-    """What to do about a companion that nothing follows."""
+    """Say what a user can do about a companion that nothing follows."""
     kind = type(companion)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if kind.__module__.startswith("accelerate."):

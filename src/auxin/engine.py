@@ -1,5 +1,5 @@
-"""``grow``: one edit as one transaction. Plan, everyone checks, apply, everyone changes, prove, commit; or nothing
-at all.
+"""``grow`` carries out one edit as one transaction: the edit plans, every follower checks, the network changes, every
+companion changes, and the result is proved. Where any of this fails, nothing has happened at all.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def begin(
     edit = as_edit(edit)
     companions = with_wrappers(model, companions)
     model, ranks = unwrap(model), Ranks.of(companions)
+    # Every process checks what it was asked for, and all of them were asked for the same.
     with ranks.agree("grow") as said:
         seed = _asked(model, edit, companions, options)
         if not ranks.alone:
@@ -148,6 +149,7 @@ def begin(
         stock = options.stock and is_stock(model)
         made: list[Change] = []
         edits = steps(edit, seed)
+        # Each edit is planned on the network that the one before it has left, and carried out. Transactions stay open.
         for (one, seed_of_one), way in zip(edits, ways_back(options.keep, len(edits)), strict=True):
             with ranks.agree("grow: the plan") as said:
                 own = context if not made else context.seeded(seed_of_one)
@@ -186,7 +188,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _asked(model: nn.Module, edit: Edit, companions: Sequence[Any], options: Options) -> int:
-    """Check what was asked for, and that this is the moment; the seed."""
+    """Check what was asked for and that the network may be changed now; return the seed of the new weights."""
     if not isinstance(edit, Edit):
         raise GrowthError(
             f"edit is a {type(edit).__name__}; pass an edit such as Duplicate('blocks') or Insert('net', layer)."
@@ -207,11 +209,12 @@ def share_values(ranks: Ranks, change: Change, companions: Sequence[Any]) -> Non
 
 
 def _planned(model: nn.Module, edit: Edit, context: PlanContext) -> Change:
+    """Let the edit plan; whatever it raises becomes a GrowthError that says what the user can do."""
     try:
         return edit.plan(model, context)
-    except Exception as error:  # whatever a user's modules, or an edit of one's own, raise
+    except Exception as error:  # a user's modules and a user's own edit may raise anything
         if context.has_probe:
-            baseline_of(context)  # where the network does not run on the probe at all, that is what to say
+            baseline_of(context)  # if the network does not run on the probe at all, this says so
         if isinstance(error, GrowthError):
             raise
         raise GrowthError(
@@ -253,7 +256,9 @@ def transaction(
     keep: Callable[[Undo], None] | None = None,
     rewarm: int = 0,
 ) -> Iterator[Change]:
-    """Everyone checks, the network changes, everyone changes; whatever is raised inside takes all of it back.
+    """Let every follower check, change the network, let every follower change its companion, and wait for the proof.
+
+    Whatever is raised inside takes all of it back.
 
     Args:
         model: the network, unwrapped.
@@ -289,7 +294,7 @@ def transaction(
         start(change, (model, *companions), undos)
         yield change
         _settle(running, undos, keep)
-    except GeneratorExit:  # dropped while it was held open: kept, as if closed
+    except GeneratorExit:  # whoever held the transaction open has let go of it: the change is kept, as if it was closed
         _settle(running, undos, keep)
         raise
     except BaseException as error:
@@ -319,17 +324,18 @@ def ways_back(keep: Callable[[Undo], None] | None, count: int) -> list[Callable[
 def _settle(
     running: Sequence[tuple[Any, Iterator[None]]], undos: list[Undo], keep: Callable[[Undo], None] | None
 ) -> None:
-    """Let the followers end; those that a later way back needs wait on where they are."""
+    """Let the followers end, but for those that a later way back needs: these stay where they are."""
     waiting = [f for c, f in running if keep is not None and not isinstance(c, DistributedDataParallel)]
     ending = [f for _, f in running if not any(f is one for one in waiting)]
-    # In C, so that an interrupt comes before all of it or after: what has gone on cannot take back any more.
+    # This loop runs in C, so that an interrupt comes before all of it or after all of it: a follower that has gone on
+    # cannot take its change back any more.
     list(map(next, ending, itertools.repeat(None)))
     if keep is not None:
         keep(functools.partial(_go_back, waiting, undos))
 
 
 def _go_back(followers: list[Iterator[None]], undos: list[Undo]) -> None:
-    """Take a change back that was kept; the reducers of DistributedDataParallel are left to whoever asks for it."""
+    """Take back a change that was kept; whoever asks for it builds the reducers of DistributedDataParallel again."""
     error = TakeBack()
     _throw(followers, error)
     undo(undos)
@@ -344,7 +350,7 @@ def _throw(followers: list[Any], error: BaseException) -> None:
             follower.throw(TakeBack())
         except (TakeBack, StopIteration):
             continue
-        except Exception as raised:  # a follower's own bug; the others must still be heard
+        except Exception as raised:  # this follower has a bug of its own; the others must still take back
             error.add_note(f"while taking back: {raised!r}")
 
 
@@ -378,7 +384,7 @@ def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch |
 
 
 def seed_of(model: nn.Module, edit: Edit | None) -> int:
-    """A seed from the edit and the structure: equal in every process that holds the same network."""
+    """Derive a seed from the edit and the structure; it is equal in every process that holds the same network."""
     text = [repr(edit), *lines_of(named_parameters(model).items())]
     return int.from_bytes(hashlib.sha256("\n".join(text).encode()).digest()[:6], "big")
 
@@ -398,7 +404,7 @@ def _proved(
     try:
         return prove(model, change, context, before)
     except GrowthError as error:
-        if stock and not change.gates:  # the reason may be that its configuration says otherwise
+        if stock and not change.gates:  # perhaps its configuration does not allow the growth, which explains more
             try:
                 check_stock(model, change, PlanContext(model))
             except GrowthError as why:

@@ -1,4 +1,7 @@
-"""``Grower``: the object that a user holds. When -> choose -> grow -> journal; the training loop stays the user's."""
+"""``Grower``, the object that a user holds: it asks the trigger and the chooser, grows, and writes the journal.
+
+The training loop stays the user's.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ class Grower:
         **unknown: Never,
     ):
         arguments.check_words("Grower", unknown, Grower)
-        # What was given, by itself and then together: nothing is written before all of it fits.
+        # Each argument is checked by itself, then together with the others; nothing is written before all of them fit.
         self.model = unwrap(model)
         self.companions = arguments.checked_companions(with_wrappers(model, companions))
         self.limit, self.probation = Limit.of(limit), probation
@@ -128,7 +131,7 @@ class Grower:
         verify_here(self.model, *self.companions)
         check_own_group(self.group, self.companions)
         arguments.check_probe(self.model, probe)
-        # Where it stands, and what it watches.
+        # From here on the Grower holds where the run stands, and watches the optimizers.
         self.waiting_for: str | None = None
         self.telling = False
         self._memory: dict[str, Mapping[str, float] | None] = {}
@@ -140,7 +143,7 @@ class Grower:
         self.history: StructureHistory | None = None
         self.rollback = Rollback([self.model, *self.companions], keep or probation is not None)
         self.watch.on_step = functools.partial(self.rollback.stepped, self.flow.stepped)
-        self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it holds the directory
+        self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it locks a directory
         self.flow.on_reading, self.log.rollback = self.log.flow, self.rollback
         self._standing.begin_parts()
 
@@ -194,7 +197,7 @@ class Grower:
 
     @property
     def optimizers(self) -> list[Any]:
-        """Those of the companions that step parameters."""
+        """The companions that step parameters."""
         return [c for c in self.companions if isinstance(getattr(c, "param_groups", None), list)]
 
     @property
@@ -288,7 +291,7 @@ class Grower:
         except BadMoment as error:  # a chooser that tries: it is asked again at the next call
             self._wait(str(error))
             return None
-        self.progress.fired = False  # a chooser that tries has put another object in its place
+        self.progress.fired = False  # not `state`: a chooser that tries growths has put another object in its place
         self.log.decision(self, edit)
         return None if edit is None else (edit, seed_of(self.model, edit))
 
@@ -313,7 +316,7 @@ class Grower:
                 self._write_down(change)
             self._all.ranks.share("grow: the log", functools.partial(self.log.growth, self, change))
             return change
-        except BaseException:  # on_growth, or a journal that cannot hold it: as if it had not been
+        except BaseException:  # on_growth has raised, or the journal cannot hold the change: it is taken back
             if self.rollback.mark is mark:
                 self.rollback.take_back(self._standing.return_to)
             self._standing.return_to(mark)
@@ -403,7 +406,7 @@ class Grower:
             self.restore(state, journal, Allowed.of(self.model, allowed))
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
-        """Counts, trigger and chooser; the network has been replayed already. For ``load``."""
+        """Set counts, trigger and chooser for ``load``, which has replayed the network already."""
         self._standing.restore(state, journal, allowed)
         self._origin = next((entry.before for entry in journal if entry.before), self._origin)
         self.rollback.forget()
@@ -411,7 +414,7 @@ class Grower:
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
-        """What is raised inside puts this grower's own state back. For ``load``."""
+        """Put this grower's own state back where anything is raised inside; ``load`` needs it."""
         mark, rollback, resuming = self._standing.mark(), self.rollback.mark, self.log.resuming
         try:
             yield
@@ -442,7 +445,7 @@ class Grower:
         self.load_state_dict(state, allowed)
 
     def _keep(self) -> Callable[[Undo], None] | None:
-        """Who is given the way back of the next growth."""
+        """Return the function that is given the way back of the next growth; None where nobody keeps it."""
         if self.history is None or self.rollback.in_branch:
             return None
         return functools.partial(self.history.keep, len(self.progress.entries))

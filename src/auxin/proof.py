@@ -111,7 +111,7 @@ def _outputs_of(copy: nn.Module, context: PlanContext) -> Outputs | None:
 
 
 def does_not_run(model: nn.Module, error: Exception) -> GrowthError:
-    """What to say where the network does not take the probe."""
+    """Build the error that says why the network does not take the probe."""
     return GrowthError(
         f"probe: {type(model).__name__} does not run on it: {reason(error)}. Pass the batch as the "
         "training loop calls the model: a tensor, a tuple of positional arguments, or a dict of keywords."
@@ -125,6 +125,7 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
         GrowthError: it does not run, its outputs changed where they must not, a new module was not called, an old one
             is not called any more, or no gradient reaches a new one.
     """
+    # Run the grown network with hooks on what is new and on what stands beside it, and take the gradients.
     called: set[str] = set()
     near = {p: m for p, m in _kept(model, change).items() if id(m) in before.called}
     times = registrations(model)
@@ -134,6 +135,7 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
                 part.register_forward_hook(lambda *_, path=path: called.add(path))
         after, grads = _run(model, change, context)
         late = _reached_late(model, change, context, grads)
+    # A new module that did not run is a fault, unless only these data lead past it; so is an old one that runs no more.
     missing = [path for path, _ in change.added if path not in called]
     cold = _cold(model, change, context, before, missing)
     lost = [path for path in missing if path not in cold]
@@ -161,9 +163,10 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
 def _cold(
     model: nn.Module, change: Change, context: PlanContext, before: Baseline, missing: list[str]
 ) -> dict[str, str]:
-    """Of the new modules that did not run those that forward can come to, with a note: it depends on the data.
+    """Find those of the new modules that did not run which forward may call with other data, and write a note for each.
 
-    So it is where they run with other weights, and where an old entry beside them does not run on this probe either.
+    A module is one of them if it runs with other weights, or if an old entry beside it does not run on this probe
+    either.
     """
     olds = change.before.modules
     known = {id(module) for module in olds.values()}
@@ -181,7 +184,7 @@ def _cold(
 
 
 def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
-    """Children of containers that got new ones beside them, by path after the change."""
+    """Collect the old children of containers that have got new ones, by path after the change."""
     kept: dict[str, nn.Module] = {}
     for before, rewire in ((step.before, rewire) for step in change.steps for rewire in step.rewires):
         container = before.modules[rewire.path]
@@ -192,9 +195,10 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
 
 
 def _run(model: nn.Module, change: Change, context: PlanContext) -> tuple[Outputs, dict[str, Tensor | None]]:
-    """The outputs on the probe, and the gradients of the new weights and of what they are compared with.
+    """Return the outputs on the probe, and the gradients of the new weights and of what they are compared with.
 
-    Autograd records from the first module on that holds one of these: what stands in front is as in a frozen network.
+    Autograd records from the first module on that holds one of these weights; what stands in front of it runs as in a
+    frozen network.
     """
     parameters = named_parameters(model)
     others = [name for name in counterparts(change).values() if name is not None]
@@ -214,7 +218,8 @@ def _run(model: nn.Module, change: Change, context: PlanContext) -> tuple[Output
                 loss = probe_loss(out) if wanted else None
                 known = {} if loss is None else gradients_of(loss, model)
             grads = {name: known[name] for name in wanted} if known else {}
-            # Weights that are used before their module is called, or inside a reentrant checkpoint, need the whole.
+            # Weights that are used before their module is called, or inside a reentrant checkpoint, get a gradient only
+            # if autograd records the whole forward.
             if not wanted or (grads and all(grad is not None for grad in grads.values())):
                 break
         return [t.detach().clone() for t in out] if after is None else after, grads
@@ -236,7 +241,10 @@ def _run(model: nn.Module, change: Change, context: PlanContext) -> tuple[Output
 
 
 def _record_from(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> None:
-    """Let autograd record from the first call on of a module that holds a wanted parameter; ``untouched`` ends it."""
+    """Let autograd record from the first call of a module on that holds a wanted parameter.
+
+    ``untouched`` takes the hooks away again.
+    """
     ids = {id(p) for p in wanted.values()}
     for module in model.modules():
         if not ids.isdisjoint(map(id, module._parameters.values())):
@@ -244,7 +252,7 @@ def _record_from(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> None:
 
 
 def _reached_late(model: nn.Module, change: Change, context: PlanContext, grads: dict[str, Tensor | None]) -> set[str]:
-    """Writers that get a gradient once the others have moved: they stand in front of these, as in a stack of blocks."""
+    """Find writers that get a gradient only once the others have moved, since they stand in front of these."""
     at = {n: g for n in change.writers if (g := grads.get(n)) is not None and not g.is_sparse and _nonzero(g)}
     waiting = {n for n in change.writers if n in grads and n not in at}
     if not at or not waiting or change.gates:
@@ -264,9 +272,9 @@ def _reached_late(model: nn.Module, change: Change, context: PlanContext, grads:
 
 
 def _behind_shut_gates(model: nn.Module, change: Change, context: PlanContext) -> Outputs | None:
-    """The outputs with the gates shut, if there are any; they are left open, for a gradient to come through.
+    """Return the outputs with the gates shut, or None where there are no gates.
 
-    ``untouched`` shuts them again.
+    The gates stay open afterwards, so that a gradient comes through; ``untouched`` shuts them again.
     """
     if not change.gates:
         return None
@@ -298,7 +306,7 @@ def _displaced(model: nn.Module, path: str, change: Change) -> str:
 
 
 def _whole(model: nn.Module, at: str) -> str:
-    """What to do where the container is itself an entry of one, a block that forward takes apart."""
+    """Say what to do where the container is itself an entry of one: a block that forward takes apart."""
     above, _, name = at.rpartition(".")
     outer, inner = (module_at(model, path) for path in (above, at)) if name else (None, None)
     if not (isinstance(outer, CONTAINERS) and isinstance(inner, CONTAINERS)):
@@ -310,7 +318,7 @@ def _whole(model: nn.Module, at: str) -> str:
 
 
 def _counted(model: nn.Module, at: str, change: Change) -> str:
-    """A guess at the attribute that counts the children of a container."""
+    """Guess which attribute counts the children of a container, and say so."""
     module = module_at(model, at)
     if not isinstance(module, CONTAINERS):
         return ""
@@ -328,7 +336,10 @@ def _nonzero(grad: Tensor) -> bool:
 
 
 def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) -> float | None:
-    """How far the outputs are apart; ``often`` says of layers beside the new ones that they run several times."""
+    """Return how far the outputs are apart, or raise where they must not be.
+
+    ``often`` says of layers beside the new ones that they run several times.
+    """
     old, new = [tuple(t.shape) for t in before], [tuple(t.shape) for t in after]
     if old != new:
         if change.outputs:
@@ -356,7 +367,7 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
 
 
 def distance(before: Outputs, after: Outputs) -> float:
-    """The largest absolute difference of outputs; infinite where shapes or whole numbers differ."""
+    """Return the largest absolute difference of outputs; it is infinite where shapes or whole numbers differ."""
     difference = 0.0
     if [t.shape for t in before] != [t.shape for t in after]:
         return float("inf")
@@ -372,7 +383,7 @@ def distance(before: Outputs, after: Outputs) -> float:
 
 
 def tolerance(before: Outputs) -> float:
-    """What another order of summation may make of the difference of outputs that are the same."""
+    """Return how far equal outputs may lie apart because sums are taken in another order."""
     limit = 0.0
     for t in before:
         if t.is_floating_point() or t.is_complex():
@@ -433,7 +444,7 @@ def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], cont
 
 
 def _silent(change: Change, grads: dict[str, Any]) -> Iterator[str]:
-    """New entries of old tensors that get no gradient on the probe, in words.
+    """Name, in words, the new entries of old tensors that get no gradient on the probe.
 
     Raises:
         GrowthError: the edit promised that they learn.
@@ -451,7 +462,7 @@ def _silent(change: Change, grads: dict[str, Any]) -> Iterator[str]:
 
 
 def _idle(change: Change, grads: dict[str, Any]) -> list[str]:
-    """Writers on which nothing depends in the copied block either, as on a backcast behind which no block comes."""
+    """Find writers on which nothing depends in the copied block either, as on a backcast that no block takes."""
     reached = {name for name, g in grads.items() if g is not None and _nonzero(g)}
     olds = counterparts(change)
     return [
@@ -462,9 +473,9 @@ def _idle(change: Change, grads: dict[str, Any]) -> list[str]:
 
 
 def _ratios(change: Change, grads: dict[str, Any]) -> tuple[float | None, dict[str, float]]:
-    """Gradient of the new weights / of their counterparts, over all new blocks and for each.
+    """Return the gradient of the new weights over that of their counterparts, for all new blocks together and for each.
 
-    Where the writers start at zero only they have a gradient yet, so only they are compared.
+    Where the writers start at zero, only they have a gradient yet, so only they are compared.
     """
     writers, olds, found = set(change.writers), counterparts(change), sizes(grads)
     pairs = {
