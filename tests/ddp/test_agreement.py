@@ -99,7 +99,7 @@ def no_use_for_it(rank: int, where: str) -> str:
 
     words: dict[str, Any] = {}
     if where == "probe" and rank == 1:
-        words["probe"] = torch.randn(4, 5)
+        words["probe"] = lambda: torch.randn(4, 5)  # a callable is not asked before the growth
     if where == "on_growth":
         words["on_growth"] = raising
     model, optimizer, grower = setting(rank, **words)
