@@ -334,7 +334,7 @@ def frozen(rank: int) -> Tensor:
     train(model, optimizer, range(2, 4))
     grower.grow(ONE_MORE)
     train(model, optimizer, range(4, 6))
-    grower.undo() if grower.past.held else None
+    grower.undo() if grower.rollback.held else None
     grower.freeze_old(on=False)
     train(model, optimizer, range(6, 8))
     return values(*model.parameters())

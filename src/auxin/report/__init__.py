@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from auxin.errors import GrowthError
-from auxin.grower import Grower
 from auxin.report.log import from_metrics
 from auxin.report.page import render
 from auxin.report.run import Run
 from auxin.report.source import add_entries, read_directory, read_grower
+
+if TYPE_CHECKING:
+    from auxin.grower import Grower
 
 __all__ = ["Report"]
 

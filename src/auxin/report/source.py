@@ -5,13 +5,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from auxin.errors import GrowthError
-from auxin.grower import Grower
 from auxin.report.figures import finite
 from auxin.report.log import read_log
 from auxin.report.run import Moment, Run, items, mapping, read_growth
+
+if TYPE_CHECKING:
+    from auxin.grower import Grower
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,18})")
 _LARGEST = 1 << 28  # bytes of a JSON file
