@@ -1,5 +1,7 @@
 """Where a run is found: a directory with its log, a directory of checkpoints, or a Grower that is at hand."""
 
+from __future__ import annotations
+
 import json
 import math
 import re
