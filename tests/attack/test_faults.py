@@ -170,7 +170,7 @@ def points_of(name, folder, most):
     return {line: sorted({*points[:: step[line]], points[-1]}) for line, points in found.items()}
 
 
-@pytest.mark.timeout(400)  # a bound against hanging, not a measure: a minute on two idle cores
+@pytest.mark.timeout(1200)  # a bound against hanging, not a measure: a minute on two idle cores
 def test_a_fault_at_every_line_leaves_everything_as_it_was(folder):
     """Each line in one of the actions, in turn; at its first execution there or its last."""
     everywhere = {name: points_of(name, folder, most=1) for name in ACTIONS}
