@@ -127,8 +127,8 @@ class Grower:
         arguments.checked_trigger(when)
         arguments.checked_chooser(choose)
         arguments.check_judge(when, probation)
-        arguments.check_places(self._edits, self.model)
         verify_here(self.model, *self.companions)
+        arguments.check_places(self._edits, self.model)
         check_own_group(self.group, self.companions)
         arguments.check_probe(self.model, probe)
         # From here on the Grower holds where the run stands, and watches the optimizers.
