@@ -214,7 +214,9 @@ def _follow(optimizer: Any, change: Change, undos: list[Callable[[], None]]) -> 
 
 
 def _reset(ramp: Rewarm, parameters: list[nn.Parameter], parts: dict[int, Part]) -> None:
-    ramp.parameters, ramp.parts = parameters, parts
+    ramp.parameters[:] = parameters
+    ramp.parts.clear()
+    ramp.parts.update(parts)
 
 
 def _check_end(change: Change, roots: Sequence[Any]) -> None:

@@ -306,8 +306,8 @@ def test_state_of_a_modules_own_comes_back_too(way):
         optimizer.zero_grad()
 
     step()
-    grower = ax.Grower(model, optimizer, edits=ONE, when=ax.when.every(10**6), probe=x, keep=way == "undo after steps")
     edit = ax.Insert("", functools.partial(nn.Linear, 4, 4), init="kaiming")
+    grower = ax.Grower(model, optimizer, edits=edit, when=ax.when.every(10**6), probe=x, keep=way == "undo after steps")
     before = picture(model, optimizer)
     if way == "trial":
         with grower.trial(edit):

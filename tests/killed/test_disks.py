@@ -14,7 +14,7 @@ from kills import child
 
 import auxin as ax
 from auxin import typed
-from auxin.checkpoint import directory
+from auxin.checkpoint import directory, manifest
 
 torch.set_num_threads(1)
 ON_DISK = ("open", "os.", "shutil.")  # events of the interpreter's own audit
@@ -91,7 +91,7 @@ def test_a_kill_before_each_thing_that_a_save_asks_of_the_disk(tmp_path, whole, 
         seen.append("ended" if code == 0 else step)
     print(f"keep_last={keep_last}: killed before each of {len(seen) - 1} things")
     last = next(place for place, step in enumerate(seen) if step == 12)  # from here on the new one has its name
-    assert set(seen[:last]) == {9} and set(seen[last:-1]) == {12} and last >= 20 and len(seen) - last >= 10
+    assert set(seen[:last]) == {9} and set(seen[last:-1]) == {12} and last >= 15 and len(seen) - last >= 10
     run.save(folder, keep_last)  # the next one sweeps up
     assert len(names(folder)) == keep_last and all(name.startswith("checkpoint-") for name in names(folder))
 
@@ -164,7 +164,9 @@ def test_what_was_not_cut_off_is_not_passed_over(tmp_path, what):
     saved(tmp_path, 6, 9)
     file = tmp_path / "checkpoint-000002" / "manifest.json"
     if what == "newer version":
-        file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+        file.write_text(
+            file.read_text().replace(f'"version": {manifest.VERSION}', f'"version": {manifest.VERSION + 1}')
+        )
     else:
         file.rename(tmp_path / "elsewhere")
         file.symlink_to(tmp_path / "elsewhere") if what == "link" else file.mkdir()
