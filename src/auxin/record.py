@@ -1,12 +1,15 @@
-"""An exact, shallow record of a network, and the way back to it: for probes, surgery and rollbacks."""
+"""What a network, or a whole run, holds, and the way back to it: for probes, surgery and rollbacks."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import functools
+import math
 import operator
+import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from auxin.listing import named_modules
-from auxin.randomness import generator_state, is_generator, set_generator_state
+from auxin.output_hook import rehooking
+from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
-HOLDERS = (dict, list, tuple, set, collections.deque)
+LEAVES = (type, *CODE, weakref.ReferenceType, torch.dtype, torch.device, str, bytes, int, float, complex, type(None))
+CONTAINERS = (dict, list, set, collections.deque)
+HOLDERS = (*CONTAINERS, tuple)
 PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device, type))
 LEVELS = 4  # how deep objects in objects, and containers in containers, are recorded
 LONG = 10_000  # items of a container from which on it is taken for data
@@ -118,6 +124,11 @@ class Record:
     def shapes(self) -> dict[int, torch.Size]:
         """The recorded shape of each parameter and buffer, by ``id``."""
         return {id(t): stored.shape for t, stored in zip(self._tensors, self._storages, strict=True)}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The recorded parameters and buffers."""
+        return self._tensors
 
     def inner(self, path: str, name: str) -> Any:
         """The recorded content of a dict, list or set attribute."""
@@ -265,6 +276,135 @@ def _reset(now: Any, then: Any) -> None:
         for name, value in then.items():
             if now[name] is not value:
                 now[name] = value
+
+
+class Sight:
+    """All that can be reached from ``roots``, and the random generators, as they are now.
+
+    Args:
+        roots: networks, and what hangs on them.
+        known: tensors whose values are kept elsewhere.
+    """
+
+    def __init__(self, roots: Iterable[Any], known: Iterable[Tensor] = ()):
+        self.tensors: list[_Held] = []
+        self._containers: list[tuple[Any, list[Any]]] = []
+        self._classes: list[tuple[nn.Module, type]] = []
+        self._arrays: list[tuple[Any, Any]] = []
+        self._generators: list[tuple[Any, Any]] = []
+        self._seen: dict[int, Any] = {id(tensor): tensor for tensor in known}
+        self.reshaped = False
+        for root in sorted(roots, key=lambda root: isinstance(root, nn.Module)):  # a network may refer to the others
+            self._visit(root)
+        self._random = random_data()
+
+    def keep(self, place: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        """Keep the values of the tensors, each at the place that ``place`` makes for it; before anything writes."""
+        with torch.no_grad():
+            for held in self.tensors:
+                held.fill(place(held.storage))
+
+    def restore(self) -> None:
+        """Put structure, values and generators back."""
+        for module, cls in self._classes:
+            if type(module) is not cls:  # a parametrization makes a class of its own
+                module.__class__ = cls
+        with rehooking(module for module, _ in self._classes):
+            for container, content in self._containers:
+                refill(container, content)
+        for array, content in self._arrays:
+            array[...] = content
+        with torch.no_grad():
+            for held in self.tensors:
+                self.reshaped |= held.tensor.shape != held.storage.shape
+                held.give_back()
+        for generator, state in self._generators:
+            set_generator_state(generator, state)
+        restore_random(self._random)
+
+    def _visit(self, value: Any, objects: float = math.inf) -> None:
+        """Walk on from ``value``, into as many objects of unknown classes within each other as ``objects`` says."""
+        if isinstance(value, Tensor):
+            self._tensor(value)
+            return
+        if isinstance(value, LEAVES) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if is_generator(value):
+            self._generators.append((value, generator_state(value)))
+        if isinstance(value, CONTAINERS):
+            content = list(value.items()) if isinstance(value, dict) else list(value)
+            self._containers.append((value, content))
+            for item in content:
+                self._visit(item, objects)
+        elif isinstance(value, tuple):
+            for item in value:
+                self._visit(item, objects)
+        elif isinstance(value, _array()):
+            self._arrays.append((value, value.copy()))
+        elif isinstance(getattr(value, "__dict__", None), dict):
+            self._object(value, objects)
+
+    def _object(self, value: Any, objects: float) -> None:
+        own = value.__dict__
+        if isinstance(value, nn.Module):
+            self._classes.append((value, type(value)))
+            inside = min(objects, 1.0)
+        else:
+            known = isinstance(value, torch.optim.Optimizer)
+            inside = objects if known else objects - 1
+        if inside < 0:
+            del self._seen[id(value)]  # it may be met again, nearer by
+            return
+        self._containers.append((own, list(own.items())))
+        for item in list(own.values()):
+            self._visit(item, inside)
+
+    def _tensor(self, tensor: Tensor) -> None:
+        if id(tensor) in self._seen or tensor.device.type == "meta":
+            return
+        self._seen[id(tensor)] = tensor
+        self.tensors.append(_Held(tensor))
+        if tensor.is_leaf and tensor.grad is not None:
+            self._tensor(tensor.grad)
+
+
+class _Held:
+    """One tensor: the object, where its values lived, and what they were."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.storage = tensor, tensor.detach()
+        self.grad = tensor.grad if tensor.is_leaf else None
+        self.requires_grad = tensor.requires_grad
+        self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
+        self.value = self.storage
+
+    @property
+    def nbytes(self) -> int:
+        return self.value.numel() * self.value.element_size()
+
+    def fill(self, buffer: Tensor) -> None:
+        if buffer.layout == torch.strided:
+            buffer.copy_(self.storage)
+        self.value = buffer
+
+    def give_back(self) -> None:
+        if storage_of(self.tensor) != storage_of(self.storage):
+            self.tensor.data = self.storage
+        write(self.tensor, self.value)
+        for kind, hooks in self.hooks:
+            hook_again(self.tensor, kind, hooks)
+        if self.tensor.is_leaf:
+            if self.tensor.requires_grad != self.requires_grad:
+                self.tensor.requires_grad_(self.requires_grad)
+            if self.tensor.grad is not self.grad:
+                self.tensor.grad = self.grad
+
+
+def _array() -> tuple[type, ...]:
+    """The class of NumPy's arrays, where it is loaded."""
+    numpy = sys.modules.get("numpy")
+    return () if numpy is None else (numpy.ndarray,)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from auxin.follow.structure import Undo, forget_shape, noted
 from auxin.proof import averaged, baseline_of, distance, outputs_of, prove, prove_averages, tolerance
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
-from auxin.record import Record, contents_of, refill
+from auxin.record import Record, Sight
 from auxin.safe_point import StepWatch
 from auxin.verify import verify_here
 
@@ -108,30 +108,32 @@ class surgery:
     @contextlib.contextmanager
     def _operate(self) -> Iterator[surgery]:
         """What is raised inside, or while it is followed, takes all of it back."""
-        tree, around = Record(self.model, values=True), contents_of(self.companions)
+        tree = Record(self.model, values=True)
+        companions = Sight(self.companions, known=tree.tensors)
+        companions.keep()
         self._differences = noted(self.model) if self._keep is not None else list
         change: Change | None = None
-        try:
-            with self._around, contextlib.ExitStack() as held:
-                with random_state(self._seed):
-                    with self._ranks.agree("surgery: what was changed") as said:
-                        yield self
-                        change = found(self.model, tree, self._before, self._seed, self._unchanged)
-                        said += [] if self._ranks.alone else agreed.plan(change)
-                    _settle_modes(change, tree)
-                    share_values(self._ranks, change, self.companions)
-                    with self._ranks.agree("surgery: the proof"):
-                        self.change = self._follow(change, held)
-                if self._then is not None:
-                    self._then(self.change)
-        except BaseException:
-            self.change = None
-            tree.restore()
-            for container, content in around:  # what the code has added to or taken from companions itself
-                refill(container, content)
-            if change is not None and any(swap.resized for swap in change.swaps):
-                take_hold_again(self.companions)
-            raise
+        with self._around:
+            try:
+                with contextlib.ExitStack() as held:
+                    with random_state(self._seed):
+                        with self._ranks.agree("surgery: what was changed") as said:
+                            yield self
+                            change = found(self.model, tree, self._before, self._seed, self._unchanged)
+                            said += [] if self._ranks.alone else agreed.plan(change)
+                        _settle_modes(change, tree)
+                        share_values(self._ranks, change, self.companions)
+                        with self._ranks.agree("surgery: the proof"):
+                            self.change = self._follow(change, held)
+                    if self._then is not None:
+                        self._then(self.change)
+            except BaseException:
+                self.change = None
+                tree.restore()
+                companions.restore()  # what the code has added to, taken from or written into companions itself
+                if change is not None and any(swap.resized for swap in change.swaps):
+                    take_hold_again(self.companions)
+                raise
 
     def _unchanged(self) -> bool:
         """Whether the network does on the probe what it did before."""

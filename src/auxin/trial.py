@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import math
-import sys
 import tempfile
-import types
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,28 +16,9 @@ from auxin.anatomy.wrappers import modules_in, networks_of, parameters_in
 from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
-from auxin.output_hook import rehooking
-from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
-from auxin.record import HOOKS, coming_back, hook_again, hooks_of, refill, storage_of, write
+from auxin.record import Sight, coming_back
 
 Store = Literal["memory", "pinned", "disk"]
-LEAVES = (
-    type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    types.ModuleType,
-    weakref.ReferenceType,
-    torch.dtype,
-    torch.device,
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    type(None),
-)
-CONTAINERS = (dict, list, set, collections.deque)
 
 
 class Snapshot:
@@ -95,9 +71,7 @@ class Snapshot:
         before, self._taken = self._taken, None
         for held in before.tensors if before is not None else ():
             self._buffers.setdefault((held.value.shape, held.value.dtype, held.value.device), []).append(held.value)
-        with torch.no_grad():
-            for held in sight.tensors:
-                held.fill(self._buffer(held.storage))
+        sight.keep(self._buffer)
         self._buffers = {}
         self._taken = sight
 
@@ -125,86 +99,6 @@ class Snapshot:
             return torch.from_file(file, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
         pinned = self.store == "pinned" and torch.cuda.is_available()
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
-
-
-class Sight:
-    """All that can be reached from ``roots``, and the random generators, as they are now."""
-
-    def __init__(self, roots: Iterable[Any]):
-        self.tensors: list[_Held] = []
-        self._containers: list[tuple[Any, list[Any]]] = []
-        self._classes: list[tuple[nn.Module, type]] = []
-        self._arrays: list[tuple[Any, Any]] = []
-        self._generators: list[tuple[Any, Any]] = []
-        self._seen: dict[int, Any] = {}
-        self.reshaped = False
-        for root in sorted(roots, key=lambda root: isinstance(root, nn.Module)):  # a network may refer to the others
-            self._visit(root)
-        self._random = random_data()
-
-    def restore(self) -> None:
-        """Put structure, values and generators back."""
-        for module, cls in self._classes:
-            if type(module) is not cls:  # a parametrization makes a class of its own
-                module.__class__ = cls
-        with rehooking(module for module, _ in self._classes):
-            for container, content in self._containers:
-                refill(container, content)
-        for array, content in self._arrays:
-            array[...] = content
-        with torch.no_grad():
-            for held in self.tensors:
-                self.reshaped |= held.tensor.shape != held.storage.shape
-                held.give_back()
-        for generator, state in self._generators:
-            set_generator_state(generator, state)
-        restore_random(self._random)
-
-    def _visit(self, value: Any, objects: float = math.inf) -> None:
-        """Walk on from ``value``, into as many objects of unknown classes within each other as ``objects`` says."""
-        if isinstance(value, Tensor):
-            self._tensor(value)
-            return
-        if isinstance(value, LEAVES) or id(value) in self._seen:
-            return
-        self._seen[id(value)] = value
-        if is_generator(value):
-            self._generators.append((value, generator_state(value)))
-        if isinstance(value, CONTAINERS):
-            content = list(value.items()) if isinstance(value, dict) else list(value)
-            self._containers.append((value, content))
-            for item in content:
-                self._visit(item, objects)
-        elif isinstance(value, tuple):
-            for item in value:
-                self._visit(item, objects)
-        elif isinstance(value, _array()):
-            self._arrays.append((value, value.copy()))
-        elif isinstance(getattr(value, "__dict__", None), dict):
-            self._object(value, objects)
-
-    def _object(self, value: Any, objects: float) -> None:
-        own = value.__dict__
-        if isinstance(value, nn.Module):
-            self._classes.append((value, type(value)))
-            inside = min(objects, 1.0)
-        else:
-            known = isinstance(value, torch.optim.Optimizer)
-            inside = objects if known else objects - 1
-        if inside < 0:
-            del self._seen[id(value)]  # it may be met again, nearer by
-            return
-        self._containers.append((own, list(own.items())))
-        for item in list(own.values()):
-            self._visit(item, inside)
-
-    def _tensor(self, tensor: Tensor) -> None:
-        if id(tensor) in self._seen or tensor.device.type == "meta":
-            return
-        self._seen[id(tensor)] = tensor
-        self.tensors.append(_Held(tensor))
-        if tensor.is_leaf and tensor.grad is not None:
-            self._tensor(tensor.grad)
 
 
 class Rollback:
@@ -333,12 +227,6 @@ class Rollback:
             yield
 
 
-def _array() -> tuple[type, ...]:
-    """The class of NumPy's arrays, where it is loaded."""
-    numpy = sys.modules.get("numpy")
-    return () if numpy is None else (numpy.ndarray,)
-
-
 def structure_of(roots: Iterable[Any]) -> list[int]:
     """Identities of the modules and parameters of networks, in order, and of the groups of optimizers."""
     found = []
@@ -350,35 +238,3 @@ def structure_of(roots: Iterable[Any]) -> list[int]:
         groups = getattr(root, "param_groups", None)
         found += [id(p) for group in groups for p in group["params"]] if isinstance(groups, list) else []
     return found
-
-
-class _Held:
-    """One tensor: the object, where its values lived, and what they were."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor, self.storage = tensor, tensor.detach()
-        self.grad = tensor.grad if tensor.is_leaf else None
-        self.requires_grad = tensor.requires_grad
-        self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
-        self.value = self.storage
-
-    @property
-    def nbytes(self) -> int:
-        return self.value.numel() * self.value.element_size()
-
-    def fill(self, buffer: Tensor) -> None:
-        if buffer.layout == torch.strided:
-            buffer.copy_(self.storage)
-        self.value = buffer
-
-    def give_back(self) -> None:
-        if storage_of(self.tensor) != storage_of(self.storage):
-            self.tensor.data = self.storage
-        write(self.tensor, self.value)
-        for kind, hooks in self.hooks:
-            hook_again(self.tensor, kind, hooks)
-        if self.tensor.is_leaf:
-            if self.tensor.requires_grad != self.requires_grad:
-                self.tensor.requires_grad_(self.requires_grad)
-            if self.tensor.grad is not self.grad:
-                self.tensor.grad = self.grad

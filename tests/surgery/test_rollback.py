@@ -10,6 +10,7 @@ from growing import Block, Net, assert_same, batch, ema_of, picture, train
 from torch import nn
 
 import auxin as ax
+from auxin.ramp import saved
 
 torch.set_num_threads(1)
 
@@ -286,3 +287,110 @@ def test_a_follower_that_fails_after_the_others_changed_takes_all_back():
     with pytest.raises(Mine, match="late"):
         ax.grow(everything[0], ax.Duplicate("blocks"), *everything[1:], Shadow(), probe=batch()[0])
     assert_same(before, picture(*everything))
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=torch.tensor(1e-2), amsgrad=True),
+    "fused": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=1e-2),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=1e-2),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=1e-2, max_iter=2, history_size=2),
+}
+
+
+def trains(model, optimizer, scheduler, ema, steps=2):
+    """A loop of the user's own, inside the block."""
+    inputs, targets = batch()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        closure()
+        optimizer.step(closure)
+        scheduler.step()
+        if len(list(ema.module.parameters())) == len(list(model.parameters())):
+            ema.update_parameters(model)
+        optimizer.zero_grad()
+
+
+def running(kind, fresh):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer, ema = OPTIMIZERS[kind](model.parameters()), ema_of(model)
+    everything = model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5), ema
+    if not fresh:
+        trains(*everything, steps=3)
+    return everything
+
+
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("fresh", [False, True], ids=["trained", "fresh"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_steps_that_are_taken_inside_are_taken_back(kind, fresh, grows):
+    everything, twin = running(kind, fresh), running(kind, fresh)
+    before = picture(*everything)
+    with pytest.raises(Mine), ax.surgery(*everything):
+        if grows:
+            adds(everything[0])
+        trains(*everything)
+        raise Mine
+    assert_same(before, picture(*everything))
+    for run in (everything, twin):
+        torch.manual_seed(1)
+        trains(*run)
+    for network, other in zip(everything[::3], twin[::3], strict=True):
+        assert all(map(torch.equal, network.state_dict().values(), other.state_dict().values()))
+
+
+def test_states_and_averages_that_are_written_to_inside_come_back():
+    everything = model, optimizer, _, ema, scaler = ready()
+    scaler.scale(torch.ones(()))  # its scale is made at the first use
+    before = picture(*everything)
+    with pytest.raises(Mine), ax.surgery(*everything):
+        adds(model)
+        for state in optimizer.state.values():
+            state["exp_avg"].zero_(), state["step"].fill_(7)
+        for tensor in (*ema.parameters(), *ema.buffers()):
+            tensor.data.fill_(1)
+        scaler._scale.fill_(3)
+        raise Mine
+    assert_same(before, picture(*everything))
+
+
+def test_a_refusal_on_leaving_takes_steps_back_that_were_taken_inside():
+    model, optimizer, scheduler, ema, _ = everything = ready()
+    before = picture(*everything)
+    with pytest.raises(ax.GrowthError, match="OneCycleLR drives a AdamW that was not given"):
+        with ax.surgery(model, torch.optim.SGD(model.parameters(), lr=0.1), scheduler, ema):
+            trains(model, optimizer, scheduler, ema)
+    assert_same(
+        {k: v for k, v in before.items() if "AdamW" not in k},
+        {k: v for k, v in picture(*everything).items() if "AdamW" not in k},
+    )
+
+
+def test_a_grower_and_a_fading_block_forget_steps_that_were_taken_inside():
+    torch.manual_seed(0)
+    model = Net()
+    optimizer, ema = torch.optim.AdamW(model.parameters(), lr=1e-2), ema_of(model)
+    grower = ax.Grower(model, optimizer, ema, edits=ax.Duplicate("blocks"), when=ax.when.at([99]), probe=batch()[0])
+    train(model, optimizer, 2)
+    grower.grow(ax.Duplicate("blocks", fade=5, output="keep"))
+    train(model, optimizer, 2)
+    everything, before = (model, optimizer, ema), picture(model, optimizer, ema)
+    counts, ramps = copy.deepcopy(grower.state_dict()), saved(model, [optimizer])
+    with pytest.raises(Mine), grower.surgery():
+        train(model, optimizer, 2)
+        ema.update_parameters(model)
+        raise Mine
+    assert_same(before, picture(*everything))
+    assert grower.state_dict() == counts and saved(model, [optimizer]) == ramps
+    train(model, optimizer, 3)
+    assert not saved(model, [optimizer])
