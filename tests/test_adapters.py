@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import tempfile
 import warnings
 
@@ -76,6 +78,51 @@ def test_saving_adapters_says_that_the_block_below_is_not_saved(tmp_path):
     whole = model.merge_and_unload()
     silent(whole.save_pretrained, tmp_path / "whole")
     assert torch.allclose(logits(LlamaForCausalLM.from_pretrained(tmp_path / "whole")), expected, atol=1e-5)
+
+
+IN_A_NEW_PROCESS = """
+import sys
+import peft, torch, transformers
+base, adapters, file = sys.argv[1:]
+model = transformers.LlamaForCausalLM.from_pretrained(base)
+model = peft.PeftModel.from_pretrained(model, adapters) if adapters else model
+ids, expected = torch.load(file)
+assert len(model.get_submodule("base_model.model.model" if adapters else "model").layers) == 3
+assert torch.allclose(model.eval()(ids).logits, expected, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(("apart", "targets"), [(True, QUERIES), (False, ALL)], ids=["apart", "merged"])
+def test_what_the_warning_names_is_the_same_function_in_a_new_process(apart, targets, tmp_path):
+    model = adapted(targets)
+    optimizer = grown(model, fade=2)
+    torch.save((IDS, logits(model)), tmp_path / "expected.pt")
+    if apart:
+        with pytest.warns(UserWarning, match=r"copy.deepcopy\(model\).unload\(\).save_pretrained\(base\)"):
+            model.save_pretrained(tmp_path / "adapters")
+        silent(copy.deepcopy(model).unload().save_pretrained, tmp_path / "base")
+        trained(model, optimizer)
+    else:
+        silent(model.merge_and_unload().save_pretrained, tmp_path / "base")
+    words = tmp_path / "base", tmp_path / "adapters" if apart else "", tmp_path / "expected.pt"
+    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *map(str, words)], check=True)
+
+
+def test_a_run_that_auxin_saves_trains_on_in_adapters_of_a_new_model(tmp_path):
+    def run():
+        model = adapted()
+        words = {"edits": ax.Duplicate("base_model.model.model.layers", by=1), "when": ax.when.every(1)}
+        return model, ax.Grower(model, optimizer_of(model), probe=PROBE, **words)
+
+    model, grower = run()
+    assert grower.step() is not None
+    trained(model, grower.companions[0])
+    ax.save(grower, tmp_path / "run")
+    other, going_on = run()
+    ax.load(tmp_path / "run", going_on)
+    for one, optimizer in ((model, grower.companions[0]), (other, going_on.companions[0])):
+        trained(one, optimizer)
+    assert torch.equal(logits(other), logits(model))
 
 
 def by_the_trainer(model, path):

@@ -35,9 +35,11 @@ class SaveWithWarning:
         told = ", ".join(self.changed[:4]) + (f" and {len(self.changed) - 4} more" if len(self.changed) > 4 else "")
         warnings.warn(
             f"save_pretrained writes the adapters, and not what auxin has changed below them ({told}): on the base "
-            "model as it was, from_pretrained gives another function. Write the whole network: "
-            "model.merge_and_unload().save_pretrained(path). Only a checkpoint of a Trainer with GrowthCallback holds "
-            "the rest as well, and is resumed with it.",
+            "model as it was, from_pretrained gives another function. Write the whole network, "
+            "model.merge_and_unload().save_pretrained(path); or, for adapters that stay apart, what is below them too, "
+            "copy.deepcopy(model).unload().save_pretrained(base), and load both: "
+            "PeftModel.from_pretrained(<class>.from_pretrained(base), <these adapters>). To train on, auxin.save and "
+            "auxin.load, or a checkpoint of a Trainer with GrowthCallback, hold all of it.",
             stacklevel=3,
         )
         return getattr(type(self.config), SAVE)(self.config, *args, **options)
