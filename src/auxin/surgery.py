@@ -139,7 +139,8 @@ class surgery:
         """Whether the network does on the probe what it did before."""
         if self._baseline is None:
             return False
-        return distance(self._baseline.outputs, outputs_of(self._context)) <= tolerance(self._baseline.outputs)
+        now = outputs_of(self._context.seeded(self._seed))  # a context remembers what it has seen
+        return distance(self._baseline.outputs, now) <= tolerance(self._baseline.outputs)
 
     def _follow(self, change: Change, held: contextlib.ExitStack) -> Change:
         _refuse_repeated_numbers(change)
@@ -169,14 +170,18 @@ def found(
         tree: as it was, with values.
         before: as it was, by name.
         seed: of the surgery.
-        unchanged: whether the outputs on the probe are what they were; asked where tensors were rescaled.
+        unchanged: whether the outputs on the probe are what they were; asked where tensors were rescaled or copied.
 
     Raises:
         GrowthError: a plain list beside a container was left behind, so its new layers would not run.
     """
     now, come = {id(m) for m in model.modules()}, origins(model, tree)
-    if rescaled := come.rescaled():
-        come.with_gradients(rescaled, unchanged())
+    rescaled, unshared = come.rescaled(), come.unshared()
+    kept = bool(rescaled or unshared) and unchanged()
+    if rescaled:
+        come.with_gradients(rescaled, kept)
+    if not kept:
+        come.without_shares(unshared)
     rewires, swaps, assigns = [], [], []
     for path, module in tree.modules.items():
         if id(module) not in now:

@@ -539,3 +539,109 @@ def test_a_tensor_of_other_dimensions_starts_afresh_and_says_so():
     assert "nothing of gain goes on: its optimizer state starts afresh, averages take its values" in run.change
     assert run.net.gain not in run.opt.state
     run.goes_on()
+
+
+# ---- copies that share nothing
+
+
+class Classes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.up(x)))
+
+
+SPLIT = [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize("how", ["data", "parameter", "module"])
+def test_a_class_that_is_split_in_two_keeps_whole_moments(how, probe):
+    run = Run(Classes())
+
+    def change(net):
+        head = net.head
+        if how == "module":
+            net.head = nn.Linear(6, 4)
+            with torch.no_grad():
+                net.head.weight.copy_(head.weight[SPLIT]), net.head.bias.copy_(head.bias[SPLIT])
+            return
+        for name in ("weight", "bias"):
+            value = getattr(head, name).detach()[SPLIT].clone()
+            if how == "data":
+                getattr(head, name).data = value
+            else:
+                setattr(head, name, nn.Parameter(value))
+        head.out_features = 4
+
+    squares = {n: run.opt.state[p]["exp_avg_sq"].clone() for n, p in run.net.named_parameters()}
+    run.surgery(change, probe=probe)
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(run.moment(name), run.moments[name][SPLIT]), name
+        assert torch.equal(run.opt.state[run.net.get_parameter(name)]["exp_avg_sq"], squares[name][SPLIT]), name
+        assert torch.equal(run.average(name), run.averages[name][SPLIT]), name
+    assert "copied entries of" in run.change and "nothing shares them" in run.change
+    assert "up.weight" not in run.change.partition("copied entries of")[2]
+    run.goes_on()
+
+
+def test_units_that_are_copied_and_read_in_full_keep_whole_moments():
+    run, index = Run(Classes()), [0, 1, 2, 3, 4, 5, 5]
+
+    def change(net):
+        for name in ("weight", "bias"):
+            put(net.up, name, index, 0)
+        put(net.head, "weight", index, 1)
+
+    run.surgery(change, probe=False)
+    for name in ("up.weight", "up.bias"):
+        assert torch.equal(run.moment(name), run.moments[name][index]), name
+    assert "copied entries of up.weight, head.weight, up.bias have the moments" in run.change
+
+
+def test_a_tensor_whose_scale_changes_the_function_keeps_its_moments():
+    run = Run(Classes())
+
+    def change(net):
+        with torch.no_grad():
+            net.head.weight.mul_(2)
+
+    run.surgery(change)
+    assert torch.equal(run.moment("head.weight"), run.moments["head.weight"])
+    assert torch.equal(run.average("head.weight"), 2 * run.averages["head.weight"])
+    assert "moments of head.weight stay as they are: no probe shows" in run.change
+
+
+class Pixels(nn.Module):
+    """Two channels of 2 x 2 pixels that a linear layer reads; with ``last`` the channel stands behind its pixels."""
+
+    def __init__(self, last=False):
+        super().__init__()
+        self.up, self.head, self.last = nn.Linear(4, 2), nn.Linear(8, 3), last
+
+    def forward(self, x):
+        pixels = torch.tanh(self.up(x.view(-1, 4, 4)))
+        return self.head(pixels.flatten(1) if self.last else pixels.movedim(2, 1).flatten(1))
+
+
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+def test_copies_of_a_channel_share_what_is_read_of_all_its_pixels(last, probe):
+    run, index = Run(Pixels(last), shape=(16, 16)), [0, 1, 1]
+    wide = [p * 2 + c for p in range(4) for c in index] if last else [c * 4 + p for c in index for p in range(4)]
+    share = torch.tensor([1.0, 0.5, 0.5])
+
+    def change(net):
+        for name in ("weight", "bias"):
+            put(net.up, name, index, 0)
+        counts = share.repeat(4) if last else share.repeat_interleave(4)
+        net.head.weight.data = net.head.weight.data[:, wide] * counts
+        net.up.out_features, net.head.in_features = 3, 12
+
+    run.surgery(change, probe=probe)
+    assert torch.equal(run.moment("up.weight"), run.moments["up.weight"][index] * share[:, None])
+    assert torch.equal(run.moment("head.weight"), run.moments["head.weight"][:, wide])
+    assert max(run.moved()) < 1e-6 and "nothing shares" not in run.change
+    run.goes_on()

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.matching import Maps, Match, in_place, is_scaled, match
 from auxin.anatomy.tree import join
-from auxin.axes import Axes, Axis
+from auxin.axes import BORN, Axes, Axis
 from auxin.change import Continued
 from auxin.record import Record
 
@@ -49,6 +50,29 @@ class Origins:
                 first = one.axes[0]
                 rescaled[key] = (Axis.of(first.index, first.size, first.value, 1 / sum(scales)), *one.axes[1:])
         return rescaled
+
+    def unshared(self) -> dict[int, Axes]:
+        """Copies whose share in the gradient nothing bears out: ``id`` -> maps by which each has that of its original.
+
+        Copies of a unit share its gradient where whatever reads them shares too (Net2Wider); those of a class in the
+        last layer, say, are further classes, each with a gradient of its own.
+        """
+        sharing = [axis for one in self.continued.values() for axis in one.axes if _shares(axis)]
+        found: dict[int, Axes] = {}
+        for key, one in self.continued.items():
+            alone = [_is_copied(axis) and not any(_alike(axis, other) for other in sharing) for axis in one.axes]
+            if any(alone):
+                pairs = zip(one.axes, alone, strict=True)
+                found[key] = tuple(replace(axis, gradient=None) if bare else axis for axis, bare in pairs)
+        return found
+
+    def without_shares(self, unshared: Mapping[int, Axes]) -> None:
+        """Let these copies have the gradients of their originals, and say so."""
+        names = ", ".join(dict.fromkeys(self.continued[key].old for key in unshared))
+        if names:
+            self.notes.append(f"copied entries of {names} have the moments of their originals: nothing shares them")
+        for key, axes in unshared.items():
+            self.continued[key] = replace(self.continued[key], axes=axes)
 
     def with_gradients(self, rescaled: Mapping[int, Axes], unchanged: bool) -> None:
         """Say what share of their gradient rescaled tensors get, if the function is ``unchanged``."""
@@ -238,3 +262,26 @@ def _scale(one: Continued) -> float:
     for axis in one.axes:
         result *= 1.0 if axis.value is None else float(axis.value.max())
     return result
+
+
+def _is_copied(axis: Axis) -> bool:
+    """Whether copies along it take a share of the gradient, and none of the value."""
+    return axis.gradient is not None and axis.value is None
+
+
+def _shares(axis: Axis) -> bool:
+    """Whether there are copies along it, with values that add up to those of their originals."""
+    return axis.value is not None and axis.gradient is None and bool((axis.counts > 1).any())
+
+
+def _alike(axis: Axis, other: Axis) -> bool:
+    """Whether both copy the same units; a unit may have several entries, side by side (pixels) or in runs (gates)."""
+    small, large = sorted((axis.index, other.index), key=len)
+    size, whole = sorted((axis.size, other.size))
+    times = whole // size
+    if times * size != whole or times * len(small) != len(large):
+        return False
+    born = small < 0
+    beside = (small[:, None] * times + torch.arange(times)).masked_fill(born[:, None], BORN).flatten()
+    runs = (small[None, :] + size * torch.arange(times)[:, None]).masked_fill(born[None, :], BORN).flatten()
+    return torch.equal(large, beside) or torch.equal(large, runs)
