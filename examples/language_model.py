@@ -83,7 +83,7 @@ def train(depth, data, steps, log=None):
             print(f"  step {step}: {change}", flush=True)
     torch.manual_seed(1)  # the same windows for each network
     with torch.no_grad():
-        bits = mean(loss_of(ema, windows(data[1], 64)).item() for _ in range(16)) / math.log(2)
+        bits = mean(loss_of(ema, windows(data[1], 64)).item() for _ in range(min(16, steps // 4))) / math.log(2)
     print(f"{depth} -> {len(model.blocks)} layers: {bits:.3f} bits per byte, {steps} steps, {spent / 1e12:.2f} TFLOP")
     return spent
 

@@ -6,14 +6,13 @@ import json
 import math
 import os
 import random
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
+import anew
 import auxin as ax
 from auxin.flow import STEPS
 from auxin.limit import flops_per_sample
@@ -314,7 +313,7 @@ def test_a_grower_that_is_dropped_or_a_process_that_is_killed_lets_go(tmp_path):
         "import os, sys; from auxin.logbook import Logbook; from auxin.flow import Flow\n"
         "book = Logbook(sys.argv[1]); book.flow(Flow(0, 1, {})); os.kill(os.getpid(), 9)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert anew.run("-c", code, tmp_path).returncode == -9
     assert len(lines(tmp_path)) == 1
     Run(tmp_path).train(2)
 

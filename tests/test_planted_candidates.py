@@ -2,6 +2,7 @@
 
 import functools
 
+import pytest
 import torch
 from torch import nn
 
@@ -64,13 +65,14 @@ def long_run(grower, go_on, edit):
         return float(grower.evidence.mean(grower.model))
 
 
-def test_p4_the_better_of_two_is_picked_in_nine_of_ten_seeds():
+@pytest.mark.parametrize("seeds", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_p4_the_better_of_two_is_picked_in_nine_of_ten_seeds(seeds):
     right, chosen = 0, []
-    for seed in range(10):
+    for seed in range(seeds):
         grower, go_on = run(seed)
         truth = min(EDITS, key=lambda edit: long_run(grower, go_on, edit))
         picked = ax.choose.by_trial(steps=64)(EDITS, grower)
         right += picked == truth
         chosen.append(EDITS.index(picked) if picked is not None else None)
-    print(f"by_trial picked the truly better one in {right} of 10 seeds: {chosen}")
-    assert right >= 9
+    print(f"by_trial picked the truly better one in {right} of {seeds} seeds: {chosen}")
+    assert right >= 0.9 * seeds

@@ -1,5 +1,6 @@
 """An exception at every line of an undo with a snapshot: it is not done yet, and can be done again, or it is done."""
 
+import pytest
 import torch
 from attacked import Run, assert_same
 from faults import Fault, fault_at, lines_of
@@ -27,17 +28,18 @@ def clear(run):
         optimizer.zero_grad()
 
 
-def test_a_fault_at_every_line_of_an_undo():
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_a_fault_at_a_line_of_an_undo(every):
     """An interrupt used to leave the network as before the growth, and the journal as after it."""
     run, _ = grown()
     first = {}
     for point, line in enumerate(lines_of(run.grower.undo, FILES), start=1):
         first.setdefault(line, point)
-    for line, point in first.items():
+    for line, point in list(first.items())[::every]:
         run, before = grown()
         assert fault_at(run.grower.undo, FILES, point, KeyboardInterrupt if point % 2 else Fault), line
         if len(run.grower.journal):
             run.grower.undo()
         assert_same(before, run.picture(), str(line))
-    print(f"{len(first)} faults, one at each line")
+    print(f"a fault at every {every}. of {len(first)} lines")
     assert len(first) > 60

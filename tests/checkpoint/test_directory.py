@@ -3,8 +3,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import asdict
 from hashlib import sha256
@@ -15,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import anew
 from auxin.checkpoint import directory, manifest, tensors
 from auxin.checkpoint.directory import read, write
 from auxin.errors import GrowthError
@@ -183,7 +182,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
             "except GrowthError as error:\n"
             "    print(error)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        done = anew.run("-c", code)
         assert "Cannot save to" in done.stdout and "File too large" in done.stdout, done.stdout + done.stderr
         assert tree(tmp_path) == before
 
@@ -258,7 +257,7 @@ for nth in range(7):
 
 def test_a_process_killed_at_any_point_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, {"n": b"-1", "x": {"w": torch.full((1000,), -1.0)}})
-    done = subprocess.run([sys.executable, "-c", CRASH, tmp_path], capture_output=True, text=True, timeout=60)
+    done = anew.run("-c", CRASH, tmp_path)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 7, done.stderr
     assert all(float(number) == float(mean) for _, _, number, mean in lines)

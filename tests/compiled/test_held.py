@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from compiling import Graphs, Net, as_written, batch, grow, step
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import anew
 import auxin as ax
 from auxin import dynamo
 
@@ -157,7 +156,7 @@ def test_resumed_in_a_new_process(tmp_path, block_wise):
     def run(resumed):
         here, path = str(Path(__file__).parent), str(tmp_path / "run")
         code = SCRIPT.format(here=here, path=path, block_wise=block_wise, resumed=resumed)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+        done = anew.run("-c", code)
         assert not done.returncode, done.stderr[-2000:]
         return done.stdout.splitlines()
 

@@ -1,15 +1,13 @@
 """An edit that widens two Linears, written in this one file: every companion follows it."""
 
 import dataclasses
-import os
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import auxin as ax
@@ -18,7 +16,9 @@ from auxin.axes import Axis
 from auxin.change import Assign, Swap
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "conformance"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "ddp"))
 from companions import SCHEDULES, SIMPLE
+from processes import on_ranks
 
 torch.set_num_threads(1)
 
@@ -237,39 +237,21 @@ def test_both_factors_zero_never_learn_and_are_refused():
     assert net[1].up.out_features == 12
 
 
-def test_two_ranks_grow_alike(tmp_path):
-    """DistributedDataParallel: both ranks hold the same, and what one process would have."""
-    script = tmp_path / "rank.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import torch, torch.distributed as dist
-        from torch.nn.parallel import DistributedDataParallel
-        import auxin as ax
-        from test_an_edit_of_ones_own import EDIT, ready, train
-        dist.init_process_group("gloo")
-        net, opt, sched, ema, x = ready(lr=0.01)
-        ddp = DistributedDataParallel(net)
-        half = x[dist.get_rank()::2]
-        train(ddp, opt, [], ema, half, 2)
-        opt.zero_grad()
-        ax.grow(ddp, EDIT, opt, ema, probe=half)
-        train(ddp, opt, [], ema, half, 3)
-        mine = torch.cat([p.detach().flatten() for p in (*net.parameters(), *ema.module.parameters())])
-        other = [torch.empty_like(mine) for _ in range(2)]
-        dist.all_gather(other, mine)
-        assert torch.equal(*other)
-        dist.destroy_process_group()
-        """)
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def wrapped_and_grown(rank):
+    net, opt, _, ema, x = ready(lr=0.01)
+    ddp = DistributedDataParallel(net)
+    half = x[rank::2]
+    train(ddp, opt, [], ema, half, 2)
+    opt.zero_grad()
+    ax.grow(ddp, EDIT, opt, ema, probe=half)
+    train(ddp, opt, [], ema, half, 3)
+    return torch.cat([p.detach().flatten() for p in (*net.parameters(), *ema.module.parameters())]).numpy()
+
+
+def test_two_ranks_grow_alike():
+    """DistributedDataParallel: both ranks hold the same."""
+    one, other = on_ranks(2, wrapped_and_grown)
+    assert one.tobytes() == other.tobytes() and one.size
 
 
 def test_a_swap_says_what_it_holds():

@@ -3,14 +3,13 @@
 import copy
 import functools
 import json
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 from torch import nn
 
+import anew
 import auxin as ax
 
 transformers = pytest.importorskip("transformers")
@@ -276,7 +275,7 @@ def test_saved_and_loaded_in_a_new_process(tmp_path):
         assert bare.config.num_hidden_layers == 5
         torch.testing.assert_close(this.logits(bare), want, atol=1e-6, rtol=0)
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = anew.run("-c", code)
     assert done.returncode == 0, done.stderr
 
 

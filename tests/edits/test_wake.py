@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from test_dormant import KINDS, OPTIMIZERS, build
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import anew
 import auxin as ax
 
 
@@ -331,9 +330,9 @@ def test_a_run_is_resumed_in_a_new_process_to_the_bit(tmp_path, trainable_only):
         train(model, optimizer, 3, average)
         print("".join(bits(p).hex() for p in (*model.parameters(), *average.module.parameters())))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    done = anew.run("-c", textwrap.dedent(script))
     expected = "".join(bits(p).hex() for p in (*model.parameters(), *average.module.parameters()))
-    assert done.stdout.strip() == expected
+    assert done.stdout.strip() == expected, done.stderr
     bare = Plain()
     ax.load(tmp_path / "run", bare)
     assert not isinstance(bare.extra, ax.Dormant)

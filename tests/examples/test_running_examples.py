@@ -1,17 +1,16 @@
-"""The examples about running training: each is run as a user runs it, in a process of its own.
+"""The examples about running training: each is run in a process of its own.
 
 `resume.py` is run, and killed, in tests/killed.
 """
 
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import anew
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -19,9 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @functools.cache
 def output_of(name: str, *arguments: str, seconds: int = 100) -> str:
     """What an example prints; it must not fail, nor warn."""
-    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=quiet)
+    run = anew.run(EXAMPLES / name, *arguments, seconds=seconds, strict=UserWarning)
     assert run.returncode == 0, run.stderr
     return run.stdout
 

@@ -3,9 +3,6 @@
 import functools
 import inspect
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import grouped
 import pytest
@@ -14,6 +11,7 @@ from grouped import END, ONE_GROUP, RATIO, SAVE_AT, SETUPS, Run
 from growing import bits
 from torch.optim import lr_scheduler
 
+import anew
 import auxin as ax
 from auxin.follow import scheduler as follower
 
@@ -251,8 +249,7 @@ def resumed(tmp_path_factory):
         run = Run(name, grow_at=[4, 9])
         run.steps(0, SAVE_AT)
         ax.save(run.grower, folder / str(number))
-    script = Path(grouped.__file__)
-    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=110)
+    done = anew.run(grouped.__file__, folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

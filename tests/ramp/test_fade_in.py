@@ -1,8 +1,6 @@
 """A post-norm encoder, of which no zeroing makes the identity, grows through the gate."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import bert
@@ -10,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import anew
 import auxin as ax
 from auxin.gate import gated, open_gate
 from auxin.ramp import ramps_on
@@ -66,8 +65,7 @@ def test_resumed_in_mid_fade_in_another_process_to_the_bit(tmp_path, steps, rewa
     ax.save(run.grower, tmp_path / "run")
     wanted = run.train(10)
     here = Path(__file__).parent
-    command = [sys.executable, here / "bert.py", tmp_path / "run", str(rewarm), "10"]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=100)
+    done = anew.run(here / "bert.py", tmp_path / "run", rewarm, 10, cwd=here)
     assert done.stdout.split() == wanted, done.stderr
 
 

@@ -2,9 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import schedules
@@ -13,6 +10,7 @@ from growing import Block, bits
 from schedules import END, GROW_AT, SAVE_AT, SETUPS, Run
 from torch.optim import lr_scheduler
 
+import anew
 import auxin as ax
 
 torch.set_num_threads(1)
@@ -72,8 +70,7 @@ def resumed(tmp_path_factory) -> dict[str, list[list[float]]]:
         run = Run(name, grows=True)
         run.steps(0, SAVE_AT)
         ax.save(run.grower, folder / str(number))
-    script = Path(schedules.__file__)
-    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=100)
+    done = anew.run(schedules.__file__, folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

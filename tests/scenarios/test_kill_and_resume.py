@@ -2,24 +2,21 @@
 
 import json
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from growing import Net
 
+import anew
 import killed
 
 torch.set_num_threads(1)
 
 
 def test_a_killed_run_goes_on_in_a_new_process_to_the_last_bit(tmp_path):
-    script = [sys.executable, str(Path(killed.__file__)), str(tmp_path)]
-    first = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    first = anew.run(killed.__file__, tmp_path)
     assert first.returncode == -signal.SIGKILL, first.stderr
-    second = subprocess.run([*script, "resume"], capture_output=True, text=True, timeout=60)
+    second = anew.run(killed.__file__, tmp_path, "resume")
     assert second.returncode == 0, second.stderr
     found = json.loads(second.stdout)
     assert found["steps"] == killed.KILL_AT // killed.SAVE_EVERY * killed.SAVE_EVERY == 35

@@ -1,6 +1,5 @@
 """Real language models of random weights: more tokens, adapters; moments, ties and averages follow."""
 
-import subprocess
 import sys
 import textwrap
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from growing import assert_same, bits, ema_of, picture
 
+import anew
 import auxin as ax
 
 transformers = pytest.importorskip("transformers")
@@ -118,7 +118,7 @@ def test_more_tokens_under_the_fused_optimizer():
             this.resized(build, "fused")
         print("whole")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=100)
+    done = anew.run("-c", textwrap.dedent(code))
     assert done.returncode == 0 and done.stdout.endswith("whole\n"), done.stderr[-3000:]
 
 
