@@ -1,12 +1,13 @@
 """Resizes on which values mislead: numbers that meet by chance, tensors that change places, copies that share none."""
 
 import copy
-import time
 
 import pytest
 import torch
 from test_told_by_values import Pair, Run, put, widen
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import auxin as ax
 from auxin.anatomy.matching import Maps, match
@@ -180,13 +181,56 @@ def test_a_word_that_begins_as_a_copy_takes_nothing_from_its_original():
     run.goes_on()
 
 
-def test_a_block_beside_many_like_it_is_compared_with_all_of_them_quickly():
-    net = nn.ModuleList([nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)) for _ in range(8)])
-    opt = torch.optim.SGD(net.parameters(), lr=0.1)
-    start = time.perf_counter()
-    with ax.surgery(net, opt):
-        net.append(nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)))
-    assert time.perf_counter() - start < 3
+class Counted(TorchDispatchMode):
+    """How many numbers go through operations, and how many at most through one that sorts."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = self.sorted = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns):
+            return func(*args, **(kwargs or {}))  # a view, which looks at no number
+        size = sum(t.numel() for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor))
+        self.numbers += size
+        if any(word in func.name() for word in ("sort", "unique", "topk")):
+            self.sorted = max(self.sorted, size)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_block_beside_many_like_it_is_compared_with_all_of_them_in_a_few_passes():
+    passes = []
+    for count in (8, 16):
+        net = nn.ModuleList([nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128)) for _ in range(count)])
+        opt = torch.optim.SGD(net.parameters(), lr=0.1)
+        with Counted() as counted, ax.surgery(net, opt):
+            net.append(nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128)))
+        passes.append(counted.numbers / sum(p.numel() for p in net.parameters()))
+    assert passes[1] < 1.2 * passes[0] < 100
+
+
+OTHERS = [((0, 64), (0, 64)), ((0, 64), (100, 64)), ((0, 64), (100, 65)), ((0, 1), (0, 1))]  # (more rows, columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("old", "new"), OTHERS)
+def test_what_has_nothing_in_common_is_compared_in_passes_over_it(old, new, dtype):
+    counts = []
+    for rows in (2_000, 8_000):
+        a, b = (torch.randn(rows + more, c).to(dtype) for more, c in (old, new))
+        with Counted() as counted:
+            assert match(a, b, Maps()) is None
+        counts.append(counted.numbers)
+        assert counted.sorted < 2**17 or dtype is torch.bfloat16  # of 16 bits few numbers are unique
+    assert counts[1] < 4.2 * counts[0]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_large_tensors_that_have_changed_along_both_axes_are_found_again(zeros):
+    old = torch.randn(3_000, 128, dtype=torch.float64) * (torch.rand(3_000, 128) < 0.1 if zeros else 1)
+    rows, columns = torch.randperm(3_000)[:2_900], torch.randperm(128)[:120]
+    found = match(old, old[rows][:, columns], Maps())
+    assert found.sure and found.axes[0].index.equal(rows) and found.axes[1].index.equal(columns)
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 4)])

@@ -7,6 +7,7 @@ maps that were found for other tensors of the same module decide, and else nothi
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 from collections import Counter
@@ -22,9 +23,10 @@ COMBINATIONS = 64  # of maps for several axes at once that are tried
 WORK = 10**9  # products of numbers to compare all slices with each other
 DTYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
           torch.float32, torch.float64, torch.complex64, torch.complex128}  # fmt: skip
-CHUNK = 2**22  # numbers that are hashed at once
 SAMPLE = 4096  # numbers of a tensor that are looked at first
-SEED = 7
+DRAWN = 2**15  # numbers of a tensor that are sorted first
+MIX = 0x5851F42D4C957F2D
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
@@ -101,9 +103,6 @@ def in_place(old: Tensor, new: Tensor) -> Match | None:
     if not old.dim() or not old.numel() or not old.is_floating_point():
         return None
     before, after = old.detach().flatten(), new.detach().flatten().to(old.device)
-    first = slice(SAMPLE)  # tells of nearly all that it is another
-    if bool(before[first].any()) and _ratio(before[first], after[first]) is None:
-        return None
     scale = _ratio(before, after) if bool((before != before[0]).any()) else None
     return None if scale is None else Match((Axis.of(same[0].index, same[0].size, value=scale), *same[1:]))
 
@@ -167,8 +166,8 @@ def _found_again(before: Tensor, after: Tensor, known: list[Axis]) -> tuple[Axis
     Rows that stand there several times, or hold one number only, do not tell by themselves: they go by their
     neighbours, or by a map that is known from elsewhere and fits.
     """
-    keys, wanted = _hashes(before), _hashes(after)
-    places: dict[tuple[int, int], list[int]] = {}
+    keys, wanted = _keys(before), _keys(after)
+    places: dict[int, list[int]] = {}
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)
     flat = _constant(before, keys)
@@ -270,18 +269,40 @@ def _by_scale(old: Tensor, new: Tensor, maps: Maps, path: str) -> Match | None:
 
 def _by_unique_values(old: Tensor, new: Tensor) -> Match | None:
     """Several axes have changed at once: numbers that occur once in the old tensor tell where each slice has gone."""
-    if not old.is_floating_point() or old.dim() < 2:
+    if not old.is_floating_point() or sum(max(sizes) > 1 for sizes in zip(old.shape, new.shape, strict=True)) < 2:
         return None
-    if not _share_numbers(old.flatten(), new.flatten()):
+    # Sorting takes long, so some of the numbers are asked first, the same ones on both sides: what goes wrong with them
+    # goes wrong with all.
+    one_of = max(1, old.numel() // DRAWN, new.numel() // DRAWN)
+    if one_of > 1 and _axes_of(old, new, *(_drawn(t.flatten(), one_of) for t in (old, new)), at_least=1) is None:
         return None
-    values, inverse, counts = old.flatten().unique(return_inverse=True, return_counts=True)
+    found = _axes_of(old, new, *(torch.arange(t.numel()) for t in (old, new)))
+    region = None if found is None else _region(old, found)
+    if found is None or region is None or 4 * region.numel() < min(old.numel(), new.numel()):
+        return None  # a few numbers are found again by chance
+    return Match(found) if _equal(region, _region_of(new, found)) else None
+
+
+def _drawn(flat: Tensor, one_of: int) -> Tensor:
+    """Places of about one of so many numbers; equal ones are drawn or not drawn together."""
+    bits = flat.view(WORDS[flat.element_size()]).long()
+    mixed = bits * MIX
+    return ((mixed ^ (mixed >> 29)) % one_of == 0).nonzero().flatten()
+
+
+def _axes_of(old: Tensor, new: Tensor, here: Tensor, there: Tensor, at_least: int = 2) -> Axes | None:
+    """Maps along all axes by the numbers at the places ``here`` of the old tensor and ``there`` of the new one."""
+    values, inverse, counts = old.flatten()[here].unique(return_inverse=True, return_counts=True)
+    wanted = new.flatten()[there]
+    if not len(values):
+        return None
     place = torch.empty(len(values), dtype=torch.int64)
-    place[inverse] = torch.arange(old.numel())
-    at = torch.searchsorted(values, new.flatten()).clamp(max=len(values) - 1)
-    known = ((values[at] == new.flatten()) & (counts[at] == 1) & (values[at] != 0)).nonzero().flatten()
-    if len(known) < 2:
+    place[inverse] = here
+    at = torch.searchsorted(values, wanted).clamp(max=len(values) - 1)
+    known = ((values[at] == wanted) & (counts[at] == 1) & (values[at] != 0)).nonzero().flatten()
+    if len(known) < at_least:
         return None
-    source, target = _coordinates(place[at[known]], old.shape), _coordinates(known, new.shape)
+    source, target = _coordinates(place[at[known]], old.shape), _coordinates(there[known], new.shape)
     axes = []
     for number in range(old.dim()):
         index = torch.full((new.shape[number],), BORN)
@@ -289,17 +310,7 @@ def _by_unique_values(old: Tensor, new: Tensor) -> Match | None:
         if not torch.equal(index[target[number]], source[number]):
             return None  # two entries of one slice come from two slices
         axes.append(Axis(index, old.shape[number]))
-    found, region = tuple(axes), _region(old, tuple(axes))
-    many = 4 * region.numel() >= min(old.numel(), new.numel())  # a few numbers are found again by chance
-    return Match(found) if many and _equal(region, _region_of(new, found)) else None
-
-
-def _share_numbers(old: Tensor, new: Tensor) -> bool:
-    """Whether a sample of ``new`` holds as many numbers of ``old`` as it must: sorting all of them takes long."""
-    sample = new[torch.linspace(0, len(new) - 1, min(SAMPLE, len(new)), dtype=torch.float64).long()].unique()
-    at = torch.searchsorted(sample, old).clamp(max=len(sample) - 1)
-    met = int(torch.zeros(len(sample), dtype=torch.bool).index_fill(0, at[sample[at] == old], True).sum())
-    return met >= min(len(old), len(new)) / (16 * len(new)) * len(sample)
+    return tuple(axes)
 
 
 def _coordinates(flat: Tensor, shape: torch.Size) -> list[Tensor]:
@@ -336,6 +347,9 @@ def _region_of(new: Tensor, axes: Axes) -> Tensor:
 
 def _ratio(old: Tensor, new: Tensor) -> float | None:
     """The number by which ``old`` was multiplied, if it was; of those that fit, one over a whole number is taken."""
+    first = slice(SAMPLE)  # tells of nearly all that it is another
+    if len(old) > SAMPLE and bool(old[first].any()) and _ratio(old[first], new[first]) is None:
+        return None
     largest = int(old.double().abs().argmax())
     if float(old[largest]) == 0 or not bool(new.isfinite().all() and old.isfinite().all()):
         return None
@@ -369,7 +383,7 @@ def _flat(tensor: Tensor, number: int) -> Tensor:
     return tensor.movedim(number, 0).reshape(tensor.shape[number], -1).contiguous()
 
 
-def _constant(rows: Tensor, keys: list[tuple[int, int]]) -> list[bool]:
+def _constant(rows: Tensor, keys: list[int]) -> list[bool]:
     """Which rows hold one number only: a single entry does so where another row has the same, or it is 0 or 1."""
     if rows.shape[1] > 1:
         return (rows == rows[:, :1]).all(1).tolist()
@@ -377,12 +391,10 @@ def _constant(rows: Tensor, keys: list[tuple[int, int]]) -> list[bool]:
     return [counts[key] > 1 or one for key, one in zip(keys, plain, strict=True)]
 
 
-def _hashes(rows: Tensor) -> list[tuple[int, int]]:
-    """Two sums over the bits of each row, with fixed random weights: equal rows have equal ones."""
-    data = _bits(rows).view(len(rows), -1)
-    data = data.view(torch.int32) if data.shape[1] % 4 == 0 else data
-    generator = torch.Generator().manual_seed(SEED)
-    weights = torch.randint(-(2**62), 2**62, (2, data.shape[1]), generator=generator) | 1
-    rows_at_once = max(1, CHUNK // data.shape[1])
-    sums = [torch.cat([(part.long() * w).sum(1) for part in data.split(rows_at_once)]) for w in weights]
-    return list(zip(sums[0].tolist(), sums[1].tolist(), strict=True))
+def _keys(rows: Tensor) -> list[int]:
+    """The bits of each row as one number: of a short row itself, of a longer one a hash of its bytes."""
+    data, width = _bits(rows), rows.shape[1] * rows.element_size()
+    if width in WORDS:
+        return data.view(WORDS[width]).tolist()
+    start = data.data_ptr()
+    return [hash(ctypes.string_at(start + place * width, width)) for place in range(len(rows))]
