@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin import agreed, typed
-from auxin.anatomy.masks import masked, reaching
+from auxin.anatomy.masks import UNSEEN, masked, order_lost, reaching
 from auxin.anatomy.probe import PlanContext, Probe
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
@@ -356,18 +356,15 @@ def _throw(followers: list[Any], error: BaseException) -> None:
 
 def _in_order(change: Change, context: PlanContext, mask: str, before: Tensor | None) -> Change:
     """Check that a growth of a masked network lets no input through to an output that did not reach it before."""
-    after = reaching(context, change.starting, change.gates) if before is not None else None
-    if before is None or after is None or after.shape != before.shape:
-        note = f"{mask} masks its weight; what the masks keep apart could not be looked at (no floating inputs)"
-        return change.with_measured(note)
-    if bool((after & ~before).any()):
+    lost = order_lost(context, before, change.starting, change.gates)
+    if lost:
         raise GrowthError(
             f"{', '.join(path for path, _ in change.added) or change.edit}: {mask} masks its weight, and "
             "with the growth outputs would come to depend on inputs that the masks keep from them (the order of an "
             "autoregressive network would be lost). Name a layer that is masked as those beside it, "
             "layer=functools.partial(YourMaskedLayer, ...), or copy whole blocks: Duplicate."
         )
-    return change
+    return change if lost is not None else change.with_measured(UNSEEN.format(mask))
 
 
 def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch | None) -> None:

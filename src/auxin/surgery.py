@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from auxin import agreed
 from auxin.anatomy.blocks import CONTAINERS, PLAIN, hooks_on
+from auxin.anatomy.masks import UNSEEN, masked, order_lost, reaching
 from auxin.anatomy.numbering import repeated
 from auxin.anatomy.origins import origins
 from auxin.anatomy.probe import PlanContext, Probe
@@ -91,6 +93,8 @@ class surgery:
             self._baseline = baseline_of(self._context) if self._context.has_probe else None
             self._averages = averaged(self._context, self.companions) if self._context.has_probe else []
             said += [] if self._ranks.alone else agreed.structure(self.model, optimizers_in(self.companions))
+            self._mask = masked(self.model)
+            self._order = reaching(self._context) if self._mask and self._context.has_probe else None
         self._before = Before.of(self.model)
         self._started = time.perf_counter()
         self._operation = self._operate()
@@ -156,8 +160,29 @@ class surgery:
             change = prove(self.model, change, self._context, self._baseline)
             if change.max_difference is not None and change.max_difference <= tolerance(self._baseline.outputs):
                 change = prove_averages(self._averages, change, self._context)
+        if self._mask:
+            change = self._in_order(change)
         change = dataclasses.replace(change, edit=describe(change))
         return change.with_measured(seconds=time.perf_counter() - self._started)
+
+    def _in_order(self, change: Change) -> Change:
+        """Say so where inputs reach outputs from which masks kept them, or where nobody has looked."""
+        if self._baseline is None:
+            told = "without a probe nothing tells whether the masks still keep apart what they did"
+            return change.with_measured(f"{self._mask} masks its weight; {told}")
+        moved = {*change.starting, *(m.name for m in change.moves if m.continues and m.name is not None)}
+        lost = order_lost(self._context, self._order, moved)
+        if lost is None:
+            return change.with_measured(UNSEEN.format(self._mask))
+        if not lost:
+            return change
+        note = (
+            f"{self._mask} masks its weight, and now outputs depend on inputs that the masks kept from them (the order "
+            "of an autoregressive network is lost)"
+        )
+        mend = "Unless that is meant, put in layers that are masked as those beside them."
+        warnings.warn(f"surgery: {note}. {mend}", stacklevel=6)
+        return change.with_measured(note)
 
 
 def found(

@@ -168,3 +168,71 @@ def test_pruned_networks_are_no_matter_and_what_cannot_be_looked_at_is_said():
     words = nn.Sequential(nn.Embedding(5, HIDDEN), MaskedLinear(UNITS, UNITS))
     change = ax.grow(words, ax.After("1"), probe=torch.randint(5, (3, 4)))
     assert "1 (MaskedLinear) masks its weight; what the masks keep apart could not be looked at" in str(change)
+
+
+# ---- surgery
+
+
+def unmasked_layer_inside(model):
+    layer = LINEAR()
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    model.blocks[0].act = nn.Sequential(nn.ELU(), layer)
+
+
+def unmasked_in_place(model):
+    """Zeros stand where the mask was, and would train."""
+    old = model.blocks[0].first
+    model.blocks[0].first = LINEAR()
+    model.blocks[0].first.weight.data, model.blocks[0].first.bias.data = old.weight.data * old.mask, old.bias.data
+
+
+def units_without_masks(model):
+    """Two more units, of which the masks know nothing."""
+    block = model.blocks[0]
+    for layer, axis in ((block.first, 0), (block.second, 1)):
+        size = [2, HIDDEN] if axis == 0 else [HIDDEN, 2]
+        layer.weight.data = torch.cat([layer.weight.data, torch.randn(size)], axis)
+        layer.mask = torch.cat([layer.mask, torch.ones(size)], axis)
+    block.first.bias.data = torch.cat([block.first.bias.data, torch.zeros(2)])
+
+
+@pytest.mark.parametrize("change", [unmasked_layer_inside, unmasked_in_place, units_without_masks])
+def test_surgery_that_loses_the_order_warns(change):
+    model, optimizer = build()
+    with pytest.warns(UserWarning, match=r"inp \(MaskedLinear\) masks its weight, and now outputs depend"):
+        with ax.surgery(model, optimizer, probe=X) as done:
+            change(model)
+    assert "the order of an autoregressive network is lost" in str(done.change)
+    train(model, optimizer)
+    assert not order(model)
+
+
+def masked_block(model):
+    model.blocks.append(MaskedBlock())
+
+
+def masked_units(model):
+    """One more unit of the first degree in the first block."""
+    block, degrees = model.blocks[0], [*UNITS, 1]
+    for layer, axis, masks in ((block.first, 0, (UNITS, degrees)), (block.second, 1, (degrees, UNITS))):
+        size = [1, HIDDEN] if axis == 0 else [HIDDEN, 1]
+        layer.weight.data = torch.cat([layer.weight.data, 0.1 * torch.ones(size)], axis)
+        layer.mask = MaskedLinear(*masks).mask
+    block.first.bias.data = torch.cat([block.first.bias.data, torch.zeros(1)])
+
+
+@pytest.mark.parametrize("change", [masked_block, masked_units])
+def test_surgery_that_keeps_the_order_is_silent(change, recwarn):
+    model, optimizer = build()
+    with ax.surgery(model, optimizer, probe=X) as done:
+        change(model)
+    assert "masks its weight" not in str(done.change) and not len(recwarn)
+    train(model, optimizer)
+    assert order(model)
+
+
+def test_surgery_without_a_probe_says_that_nobody_has_looked():
+    model, optimizer = build()
+    with ax.surgery(model, optimizer) as done:
+        masked_block(model)
+    assert "without a probe nothing tells whether the masks still keep apart" in str(done.change)

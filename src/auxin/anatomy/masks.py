@@ -15,6 +15,9 @@ from torch.func import functional_call
 from auxin.anatomy.probe import PlanContext, taken, tensors_in, untouched
 from auxin.gate import set_gate
 
+UNSEEN = (
+    "{} masks its weight; what the masks keep apart could not be looked at (no floating inputs, or others than before)"
+)
 OUTPUTS = 16  # numbers of a sample's output that are asked for, spread evenly
 
 
@@ -66,3 +69,13 @@ def reaching(context: PlanContext, moved: Collection[str] = (), gates: Collectio
             reached = [torch.zeros_like(t) if g is None else g for t, g in pairs]
             rows.append(torch.cat([(g != 0).flatten(1).any(0) for g in reached]))
         return torch.stack(rows)
+
+
+def order_lost(
+    context: PlanContext, before: Tensor | None, moved: Collection[str], gates: Collection[str] = ()
+) -> bool | None:
+    """Whether an input reaches an output that it did not reach ``before``; None where that cannot be looked at."""
+    after = None if before is None else reaching(context, moved, gates)
+    if before is None or after is None or after.shape != before.shape:
+        return None
+    return bool((after & ~before).any())

@@ -274,9 +274,10 @@ def _by_unique_values(old: Tensor, new: Tensor) -> Match | None:
     # Sorting takes long, so some of the numbers are asked first, the same ones on both sides: what goes wrong with them
     # goes wrong with all.
     one_of = max(1, old.numel() // DRAWN, new.numel() // DRAWN)
-    if one_of > 1 and _axes_of(old, new, *(_drawn(t.flatten(), one_of) for t in (old, new)), at_least=1) is None:
+    some = (_drawn(old.flatten(), one_of), _drawn(new.flatten(), one_of))
+    if one_of > 1 and _axes_of(old, new, *some, at_least=1) is None:
         return None
-    found = _axes_of(old, new, *(torch.arange(t.numel()) for t in (old, new)))
+    found = _axes_of(old, new, torch.arange(old.numel()), torch.arange(new.numel()))
     region = None if found is None else _region(old, found)
     if found is None or region is None or 4 * region.numel() < min(old.numel(), new.numel()):
         return None  # a few numbers are found again by chance
