@@ -33,27 +33,39 @@ def run(*command: Any, seconds: float = 100, cwd: Any = None, strict: type[Warni
     """As ``subprocess.run([sys.executable, *command], capture_output=True, text=True)``; ``strict`` warnings raise."""
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("out", "err")]
-        words = [str(word) for word in command]
-        process = _server().Process(target=_program, args=(words, files, str(cwd or os.getcwd()), strict))
-        process.start()
+        process = start(*command, files=files, cwd=cwd, strict=strict)
         process.join(seconds)
         if alive := process.is_alive():
             process.kill()
             process.join()
         out, err = (Path(file).read_text() if os.path.exists(file) else "" for file in files)
         if alive:
-            raise subprocess.TimeoutExpired(words, seconds, out, err)
-        return subprocess.CompletedProcess(words, process.exitcode, out, err)
+            raise subprocess.TimeoutExpired(command, seconds, out, err)
+        return subprocess.CompletedProcess(command, process.exitcode, out, err)
 
 
-def _program(command: list[str], files: list[str], cwd: str, strict: type[Warning] | None) -> None:
+def start(
+    *command: Any,
+    files: list[str],
+    cwd: Any = None,
+    strict: type[Warning] | None = None,
+    env: dict[str, str] | None = None,
+) -> Any:
+    """The process, which writes to two ``files`` (pipes, perhaps); ``env`` comes on top of the environment."""
+    words = [str(word) for word in command]
+    process = _server().Process(target=_program, args=(words, files, str(cwd or os.getcwd()), strict, env or {}))
+    process.start()
+    return process
+
+
+def _program(command: list[str], files: list[str], cwd: str, strict: Any, env: dict[str, str]) -> None:
     """In the new process: be what ``python COMMAND`` is."""
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     for name in ("stdout", "stderr"):
         setattr(sys, name, open(getattr(sys, f"__{name}__").fileno(), "w", buffering=1, closefd=False))
     os.chdir(cwd)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.update({"OMP_NUM_THREADS": "1", **env})
     if strict is not None:
         warnings.simplefilter("error", strict)
     inline = command[0] == "-c"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from processes import on_ranks
 from ranked import Block, share, train_step, values, wrapped
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
+
+import anew
 
 PAGE = Path(__file__).parents[2] / "docs" / "ddp.md"
 
@@ -106,15 +109,42 @@ def test_the_constructor_called_again_forgets_hooks_and_modes() -> None:
     assert on_ranks(2, built_again) == [([], True, 0)] * 2
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.distributed)])
-def test_the_script_of_the_page_runs_under_torchrun(tmp_path: Path, processes: int) -> None:
-    script = tmp_path / "grow_ddp.py"
+def script_of_the_page(folder: Path) -> Path:
+    script = folder / "grow_ddp.py"
     script.write_text(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0])
+    return script
+
+
+def assert_has_grown(printed: str, folder: Path, processes: int) -> None:
+    assert printed.count(" <- copy of blocks.") == 2
+    assert f"3 blocks on {processes} ranks" in printed
+    assert len(list((folder / "run" / "ddp").iterdir())) == 1
+
+
+def test_the_script_of_the_page_runs(tmp_path: Path) -> None:
+    """With what torchrun tells each process."""
+    script = script_of_the_page(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    files = [[str(tmp_path / f"{name}{rank}") for name in ("out", "err")] for rank in range(2)]
+    ranks = [
+        anew.start(script, files=files[rank], cwd=tmp_path, env={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(ranks):
+        process.join(100)
+        assert process.exitcode == 0, Path(files[rank][1]).read_text()[-3000:]
+    assert_has_grown("".join(Path(out).read_text() for out, _ in files), tmp_path, 2)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_script_of_the_page_runs_under_torchrun(tmp_path: Path, processes: int) -> None:
+    script = script_of_the_page(tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(" <- copy of blocks.") == 2
-    assert f"3 blocks on {processes} ranks" in done.stdout
-    assert len(list((tmp_path / "run" / "ddp").iterdir())) == 1
+    assert_has_grown(done.stdout, tmp_path, processes)

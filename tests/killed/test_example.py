@@ -17,6 +17,8 @@ import pytest
 import torch
 from kills import child
 
+import anew
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "resume.py"
 STEP = re.compile(r"^(\d+) (\d+) (-?0x\S+) (\d+)$", re.MULTILINE)
@@ -30,8 +32,28 @@ def steps(text):
     return {(int(e), int(b)): (float.fromhex(loss), int(blocks)) for e, b, loss, blocks in STEP.findall(text)}
 
 
+def alone(*command, kill=None, seconds=90):
+    """Run a program by itself; ``kill(process, line)`` is called with each line. Its exit code, and what it printed."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = [os.path.join(folder, name) for name in ("out", "err")]
+        os.mkfifo(files[0])
+        process = anew.start(*command, files=files)
+        watchdog = threading.Timer(seconds, process.terminate)
+        watchdog.start()
+        with open(files[0]) as printed:
+            for line in printed:
+                lines.append(line)
+                if kill is not None:
+                    kill(process, line)
+        process.join()
+        watchdog.cancel()
+        assert process.exitcode in (0, -signal.SIGKILL, 128 + signal.SIGTERM), Path(files[1]).read_text()
+    return process.exitcode, "".join(lines)
+
+
 def started(command, kill=None, seconds=90):
-    """Run a program; ``kill(process, line)`` is called with each line. Its exit code, and what it printed."""
+    """The same under torchrun."""
     lines = []
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, env=QUIET, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -56,7 +78,7 @@ def after(count, number, seconds):
         seen.append(line)
         if len(seen) == count:
             time.sleep(seconds)
-            process.send_signal(number)
+            os.kill(process.pid, number)
 
     return kill
 
@@ -77,14 +99,14 @@ def whole(folder):
 def test_killed_and_started_again_by_the_same_command(tmp_path):
     expected = whole(tmp_path / "whole")
     assert [blocks for _, blocks in expected.values()].count(4) == 27 and len(expected) == 96
-    command = [sys.executable, SCRIPT, tmp_path / "run"]
-    code, first = started(command, after(38, signal.SIGKILL, 0.004))
+    command = SCRIPT, tmp_path / "run"
+    code, first = alone(*command, kill=after(38, signal.SIGKILL, 0.004))
     assert code == -signal.SIGKILL and steps(first).items() <= expected.items()
     assert 37 < len(steps(first)) < 96
     # Where the machine asks it to go, it saves first, so no step is made twice.
-    code, second = started(command, after(22, signal.SIGTERM, 0.0))
+    code, second = alone(*command, kill=after(22, signal.SIGTERM, 0.0))
     assert code == 128 + signal.SIGTERM and second.startswith("resumed at {'epoch': 2")
-    code, third = started(command)
+    code, third = alone(*command)
     done = list(expected)
     assert code == 0 and list(steps(third)) == done[done.index(list(steps(second))[-1]) + 1 :]
     assert {**steps(first), **steps(second), **steps(third)} == expected
