@@ -14,13 +14,13 @@ from auxin import choose as choosers
 from auxin import when as triggers
 from auxin.anatomy.blocks import Container
 from auxin.anatomy.probe import PlanContext, Probe
-from auxin.anatomy.tree import module_at
 from auxin.change import Edit
 from auxin.companion import registration_of
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.edits.several import as_edit
 from auxin.errors import GrowthError
+from auxin.listing import module_at
 from auxin.proof import does_not_run
 from auxin.when.inner import inside
 

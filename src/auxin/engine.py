@@ -32,7 +32,6 @@ from auxin.follow.compiled import counting, follow_compiled
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
-from auxin.follow.structure import Undo, apply, check_swaps, undo
 from auxin.hugging_face import ACCEPT, check_stock, is_stock
 from auxin.listing import lines_of, named_parameters
 from auxin.proof import Averaged, Baseline, averaged, baseline_of, prove, prove_averages
@@ -41,6 +40,7 @@ from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import coming_back
 from auxin.safe_point import StepWatch, why_not_now
+from auxin.structure import Undo, apply, check_swaps, undo
 from auxin.verify import verify_here
 
 

@@ -25,7 +25,6 @@ from auxin.engine import BadMoment, Options, begin, seed_of, transact
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.follow.own_groups import check_own_group, checked
-from auxin.follow.structure import Undo
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
@@ -34,6 +33,7 @@ from auxin.progress import Progress, Standing
 from auxin.rank_consensus import RankConsensus
 from auxin.record import coming_back
 from auxin.refs import Allowed
+from auxin.structure import Undo
 from auxin.structure_history import StructureHistory
 from auxin.surgery import surgery
 from auxin.trial import Rollback, Store

@@ -14,9 +14,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.rebuilt import configuration, configured, on_meta
-from auxin.anatomy.tree import join, module_at
 from auxin.change import MISSING, Change
 from auxin.errors import GrowthError
+from auxin.listing import join, module_at
 from auxin.randomness import random_state
 
 PLAIN = (int, float, str, bool)

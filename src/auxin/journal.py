@@ -19,11 +19,11 @@ from auxin.edits.several import as_edit, steps
 from auxin.engine import transaction, ways_back
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
-from auxin.follow.structure import Undo
 from auxin.gate import NAME as GATE
 from auxin.listing import every_tensor, lines_of
 from auxin.randomness import random_state
 from auxin.refs import Allowed, name_of
+from auxin.structure import Undo
 
 FORMAT = 1
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.errors import GrowthError
+
 
 @dataclass(frozen=True, eq=False)
 class Listing:
@@ -88,3 +90,29 @@ def _held(modules: Iterable[tuple[str, nn.Module]], kind: str) -> Iterator[tuple
             for name, tensor in own.items():
                 if tensor is not None:
                     yield prefix + name, tensor
+
+
+def module_at(model: nn.Module, path: str, what: str = "at") -> nn.Module:
+    """Return the module at ``path`` ("" is the model itself).
+
+    Raises:
+        GrowthError: there is none; names the nearest path that exists and its children.
+    """
+    module = model
+    walked: list[str] = []
+    for name in path.split(".") if path else []:
+        child = module._modules.get(name)
+        if child is None:
+            where = ".".join(walked) or "the model"
+            names = ", ".join(repr(n) for n in list(module._modules)[:12]) or "none"
+            raise GrowthError(
+                f"{what}={path!r}: {where} ({type(module).__name__}) has no child {name!r}; its children: {names}."
+            )
+        module = child
+        walked.append(name)
+    return module
+
+
+def join(path: str, name: str) -> str:
+    """``path.name``, or ``name`` at the root."""
+    return f"{path}.{name}" if path else name

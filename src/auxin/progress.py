@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from auxin import ramp
 from auxin.anatomy.blocks import CONTAINERS
-from auxin.anatomy.tree import module_at
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.flow import FlowWatch
@@ -24,6 +23,7 @@ from auxin.follow.ddp import refresh
 from auxin.follow.own_groups import optimizers_in
 from auxin.freezing import freeze, freeze_all_but, grown_paths, refuse_parts
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
+from auxin.listing import module_at
 from auxin.probation import Probation
 from auxin.refs import Allowed
 from auxin.safe_point import StepWatch

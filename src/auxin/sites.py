@@ -16,11 +16,12 @@ from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.gradients import nodes_behind
 from auxin.anatomy.placed import takes_another
 from auxin.anatomy.probe import Call, PlanContext, Probe, tensors_in
-from auxin.anatomy.tree import join, unwrap
+from auxin.anatomy.tree import unwrap
 from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.edits.after import channel_axis
 from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError, reason
+from auxin.listing import join
 from auxin.modules import Dormant
 from auxin.output_hook import NAME, has_grown
 

@@ -19,8 +19,8 @@ from auxin.edits.remove import Remove
 from auxin.engine import grow
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
-from auxin.follow.structure import Undo
 from auxin.journal import Entry, Journal, fingerprint, replayed
+from auxin.structure import Undo
 from auxin.verify import verify_here
 
 ADDING = (After, Duplicate, Insert)  # what they add can be taken out by Remove

@@ -19,7 +19,7 @@ from auxin.anatomy.masks import UNSEEN, masked, order_lost, reaching
 from auxin.anatomy.numbering import repeated
 from auxin.anatomy.origins import origins
 from auxin.anatomy.probe import PlanContext, Probe
-from auxin.anatomy.tree import join, moves_between, taken_over, unwrap
+from auxin.anatomy.tree import moves_between, taken_over, unwrap
 from auxin.anatomy.wrappers import with_wrappers
 from auxin.change import MISSING, Alias, Assign, Before, Change, Continued, Grouping, New, Rewire, Swap
 from auxin.edits.surgery import describe
@@ -27,12 +27,13 @@ from auxin.engine import check_moment, seed_of, share_values, transaction
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in
-from auxin.follow.structure import Undo, forget_shape, noted
+from auxin.listing import join
 from auxin.proof import averaged, baseline_of, distance, outputs_of, prove, prove_averages, tolerance
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import Record, Sight
 from auxin.safe_point import StepWatch
+from auxin.structure import Undo, forget_shape, noted
 from auxin.verify import verify_here
 
 OWN = {"_parameters", "_buffers", "_modules", "training"}

@@ -13,7 +13,8 @@ from twins import COPY, LAYER, WITH_STATE, afterwards, caught, group_of, run_che
 from auxin import GrowthError, Insert, follow
 from auxin.companion import Registration, _registered
 from auxin.follow import optimizer as optimizer_follower
-from auxin.follow.structure import apply, builder
+from auxin.follow.twins import builder
+from auxin.structure import apply
 from auxin.testing import check
 from auxin.testing.run import Run
 

@@ -11,9 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import auxin as ax
-from auxin.anatomy.tree import module_at, planned, resized
+from auxin.anatomy.tree import planned, resized
 from auxin.axes import Axis
 from auxin.change import Assign, Swap
+from auxin.listing import module_at
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "conformance"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "ddp"))

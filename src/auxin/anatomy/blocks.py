@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from auxin.anatomy.holders import aliases
-from auxin.anatomy.tree import CONTAINERS, join, module_at
+from auxin.anatomy.tree import CONTAINERS
 from auxin.anatomy.zero_init import copy_of
 from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
 from auxin.gate import faded
+from auxin.listing import join, module_at
 from auxin.modules import ResidualLinear, awake
 
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)

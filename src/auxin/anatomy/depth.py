@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.rebuilt import ABOUT_DEPTH, Blueprint
-from auxin.anatomy.tree import join, module_at
 from auxin.change import MISSING, Assign
+from auxin.listing import join, module_at
 
 PER_LAYER = re.compile(r"layer|block|depth|attn|attention|type|pattern")
 INDICES = re.compile(r"ind(ex|ices|exes)|ids?$|only|skip")

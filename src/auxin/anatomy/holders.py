@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from auxin.anatomy.tree import join, module_at
 from auxin.change import Alias, Rewire
+from auxin.listing import join, module_at
 
 
 def places(model: nn.Module, module: nn.Module) -> list[str]:

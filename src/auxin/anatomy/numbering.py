@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import nn
 
 from auxin.anatomy.depth import NUMBER
-from auxin.anatomy.tree import join
+from auxin.listing import join
 
 
 def repeated(container: nn.Module, new: set[str]) -> str:

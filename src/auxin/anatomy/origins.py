@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.matching import Maps, Match, in_place, is_scaled, match
-from auxin.anatomy.tree import join
 from auxin.axes import BORN, Axes, Axis
 from auxin.change import Continued
+from auxin.listing import join
 from auxin.record import Record
 
 ROUNDING = 1e-6

@@ -7,6 +7,7 @@ the probe with the block in its place, and what arrives at every other layer is 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from auxin.anatomy.probe import Call, PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import is_scripted, parts, registrations
-from auxin.change import MISSING, Alias, Assign, New, Rewire
+from auxin.change import Alias, Assign, Change, New, Rewire
 from auxin.randomness import random_state
+from auxin.structure import Undo, apply, undo
 
 PLACED = "its parts called by the network"
 TOLERANCE = 1e-6
@@ -80,34 +82,13 @@ def guarded(call: Call | None) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def spliced(model: nn.Module, rewire: Rewire, aliases: Sequence[Alias], assigns: Sequence[Assign]) -> Iterator[None]:
     """Let new modules stand in a container inside, with the plain lists and the counters that follow."""
-    modules = dict(model.named_modules())
-    held = modules[rewire.path]._modules
-    kept = dict(held)
-    children = {n: c.module if isinstance(c, New) else kept[c or ""] for n, c in rewire.children}
-    attributes: list[tuple[dict[str, Any], str, Any]] = []
-    for alias in aliases:
-        own = modules[alias.path].__dict__
-        attributes.append((own, alias.name, type(own[alias.name])(children.values())))
-    for assign in assigns:
-        *through, name = assign.name.split(".")
-        own = modules[assign.path].__dict__
-        for part in through:
-            own = vars(own[part])
-        attributes += [(own, name, assign.value)] if assign.value is not MISSING else []
-    before = [(own, name, own.get(name, MISSING)) for own, name, _ in attributes]
+    undos: list[Undo] = []
+    followed = tuple(dataclasses.replace(alias, rewire=rewire) for alias in aliases)
     try:
-        held.clear()
-        held.update(children)
-        for own, name, value in attributes:
-            own[name] = value
+        apply(model, Change(None, rewires=(rewire,), aliases=followed, assigns=tuple(assigns)), undos=undos)
         yield
     finally:
-        held.clear()
-        held.update(kept)
-        for own, name, value in before:
-            own[name] = value
-            if value is MISSING:
-                del own[name]
+        undo(undos)
 
 
 def taken_apart(context: PlanContext, blocks: Iterable[nn.Module]) -> list[nn.Module]:

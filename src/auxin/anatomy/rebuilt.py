@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auxin.anatomy.tree import module_at
+from auxin.listing import module_at
 from auxin.randomness import random_state
 
 ABOUT_DEPTH = re.compile(r"layer|block|depth")

@@ -15,6 +15,7 @@ from auxin.axes import Axis, carried, check, shape_after
 from auxin.change import Before, Change, Continued, Move, New, Rewire, Swap
 from auxin.companion import original_of
 from auxin.errors import GrowthError
+from auxin.listing import join, module_at
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 AT_A_CHECKPOINT = (
@@ -28,32 +29,6 @@ REFUSED = {  # wrappers under which nothing can grow, and why
     "DeepSpeedEngine": "a DeepSpeedEngine, which keeps its own copies and parts of the parameters",
     "DataParallel": "DataParallel, which copies the network in every forward; DistributedDataParallel is followed",
 }
-
-
-def module_at(model: nn.Module, path: str, what: str = "at") -> nn.Module:
-    """Return the module at ``path`` ("" is the model itself).
-
-    Raises:
-        GrowthError: there is none; names the nearest path that exists and its children.
-    """
-    module = model
-    walked: list[str] = []
-    for name in path.split(".") if path else []:
-        child = module._modules.get(name)
-        if child is None:
-            where = ".".join(walked) or "the model"
-            names = ", ".join(repr(n) for n in list(module._modules)[:12]) or "none"
-            raise GrowthError(
-                f"{what}={path!r}: {where} ({type(module).__name__}) has no child {name!r}; its children: {names}."
-            )
-        module = child
-        walked.append(name)
-    return module
-
-
-def join(path: str, name: str) -> str:
-    """``path.name``, or ``name`` at the root."""
-    return f"{path}.{name}" if path else name
 
 
 def parts(module: nn.Module, times: Mapping[int, int]) -> Iterator[nn.Module]:

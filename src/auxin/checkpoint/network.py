@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.tree import module_at
 from auxin.errors import GrowthError
+from auxin.listing import module_at
 from auxin.record import write
 
 EXTRA = "_extra_state"

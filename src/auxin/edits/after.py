@@ -14,13 +14,14 @@ from auxin.anatomy.activations import Activations, activations_of, called_next, 
 from auxin.anatomy.blocks import Container, adopt, shape_of
 from auxin.anatomy.depth import followed
 from auxin.anatomy.probe import Call, PlanContext
-from auxin.anatomy.tree import join, module_at, planned
+from auxin.anatomy.tree import planned
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import Start, inside, takes
 from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.init import InitSite
+from auxin.listing import join, module_at
 from auxin.modules import ResidualLinear
 from auxin.output_hook import NAME, has_grown
 

@@ -17,7 +17,6 @@ from auxin.anatomy.numbering import differing
 from auxin.anatomy.placed import Placed, taken_apart
 from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.residual_role import ResidualRole, StandIn, forms_of
-from auxin.anatomy.tree import join
 from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.change import Assign, Change, New
 from auxin.edits.start import fade_in, finish, inside
@@ -25,6 +24,7 @@ from auxin.edits.zeroing import kind_of, silence
 from auxin.errors import GrowthError, reason
 from auxin.gate import close_gates
 from auxin.init import InitSite
+from auxin.listing import join
 from auxin.randomness import random_state
 
 ORDERS = ("interleave", "stack", "middle", "last")

@@ -12,13 +12,13 @@ from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.placed import Placed, taken_apart
 from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.residual_role import ResidualRole, StandIn
-from auxin.anatomy.tree import join
 from auxin.anatomy.zero_init import first_tensor, with_input
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import finish, inside
 from auxin.errors import GrowthError
 from auxin.init import InitSite
+from auxin.listing import join
 
 
 @dataclasses.dataclass(frozen=True)

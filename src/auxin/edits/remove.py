@@ -10,10 +10,11 @@ from auxin.anatomy.blocks import Container
 from auxin.anatomy.depth import followed
 from auxin.anatomy.holders import places, strays
 from auxin.anatomy.probe import PlanContext
-from auxin.anatomy.tree import join, module_at, planned
+from auxin.anatomy.tree import planned
 from auxin.change import Change, New, Rewire
 from auxin.edits.start import finish
 from auxin.errors import GrowthError
+from auxin.listing import join, module_at
 from auxin.output_hook import NAME, has_grown
 
 

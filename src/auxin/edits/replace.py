@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from auxin.anatomy.blocks import CONTAINERS, adopt, hooks_on
 from auxin.anatomy.holders import aliases, strays
 from auxin.anatomy.probe import Call, PlanContext
-from auxin.anatomy.tree import join, module_at, planned
+from auxin.anatomy.tree import planned
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import inside
 from auxin.errors import GrowthError
 from auxin.init import InitSite
+from auxin.listing import join, module_at
 from auxin.output_hook import NAME, has_grown
 
 

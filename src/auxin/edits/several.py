@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from auxin.anatomy.tree import join, moves_between
+from auxin.anatomy.tree import moves_between
 from auxin.axes import Part
 from auxin.change import Change, Edit, Measured, New, Placement, Rewire
 from auxin.errors import GrowthError
+from auxin.listing import join
 
 STRIDE = 1_000_003  # between the seeds of two edits of one growth, so that no two draw the same weights
 

@@ -17,7 +17,7 @@ from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.placed import Placed
 from auxin.anatomy.probe import Call, PlanContext, untouched
 from auxin.anatomy.residual_role import PASSED, ResidualRole, constants_of, forms_of, learns
-from auxin.anatomy.tree import join, planned
+from auxin.anatomy.tree import planned
 from auxin.anatomy.zero_init import (
     amplified_by_a_norm,
     arriving,
@@ -31,6 +31,7 @@ from auxin.change import Change, Rewire
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.gate import open_gate, set_gate
 from auxin.init import InitSite
+from auxin.listing import join
 from auxin.randomness import random_state
 
 OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the function."

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from auxin import typed
 from auxin.anatomy.probe import PlanContext
-from auxin.anatomy.tree import join, module_at, planned, taken_over
+from auxin.anatomy.tree import planned, taken_over
 from auxin.axes import Axes, Axis, leading
 from auxin.change import MISSING, Alias, Assign, Before, Change, Continued, New, Rewire, Swap
 from auxin.errors import GrowthError
+from auxin.listing import join, module_at
 
 FLAT = {"_flat_weights", "_flat_weight_refs"}  # of an RNN: derived from its parameters
 INTERNAL = {"_parameters", "_buffers", "_modules", "training", "_non_persistent_buffers_set"}

@@ -11,11 +11,12 @@ from torch import nn
 from auxin.anatomy.blocks import HOOKS, shape_of
 from auxin.anatomy.holders import aliases, strays
 from auxin.anatomy.probe import PlanContext
-from auxin.anatomy.tree import module_at, moves_between, parameters_after
+from auxin.anatomy.tree import moves_between, parameters_after
 from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.change import Before, Change, New, Rewire
 from auxin.edits.start import fade_in, takes
 from auxin.errors import GrowthError
+from auxin.listing import module_at
 from auxin.modules import Dormant
 
 

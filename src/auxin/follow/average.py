@@ -16,9 +16,10 @@ from auxin.companion import original_of
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.second_tree import in_step
-from auxin.follow.structure import Undo, apply, builder, reversible, undo
+from auxin.follow.twins import builder
 from auxin.listing import named_parameters
 from auxin.record import refill
+from auxin.structure import Undo, apply, reversible, undo
 
 
 @follow(AveragedModel, wraps=lambda average: [average.module])

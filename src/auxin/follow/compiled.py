@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from auxin import dynamo
-from auxin.anatomy.tree import module_at
 from auxin.change import Change, New
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.structure import Undo, reversible, undo
+from auxin.listing import module_at
+from auxin.structure import Undo, reversible, undo
 
 _counting: weakref.WeakKeyDictionary[nn.Module, dynamo.CompileTime] = weakref.WeakKeyDictionary()
 

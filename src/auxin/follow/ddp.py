@@ -20,7 +20,7 @@ from auxin.change import Before, Change
 from auxin.companion import original_of
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.structure import forget_shape, reversible
+from auxin.structure import forget_shape, reversible
 
 c10d: Any = dist  # with the names that its stubs do not list
 

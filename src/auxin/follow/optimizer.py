@@ -20,7 +20,7 @@ from auxin.companion import Registration, register
 from auxin.errors import GrowthError
 from auxin.follow.groups import made, places_in
 from auxin.follow.self_check import self_check
-from auxin.follow.structure import reversible
+from auxin.structure import reversible
 
 # Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")

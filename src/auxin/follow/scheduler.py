@@ -22,7 +22,7 @@ from auxin.change import Change, OwnGroup
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.groups import made
-from auxin.follow.structure import reversible
+from auxin.structure import reversible
 
 RATE_LISTS = ("base_lrs", "min_lrs", "max_lrs", "_last_lr", "swa_lrs")
 LISTS = (*RATE_LISTS, "lr_lambdas", "base_momentums", "max_momentums")

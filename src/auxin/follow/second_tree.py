@@ -14,13 +14,13 @@ from typing import Any
 from torch import nn
 
 from auxin import dynamo
-from auxin.anatomy.tree import join
 from auxin.change import MISSING, Assign, Change, New, Rewire
 from auxin.companion import SECOND_TREE
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.follow.structure import Undo, assign_to, splice, undo
+from auxin.listing import join
 from auxin.record import content_of, refill
+from auxin.structure import Undo, assign_to, splice, undo
 
 Write = Callable[[list[Undo]], None]  # brings something into step; what it is given collects the way back
 DEPTH = 4  # of lists and dicts within each other

@@ -13,8 +13,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from auxin.anatomy.probe import PlanContext, tensors_in
-from auxin.anatomy.tree import join, module_at
 from auxin.change import Change, Edit, Grouping
+from auxin.listing import join, module_at
 from auxin.proof import EPSILONS
 from auxin.randomness import random_state
 from auxin.testing.before import Before, Facts, changed_by, hooks_of, name_after, state_of

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.depth import BlockList, numbers
 from auxin.anatomy.probe import Call, PlanContext
-from auxin.anatomy.tree import module_at
 from auxin.anatomy.zero_init import is_identity, last_writers, set_constants
 from auxin.edits.start import gets_gradient, warn_of_norms
 from auxin.errors import GrowthError
+from auxin.listing import module_at
 from auxin.randomness import random_state
 from auxin.upscale.directory import Checkpoint
 from auxin.upscale.files import Stored
