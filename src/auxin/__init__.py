@@ -12,6 +12,7 @@ from auxin.edits.insert import Insert
 from auxin.edits.remove import Remove
 from auxin.edits.replace import Replace
 from auxin.edits.wake import Wake
+from auxin.edits.widen import Widen
 from auxin.engine import grow
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
@@ -46,6 +47,7 @@ __all__ = [
     "Replace",
     "Site",
     "Wake",
+    "Widen",
     "choose",
     "follow",
     "grow",

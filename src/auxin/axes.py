@@ -28,6 +28,8 @@ class Axis:
         gradient: the same for gradients (Net2Wider: 1 / count on the incoming axis). If old parameters are a linear
             function P of the new ones and the function of the network is preserved through it, new gradients are P^T
             times the old ones.
+        mean: whether new entries are the mean of the old ones, as where LayerNorm reads a wider residual stream; of a
+            value only, states of new entries start fresh.
 
     Raises:
         GrowthError: the map leaves the old range, or a scale has another length.
@@ -37,6 +39,7 @@ class Axis:
     size: int
     value: Tensor | None = None
     gradient: Tensor | None = None
+    mean: bool = False
 
     def __post_init__(self) -> None:
         index = self.index
@@ -62,10 +65,11 @@ class Axis:
         size: int,
         value: float | Sequence[float] | Tensor | None = None,
         gradient: float | Sequence[float] | Tensor | None = None,
+        mean: bool = False,
     ) -> Axis:
         """Make one from plain numbers; a single scale counts for every entry."""
         positions = torch.as_tensor(index, dtype=torch.int64).detach().cpu()
-        return cls(positions, size, _scale(value, len(positions)), _scale(gradient, len(positions)))
+        return cls(positions, size, _scale(value, len(positions)), _scale(gradient, len(positions)), mean)
 
     @classmethod
     def same(cls, size: int) -> Axis:
@@ -151,6 +155,7 @@ class Axis:
         """Plain data."""
         scales = {"value": self.value, "gradient": self.gradient}
         told = {name: _short(scale.tolist()) for name, scale in scales.items() if scale is not None}
+        told |= {"mean": True} if self.mean else {}
         return {"size": self.size, "runs": [list(run) for run in self.runs], **told}
 
     @classmethod
@@ -164,7 +169,7 @@ class Axis:
             index: list[int] = []
             for start, length in data["runs"]:
                 index += [BORN] * length if start < 0 else range(start, start + length)
-            return cls.of(index, data["size"], data.get("value"), data.get("gradient"))
+            return cls.of(index, data["size"], data.get("value"), data.get("gradient"), data.get("mean", False))
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(f"this is not an axis: {data!r:.80} ({type(error).__name__}: {error}).") from error
 
@@ -223,6 +228,8 @@ def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Ten
         GrowthError: the maps do not lead from one shape to the other.
     """
     check("carried", axes, old.shape, fresh.shape)
+    if kind == "value":
+        old, axes = _with_means(old.detach(), axes)
     region = old.detach().to(device=fresh.device, dtype=fresh.dtype)
     for number, axis in enumerate(axes):
         if not axis.keeps_all:
@@ -233,6 +240,17 @@ def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Ten
             region = (region * scale[~axis.born].to(region.device).view(shape)).to(region.dtype)
     result = torch.empty_like(fresh, requires_grad=False)
     return result.copy_(_placed(fresh.detach(), region, axes, 0))
+
+
+def _with_means(old: Tensor, axes: Axes) -> tuple[Tensor, Axes]:
+    """The mean along an axis as one more entry of it, which the new ones continue."""
+    result = list(axes)
+    for number, axis in enumerate(axes):
+        if axis.mean and axis.born.any():
+            old = torch.cat([old, old.double().mean(number, keepdim=True).to(old.dtype)], number)
+            index = torch.where(axis.born, axis.size, axis.index)
+            result[number] = Axis(index, axis.size + 1, axis.value, axis.gradient)
+    return old, tuple(result)
 
 
 def _placed(fresh: Tensor, region: Tensor, axes: Axes, number: int) -> Tensor:

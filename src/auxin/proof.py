@@ -13,7 +13,7 @@ from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
 from auxin.anatomy.gradients import gradients_of, probe_loss
 from auxin.anatomy.placed import parts, registrations
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
-from auxin.anatomy.shaken import multiplied_by_zero, run_with_other_weights
+from auxin.anatomy.shaken import asleep, multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at
 from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change
@@ -21,11 +21,13 @@ from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import counterparts, inside, ratio, sizes, units
 from auxin.gate import set_gate
 from auxin.listing import named_parameters
+from auxin.randomness import random_state
 
 Outputs = list[Tensor]
 Averaged = list[
     tuple[str, nn.Module, Outputs | None]
 ]  # kind of the companion, the copy of the network that it holds, outputs
+FAR, SHAKES, OVER = 64.0, 3, 4.0  # how far rounding is looked for, in how many tries, and what is granted over them
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
 
 
@@ -92,6 +94,8 @@ def prove_averages(before: Averaged, change: Change, context: PlanContext) -> Ch
             idle.append(f"{kind} does not run on the probe, so its outputs were not compared")
             continue
         difference, limit = distance(outputs, after), tolerance(outputs)
+        if not difference <= limit and any(move.reshaped for move in change.moves):
+            limit = max(limit, _by_rounding(copy, after, difference, limit, context))
         if not difference <= limit:
             raise GrowthError(
                 f"{kind}: the outputs of its averaged network on the probe would change by {difference:.3g} (at most "
@@ -146,7 +150,7 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
         raise GrowthError(_displaced(model, displaced[0], change))
     notes = (*cold.values(), *(f"{path} is not called any more" for path in displaced))
     often = [f"{path} runs {before.called[id(m)]} times" for path, m in near.items() if before.called[id(m)] > 1]
-    difference = _compare(before.outputs, after, change, often)
+    difference = _compare(before.outputs, after, change, often, context)
     unseen = {name for name in change.starting if name.startswith(tuple(f"{path}." for path in cold))}
     if not unseen or unseen < {name for name in change.starting if name in grads}:
         checked = {name: grad for name, grad in grads.items() if name not in unseen}
@@ -156,7 +160,11 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
     if difference is None:
         notes = (*notes, "output shape changed")
     idle = [n for n in _idle(change, grads) if n not in late] if change.preserves and not change.gates else []
-    notes = (*notes, *(f"no gradient at {n}, as in the block that it copies" for n in idle), *_silent(change, grads))
+    notes = (
+        *notes,
+        *(f"no gradient at {n}, as in the block that it copies" for n in idle),
+        *_silent(change, grads, context),
+    )
     return change.with_measured(*notes, max_difference=difference, gradient_ratio=whole, gradient_ratios=each)
 
 
@@ -335,7 +343,7 @@ def _nonzero(grad: Tensor) -> bool:
     return bool(values.count_nonzero())
 
 
-def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) -> float | None:
+def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], context: PlanContext) -> float | None:
     """Return how far the outputs are apart, or raise where they must not be.
 
     ``often`` says of layers beside the new ones that they run several times.
@@ -356,6 +364,8 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str]) 
             "widths."
         )
     difference, limit = distance(before, after), tolerance(before)
+    if change.preserves and not difference <= limit and any(move.reshaped for move in change.moves):
+        limit = max(limit, _by_rounding(context.model, after, difference, limit, context))
     if change.preserves and not difference <= limit:
         raise GrowthError(
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
@@ -390,6 +400,31 @@ def tolerance(before: Outputs) -> float:
             size = float(t[t.isfinite()].abs().max()) if t.isfinite().any() else 0.0
             limit = max(limit, EPSILONS * torch.finfo(t.dtype).eps * max(1.0, size))
     return limit
+
+
+def _by_rounding(network: nn.Module, outputs: Outputs, difference: float, limit: float, context: PlanContext) -> float:
+    """Return how far outputs lie apart when every weight moves by less than a rounding error; 0 where that cannot
+    explain the difference.
+
+    Sums over a wider axis are taken in another order. A deep network may enlarge that far beyond what one sum does, and
+    this measures by how much.
+    """
+    if not difference <= FAR * limit:
+        return 0.0
+    kept = [(p, p.detach().clone()) for p in network.parameters() if p.is_floating_point() and not p.is_meta]
+    worst = 0.0
+    try:
+        for seed in range(SHAKES):
+            with torch.no_grad(), random_state(seed):
+                for p, value in kept:
+                    p.copy_(value * (1 + torch.finfo(p.dtype).eps * (2 * torch.rand_like(value) - 1)))
+            again = _outputs_of(network, context)
+            worst = max(worst, 0.0 if again is None else distance(outputs, again))
+    finally:
+        with torch.no_grad():
+            for p, value in kept:
+                p.copy_(value)
+    return OVER * worst
 
 
 def _with_other_outputs(change: Change) -> str:
@@ -443,7 +478,7 @@ def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], cont
     return (f"no gradient reaches {names} on this probe: {why}",)
 
 
-def _silent(change: Change, grads: dict[str, Any]) -> Iterator[str]:
+def _silent(change: Change, grads: dict[str, Any], context: PlanContext) -> Iterator[str]:
     """Name, in words, the new entries of old tensors that get no gradient on the probe.
 
     Raises:
@@ -453,7 +488,8 @@ def _silent(change: Change, grads: dict[str, Any]) -> Iterator[str]:
     dead = [name for name, (new, _) in sizes_of.items() if new is None or not new.count_nonzero()]
     if not dead:
         return
-    if change.preserves and len(dead) == len(sizes_of):
+    masks = {part.name: part.mask for part in change.parts if part.name in dead}
+    if change.preserves and len(dead) == len(sizes_of) and not asleep(context, masks):
         raise GrowthError(
             f"{', '.join(dead[:3])}: no gradient reaches the new entries on the probe, so they would never learn (both "
             "factors of a product are zero). Let one side start at random."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.probe import PlanContext, tensors_in
@@ -57,8 +57,30 @@ def multiplied_by_zero(context: PlanContext, names: Iterable[str]) -> bool:
     return joined
 
 
-def _shaken(context: PlanContext, tries: int, buffers: bool) -> Iterator[nn.Module]:
-    """A copy of the network in eval mode, with drawn weights, again and again."""
+def asleep(context: PlanContext, new: Mapping[str, Tensor]) -> bool:
+    """Whether new entries that get no gradient would get one with other weights in place of those that are not zero: a
+    ReLU that is off on this probe, and not two factors of a product that are both zero.
+
+    Args:
+        context: holds the probe.
+        new: by name of a parameter, which of its entries are new.
+    """
+    for network in _shaken(context, TRIES, buffers=False, zeros=True):
+        try:
+            with torch.enable_grad():
+                out = [t for t in tensors_in(context.run_of(network)) if t.is_floating_point() and t.requires_grad]
+                grads = gradients_of(torch.stack([t.float().square().sum() for t in out]).sum(), network) if out else {}
+        except Exception:
+            continue
+        for name, mask in new.items():
+            grad = grads.get(name)
+            if grad is not None and bool(grad.to_dense()[mask.to(grad.device)].any()):
+                return True
+    return False
+
+
+def _shaken(context: PlanContext, tries: int, buffers: bool, zeros: bool = False) -> Iterator[nn.Module]:
+    """A copy of the network in eval mode, with drawn weights, again and again; ``zeros`` stay if that is asked for."""
     network: nn.Module | None = None
     for seed in range(tries):
         try:
@@ -71,7 +93,8 @@ def _shaken(context: PlanContext, tries: int, buffers: bool) -> Iterator[nn.Modu
             for p in network.parameters():
                 if p.is_floating_point():
                     drawn = torch.randn(p.shape) / max(1, p[0].numel() if p.dim() > 1 else 4) ** 0.5
-                    p.copy_(drawn + (0.5 if p.dim() < 2 else 0.0))
+                    drawn = drawn + (0.5 if p.dim() < 2 else 0.0)
+                    p.copy_(drawn.to(p) * (p != 0) if zeros else drawn)
             for b in network.buffers() if buffers else ():
                 if b.is_floating_point():
                     b.copy_(0.1 + torch.rand(b.shape))

@@ -1,0 +1,1 @@
+"""Which axes of which tensors share one width, read off one forward."""

@@ -1,0 +1,184 @@
+"""What else must change so that a wider network computes what it did: where attention multiplies two activations along
+the width, and where norms look at all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.widths.groups import Member, Width
+from auxin.anatomy.widths.terms import contains, find, parts, pieces
+from auxin.change import Assign
+
+MANY = 3  # writers of a width inside a block
+EPSILON = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps", "norm_eps")
+
+
+@dataclass(eq=False)
+class Recipe:
+    """Exceptions from how new entries start, by (name of a tensor, axis).
+
+    Attributes:
+        how: in words.
+        zero: masks over the entries after: those of them that are new start at zero.
+        free: axes that are read, of which new entries need not be zero: what they read is.
+        scale: factors of old entries, over the entries after.
+        mean: axes of which new entries are the mean of the old ones.
+        assigns: attributes that change.
+    """
+
+    how: str = ""
+    zero: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    free: set[tuple[str, int]] = field(default_factory=set)
+    scale: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    mean: set[tuple[str, int]] = field(default_factory=set)
+    assigns: list[Assign] = field(default_factory=list)
+
+
+def recipes(model: nn.Module, width: Width, init: str) -> Iterator[Recipe]:
+    """Ways to start that may keep the function, to be tried in this order."""
+    norms = [e for e in width.mixing if e.kind in ("norm", "reduce")]
+    products = [e for e in width.mixing if e.kind == "product"]
+    if init != "zero" or not (norms or products):
+        yield Recipe()
+    elif norms and not products:
+        yield from _streams(model, width)
+    elif products and not norms:
+        yield from _heads(width)
+
+
+def needed(width: Width) -> list[str]:
+    """What along the width a plain start would change, in words."""
+    found = []
+    for event in width.mixing:
+        at = event.module or "the network"
+        if event.kind in ("norm", "reduce"):
+            found.append(f"{at} takes a {event.detail} over it ({event.where}), which new entries change")
+        if event.kind == "product":
+            found.append(f"{at} multiplies two activations and sums over it ({event.where})")
+    return list(dict.fromkeys(found))
+
+
+# ---- the size of a head
+
+
+def _heads(width: Width) -> Iterator[Recipe]:
+    """New entries of keys start at zero, those of queries at random, and queries are scaled where attention divides by
+    the root of the size of a head (the default of torch's).
+    """
+    slots = list(_slots(width))
+    if len(slots) < 2 or len(slots) % 2:
+        return
+    for scaled in (True, False):
+        for first in (0, 1):
+            recipe = Recipe("keys zero, queries at random" if first == 0 else "queries zero, keys at random")
+            for number, slot in enumerate(slots):
+                for name, axis, mask in slot:
+                    key = (name, axis)
+                    if number % 2 != first:
+                        recipe.zero[key] = recipe.zero.get(key, torch.zeros(len(mask)).bool()) | mask
+                    elif scaled:
+                        factor = _total(width)
+                        scale = recipe.scale.get(key, torch.ones(len(mask), dtype=torch.float64))
+                        recipe.scale[key] = torch.where(mask, factor, scale)
+            yield recipe
+
+
+def _multiplied(width: Width) -> list[tuple[Any, int]]:
+    """The atoms that grow and are summed over in a product of activations."""
+    terms = [event.term for event in width.mixing if event.kind == "product"]
+    return [(atom, by) for atom, by in width.growth.values() if any(contains(term, atom) for term in terms)]
+
+
+def _total(width: Width) -> float:
+    """The root of how much longer the axis gets that is summed over."""
+    term = next(event.term for event in width.mixing if event.kind == "product")
+    return math.sqrt(width.length(term) / find(term).size)
+
+
+def _slots(width: Width) -> Iterator[list[tuple[str, int, Tensor]]]:
+    """Each weight, or part of a fused one, that makes a factor of the product, with its bias: name, axis and mask."""
+    atoms = {id(atom) for atom, _ in _multiplied(width)}
+    weights = [m for m in width.members if m.role == "out" and len(width.trace.tensors[m.name]) > 1]
+    vectors = [m for m in width.members if m.role == "bias"]
+    for member in weights:
+        masks = _masks(width, member, atoms)
+        own = [v for v in vectors if v.name.rpartition(".")[0] == member.name.rpartition(".")[0]]
+        for number, mask in enumerate(masks):
+            beside = [(v.name, v.axis, _masks(width, v, atoms)[number]) for v in own]
+            yield [(member.name, member.axis, mask), *beside]
+
+
+def _masks(width: Width, member: Member, atoms: set[int]) -> list[Tensor]:
+    """For each part of an axis that holds one of the atoms, which entries after are of it."""
+    term = width.trace.tensors[member.name][member.axis]
+    found, start, total = [], 0, len(member.index)
+    for piece in pieces(term):
+        length = width.length(piece)
+        if any(id(part) in atoms for part in parts(piece)):
+            mask = torch.zeros(total, dtype=torch.bool)
+            mask[start : start + length] = True
+            found.append(mask)
+        start += length
+    return found
+
+
+# ---- the residual stream
+
+
+def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
+    """Norms that divide by the root mean square need zeros in what is added to the stream; those that also subtract the
+    mean need the mean of the old entries. Gains and epsilons are rescaled (METHODS of the project's handbook).
+    """
+    norms = {event.module for event in width.mixing if event.kind in ("norm", "reduce")}
+    if not all(norms):
+        return
+    subtracts = any(event.kind == "norm" and "rms" not in event.detail for event in width.mixing)
+    ratio = {m.size / len(m.index) for m in width.members}
+    if len(ratio) != 1:
+        return
+    shrink = ratio.pop()
+    writers = [m.name for m in width.members if m.role == "out" and m.name.rpartition(".")[0] not in norms]
+    if not subtracts and 2 <= len(writers) <= MANY:  # inside a block, where factors may be multiplied
+        for name in writers:
+            yield _stream(model, width, norms, shrink, subtracts, {name})
+    yield _stream(model, width, norms, shrink, subtracts, None)
+
+
+def _stream(
+    model: nn.Module, width: Width, norms: set[str], shrink: float, subtracts: bool, only: set[str] | None
+) -> Recipe:
+    """Zeros or means in what writes to the width (``only`` in some of it), gains and epsilons rescaled."""
+    recipe = Recipe("the mean of the old entries is written to the new ones" if subtracts else "new entries get zeros")
+    for member in width.members:
+        key = (member.name, member.axis)
+        everything = torch.ones(len(member.index), dtype=torch.bool)
+        if member.name.rpartition(".")[0] in norms:
+            if member.role == "gain":
+                recipe.scale[key] = torch.full((len(member.index),), math.sqrt(shrink), dtype=torch.float64)
+            else:
+                recipe.zero[key] = everything
+        elif member.role == "in":
+            recipe.free.add(key)
+        elif subtracts:
+            recipe.mean.add(key)
+        elif only is None or member.name in only:
+            recipe.zero[key] = everything
+    for path in norms:
+        module = model.get_submodule(path)
+        own = {**vars(module)}
+        for name in EPSILON:
+            value = own.get(name)
+            if isinstance(value, float):
+                recipe.assigns.append(Assign(path, name, value, value * shrink))
+            elif name in own and value is None and isinstance(module, nn.RMSNorm):
+                weight = next(iter(module.parameters()), None)
+                eps = torch.finfo(weight.dtype if weight is not None else torch.float32).eps
+                recipe.assigns.append(Assign(path, name, None, eps * shrink))
+    return recipe

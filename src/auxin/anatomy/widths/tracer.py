@@ -1,0 +1,218 @@
+"""One forward of a network during which every axis of every tensor carries a term (see ``terms``)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from auxin.anatomy.widths.sizes import Size, remembered
+from auxin.anatomy.widths.terms import Mixed, Term, find, unify
+
+SHAPING = {  # functions whose whole numbers are lengths
+    *("view", "reshape", "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "expand"),
+    *("repeat", "tile", "zeros", "ones", "empty", "full", "rand", "randn", "arange", "new_zeros", "new_ones", "pad"),
+    *("new_empty", "new_full", "repeat_interleave", "multi_head_attention_forward", "one_hot", "group_norm"),
+    *("layer_norm", "rms_norm", "fold", "chunk", "broadcast_to", "tensor_split", "as_strided"),
+}
+
+
+@dataclass(eq=False)
+class Axes:
+    """What is known of a tensor: a term for each axis, and the parameter that it is a view of."""
+
+    terms: list[Term]
+    source: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """Something that happens along an axis, beside that entries go through one by one.
+
+    Attributes:
+        kind: "contract" (summed up with a weight), "product" (summed up, two activations), "softmax", "reduce", "norm",
+            "sort", "unknown", "mixed".
+        term: of the axis.
+        where: the module and the line of code.
+        module: path of the innermost module whose forward runs.
+        detail: name of the operation, or of the parameter.
+    """
+
+    kind: str
+    term: Term
+    where: str
+    module: str
+    detail: str = ""
+
+
+@dataclass(eq=False)
+class Trace:
+    """What one forward has shown.
+
+    Attributes:
+        tensors: terms of the axes of every parameter and buffer, by name (ties have several).
+        first: the first of the names of a tensor, by each of its names.
+        roles: by (name, axis): "in" (contracted), "gain", "bias".
+        events: see ``Event``.
+        links: numbers computed from attributes that are lengths of axes.
+        outputs: terms of the axes of the tensors that the network gave.
+        inputs: the same of what it was given.
+        groups: modules whose number of groups is a length (grouped convolutions, group norms).
+    """
+
+    tensors: dict[str, list[Term]] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    links: list[tuple[Size, Term]] = field(default_factory=list)
+    outputs: list[list[Term]] = field(default_factory=list)
+    inputs: list[list[Term]] = field(default_factory=list)
+    groups: list[tuple[str, Term]] = field(default_factory=list)
+
+
+class Tracer(TorchDispatchMode):
+    """Follows axes through the operations of torch."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.trace = Trace()
+        self.modules = {id(m): path for path, m in model.named_modules()}
+        self.owned: dict[int, Axes] = {}
+        self.known: Any = WeakTensorKeyDictionary()  # of what forward makes
+        held = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+        for name, tensor in itertools.chain(*held):
+            if id(tensor) not in self.owned:
+                self.owned[id(tensor)] = Axes([Term(size) for size in tensor.shape], name)
+            known = self.owned[id(tensor)]
+            self.trace.tensors[name], self.trace.first[name] = known.terms, known.source or name
+        self.sizes: list[Any] = []
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """What is known of a tensor; new atoms for one that comes from elsewhere."""
+        known = self.owned.get(id(tensor)) or self.known.get(tensor)
+        if known is None or len(known.terms) != tensor.dim():
+            known = Axes([Term(size) for size in tensor.shape])
+            if id(tensor) not in self.owned:
+                self.known[tensor] = known
+        return known
+
+    def meet(self, a: Term, b: Term, what: str) -> None:
+        """Two axes are one."""
+        try:
+            unify(a, b)
+        except Mixed:
+            self.event("mixed", a, what)
+            self.event("mixed", b, what)
+
+    def event(self, kind: str, term: Term, detail: str = "") -> None:
+        """Note something that happens along an axis."""
+        if find(term).size > 1:
+            where, module = self.place()
+            self.trace.events.append(Event(kind, term, where, module, detail))
+
+    def place(self) -> tuple[str, str]:
+        """The line of code outside torch that runs, and the path of the innermost module that does."""
+        frame: Any = sys._getframe(1)
+        where, module = "", None
+        while frame is not None and (not where or module is None):
+            file = frame.f_code.co_filename
+            if not where and "/torch/" not in file and "/auxin/" not in file:
+                where = f"{file}:{frame.f_lineno}"
+            if module is None:
+                module = self.modules.get(id(frame.f_locals.get("self")))
+            frame = frame.f_back
+        return where, module or ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and say what its axes are."""
+        from auxin.anatomy.widths.operations import apply  # the rules know this class
+
+        kwargs = kwargs or {}
+        before = [(t, self.axes(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        out = func(*args, **kwargs)
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        try:
+            apply(self, func, args, kwargs, made, [axes for _, axes in before])
+        except Mixed as error:
+            for tensor, axes in before:
+                for term in axes.terms if tensor.dim() else ():
+                    self.event("mixed", term, f"{func} ({error})")
+        return out
+
+    def give(self, tensor: Tensor, terms: Sequence[Term], source: str | None = None) -> None:
+        """Say what the axes of a new tensor are."""
+        if id(tensor) in self.owned:
+            return
+        assert len(terms) == tensor.dim()
+        self.known[tensor] = Axes(list(terms), source)
+
+
+class Sizes(TorchFunctionMode):
+    """Tells the tracer which numbers that remember their origin a call was given."""
+
+    def __init__(self, tracer: Tracer):
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function with its numbers at hand."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        shapes = name in SHAPING or name.rstrip("_") in SHAPING
+        given = list(_numbers((args, kwargs))) if shapes else []
+        before, self.tracer.sizes = self.tracer.sizes, given if any(isinstance(g, Size) for g in given) else []
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.tracer.sizes = before
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """Every whole number in a call, in order."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, slice):
+        yield from _numbers((value.start, value.stop))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
+
+
+def traced(model: nn.Module, run: Any) -> Trace:
+    """Run a network once and follow every axis. Call it inside ``untouched(model)``.
+
+    Args:
+        model: the network.
+        run: runs it and returns what it gives.
+    """
+    tracer = Tracer(model)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    flags = torch.backends.mkldnn.flags(enabled=False)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(flags)
+            stack.enter_context(remembered(model))
+            stack.enter_context(tracer)
+            stack.enter_context(Sizes(tracer))
+            output = run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    leaves = (t for t in tree_leaves(output) if isinstance(t, Tensor))
+    tracer.trace.outputs = [tracer.axes(t).terms for t in leaves]
+    return tracer.trace

@@ -1,0 +1,108 @@
+"""Running a network with wider tensors in it, for a look."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import math
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.probe import PlanContext, tensors_in, untouched
+from auxin.anatomy.tree import join
+from auxin.change import MISSING, Assign, Swap
+from auxin.errors import reason
+
+ROUNDING = 256.0  # of the epsilon of the outputs' dtype, times their size
+
+
+@contextlib.contextmanager
+def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign]) -> Iterator[None]:
+    """Let other tensors and attributes stand in the network inside."""
+    modules = dict(model.named_modules())
+    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    values = {id(named[join(s.path, s.name)]): s.value for s in swaps if s.value is not None}
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(own: dict[str, Any], name: str, value: Any) -> None:
+        changed.append((own, name, own.get(name, MISSING)))
+        own[name] = value
+
+    try:
+        for module in modules.values():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in list(held.items()):
+                    value = values.get(id(tensor))
+                    if value is not None:
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        put(held, name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+        for assign in assigns:
+            *through, name = assign.name.split(".")
+            own = modules[assign.path].__dict__
+            for part in through:
+                own = vars(own[part])
+            put(own, name, assign.value)
+        yield
+    finally:
+        for own, name, value in reversed(changed):
+            own[name] = value
+            if value is MISSING:
+                del own[name]
+
+
+def tried(context: PlanContext, swaps: Iterable[Swap], assigns: Iterable[Assign], same: bool) -> tuple[str, float]:
+    """Run the network with wider tensors.
+
+    Args:
+        context: the network on the probe.
+        swaps: the tensors.
+        assigns: attributes that change with them.
+        same: whether its outputs must be what they were.
+
+    Returns:
+        What is wrong, in words (empty: nothing), and by how many units of rounding the outputs differ.
+    """
+    if context.outputs is None:
+        context.calls({})
+    before = context.outputs or []
+    try:
+        with untouched(context.model), standing(context.model, swaps, assigns), torch.no_grad():
+            after = [t.detach().clone() for t in tensors_in(context.run())]
+    except Exception as error:  # whatever a user's forward raises
+        return f"the network would not run on the probe: {reason(error)}{_place(error)}", math.inf
+    if not same:
+        return "", 0.0
+    if len(before) != len(after):
+        return "the network would return another number of tensors", math.inf
+    worst = 0.0
+    for a, b in zip(before, after, strict=True):
+        if a.shape != b.shape:
+            return f"an output of shape {tuple(a.shape)} would have shape {tuple(b.shape)}", math.inf
+        worst = max(worst, _difference(a, b))
+    if worst > ROUNDING:
+        return f"the outputs on the probe would change (by {worst:.2g} units of rounding)", worst
+    return "", worst
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference, in units of rounding of the largest value."""
+    if not a.is_floating_point() or not a.numel():
+        return 0.0 if torch.equal(a, b) else float("inf")
+    dtype, a, b = a.dtype, a.double(), b.double()
+    size = float(a[a.isfinite()].abs().max()) if a.isfinite().any() else 1.0
+    worst = float((a - b)[a.isfinite() | b.isfinite()].abs().nan_to_num(nan=float("inf")).max())
+    eps = torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else torch.finfo(torch.float32).eps
+    return worst / (max(size, 1e-6) * eps)
+
+
+def _place(error: BaseException) -> str:
+    """The line of the network's own code at which it happened."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if "/torch/" not in frame.filename and "/auxin/" not in frame.filename:
+            line = (linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            return f" ({frame.filename}:{frame.lineno}: {line[:80]})"
+    return ""

@@ -1,0 +1,281 @@
+"""``Widen``: more entries along a width, with everything that shares it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from auxin.anatomy.probe import PlanContext
+from auxin.anatomy.tree import join, module_at, planned, resized
+from auxin.anatomy.widths.configured import fields_for
+from auxin.anatomy.widths.groups import (
+    Width,
+    by_steps,
+    closure,
+    module_attributes,
+    output_axis,
+    refusals,
+    trace_of,
+)
+from auxin.anatomy.widths.recipes import needed, recipes
+from auxin.anatomy.widths.starts import STARTS, Begun, start
+from auxin.anatomy.widths.terms import Term, atoms, find
+from auxin.anatomy.widths.tried import tried
+from auxin.axes import Axis
+from auxin.change import Assign, Change, Swap
+from auxin.errors import GrowthError, reason
+
+STATES = ("map", "reset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Widen:
+    """Makes a width of the network larger: units, channels, heads, classes, experts' hidden units, and whatever of the
+    network shares it: biases, norms, the layers that read it, gates, tied weights, attributes, configurations.
+
+    What shares it is read off one forward on the probe. ``print(auxin.sites(model, probe))`` lists the widths.
+
+    Args:
+        at: path of the module whose output gets wider, or a pattern over repeated blocks, as in
+            "model.layers.*.mlp.gate_proj": all of them, as one field of a configuration would.
+        by: how many entries more of that output. Where it grows in steps (a head, a group) a multiple of one.
+        to: how many there shall be; in place of ``by``.
+        init: "zero": what reads the new entries does so with weights of 0, what makes them starts at random; the
+            function is kept. "split": copies of old entries, whose readers share the old weights unequally (Net2Wider,
+            arXiv:1511.05641, LEMON, arXiv:2310.07999); kept. "pair": new entries in pairs that cancel (V, V and Z, -Z);
+            kept. "random": all at random; the function changes.
+        noise: added to copies, in standard deviations of the old weights; the function is not kept exactly then.
+        state: "map": optimizer states go with the entries, scaled as their gradients are; "reset": those of copies
+            start at zero.
+        unit: "heads" counts heads of attention instead of entries, "groups" heads of keys with all that share them.
+        outputs: the network's own output may get wider, as for more classes.
+        axes, assigns: what was found, as a journal records it.
+
+    Raises:
+        GrowthError: the width is fixed by something, which is named with its place.
+
+    Example:
+        >>> Widen("mlp.up", by=16).init
+        'zero'
+    """
+
+    at: str
+    by: int | None = None
+    to: int | None = None
+    init: Any = "zero"
+    noise: float = 0.0
+    state: str = "map"
+    unit: str | None = None
+    outputs: bool = False
+    axes: tuple[Any, ...] = ()
+    assigns: tuple[Any, ...] = ()
+
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
+        """Find what grows, and with which values. Writes to nothing."""
+        self._check()
+        if self.axes:
+            swaps = [self._replayed(model, *one) for one in self.axes]
+            return self._change(model, context, self, swaps, self.assigns, how="as the journal says", preserves=False)
+        if not context.has_probe:
+            raise GrowthError(f"{self._where}: which tensors share a width is seen in a forward; pass probe=batch.")
+        begun, assigns = self._tried(model, context)
+        axes = tuple(
+            (s.path, s.name, tuple(None if a.is_same else a.to_json() for a in s.axes or ())) for s in begun.swaps
+        )
+        written = tuple((a.path, a.name, a.old, a.value) for a in assigns)
+        edit = dataclasses.replace(self, axes=axes, assigns=written)
+        return self._change(model, context, edit, begun.swaps, written, how=begun.how, preserves=begun.preserves)
+
+    def _tried(self, model: nn.Module, context: PlanContext) -> tuple[Begun, list[Assign]]:
+        """The first way that lets the network run, and compute what it did where that is promised.
+
+        Raises:
+            GrowthError: there is none; says what stands in the way of each.
+        """
+        wrong: list[str] = []
+        for width in self._widths(model, context):
+            best: tuple[float, Begun, list[Assign]] | None = None
+            for recipe in recipes(model, width, self.init):
+                begun = start(model, width, self.init, self.noise, self.state == "reset", context, self._where, recipe)
+                assigns = self._assigns(model, width, begun)
+                why, difference = tried(context, begun.swaps, assigns, same=begun.preserves)
+                wrong += [why] if why else []
+                if not why and (best is None or difference < best[0]):
+                    best = difference, begun, assigns
+                if best is not None and best[0] == 0:
+                    break
+            if best is not None:
+                return best[1:]
+            wrong += needed(width) if self.init != "random" else []
+        raise GrowthError(f"{self._where}: cannot grow: {'; '.join(list(dict.fromkeys(wrong))[:3])}.")
+
+    def _change(
+        self,
+        model: nn.Module,
+        context: PlanContext,
+        edit: Widen,
+        swaps: Sequence[Swap],
+        assigns: Iterable[Any],
+        **fields: Any,
+    ) -> Change:
+        made = [Assign(path, name, old, value) for path, name, old, value in assigns]
+        return planned(model, edit, context.seed, swaps=swaps, assigns=made, outputs=self.outputs, **fields)
+
+    @property
+    def _where(self) -> str:
+        size = f"to={self.to}" if self.by is None else f"by={self.by}"
+        return f"Widen({self.at!r}, {size})"
+
+    def _check(self) -> None:
+        for name in ("by", "to"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value <= 0):
+                raise GrowthError(f"Widen({self.at!r}, {name}={value!r}): pass a whole number from 1 on.")
+        if (self.by is None) == (self.to is None):
+            raise GrowthError(
+                f"Widen({self.at!r}): pass by= (how many entries more) or to= (how many there shall be), one of them."
+            )
+        if isinstance(self.init, str) and self.init not in STARTS:
+            raise GrowthError(f"{self._where}: init={self.init!r} is not known; use one of {', '.join(STARTS)}.")
+        if self.state not in STATES:
+            raise GrowthError(f"{self._where}: state={self.state!r} is not known; use 'map' or 'reset'.")
+        if self.unit not in (None, "heads", "groups", "rows"):
+            raise GrowthError(f"{self._where}: unit={self.unit!r} is not known; use 'heads', 'groups' or 'rows'.")
+        if isinstance(self.noise, bool) or not isinstance(self.noise, (int, float)) or not self.noise >= 0:
+            raise GrowthError(f"{self._where}: noise={self.noise!r}: pass a number from 0 on.")
+
+    def _replayed(self, model: nn.Module, path: str, name: str, axes: Sequence[Any]) -> Swap:
+        maps = {number: Axis.from_json(data) for number, data in enumerate(axes) if data is not None}
+        return resized(model, f"{path}.{name}".lstrip("."), maps)
+
+    def _widths(self, model: nn.Module, context: PlanContext) -> list[Width]:
+        """What may grow, in as many ways as the numbers allow; the one that touches least first.
+
+        Raises:
+            GrowthError: nothing can.
+        """
+        paths = self._paths(model)
+        try:
+            trace = trace_of(context)
+        except GrowthError:
+            raise
+        except Exception as error:
+            raise GrowthError(
+                f"{self._where}: the network does not run on the probe: {reason(error)}. Pass the batch as the "
+                "training loop calls the model."
+            ) from error
+        terms = [(path, output_axis(trace, model, path, rows=self.unit == "rows")) for path in paths]
+        ways = [self._atoms(path, term) for path, term in terms]
+        found: list[Width] = []
+        for way in range(max(map(len, ways))):  # as many heads more, or larger ones: the way that touches least
+            growth = {id(atom): (atom, by) for atom, by in (one[min(way, len(one) - 1)] for one in ways)}
+            width = closure(trace, growth.values())
+            if not refusals(width) and width.reaches_output and not self.outputs:
+                width.why_not.append("the network's own output would get wider; if it shall, pass outputs=True")
+            found.append(width)
+        fitting = [width for width in found if not refusals(width)]
+        if not fitting:
+            why = list(dict.fromkeys(reason for width in found for reason in refusals(width)))
+            raise GrowthError(f"{self._where}: cannot grow: {'; '.join(why[:3])}.")
+        return sorted(fitting, key=lambda width: len(width.members))
+
+    def _paths(self, model: nn.Module) -> list[str]:
+        if not any(sign in self.at for sign in "*?["):
+            module_at(model, self.at, "Widen(at=...): at")
+            return [self.at]
+        found = [path for path, _ in model.named_modules() if fnmatch.fnmatchcase(path, self.at)]
+        depth = self.at.count(".")
+        found = [path for path in found if path.count(".") == depth]
+        if not found:
+            raise GrowthError(f"{self._where}: no module of the network fits this pattern.")
+        return found
+
+    def _atoms(self, path: str, term: Term) -> list[tuple[Term, int]]:
+        """What of an axis may grow, and by how many.
+
+        Raises:
+            GrowthError: the number asked for is no multiple of a step.
+        """
+        steps = by_steps(term)
+        size = find(term).size
+        if self.unit in ("heads", "groups"):
+            if len(steps) < 2:
+                raise GrowthError(f"{self._where}: {path} has no heads; leave out unit=, to count entries.")
+            atom, _ = steps[0] if self.unit == "groups" or len(steps) == 2 else steps[-2]
+            by = self.by if self.by is not None else (self.to or 0) - find(atom).size
+            if by <= 0:
+                raise GrowthError(f"{self._where}: {path} has {find(atom).size} already.")
+            return [(atom, by)]
+        by = self.by if self.by is not None else (self.to or 0) - size
+        if by <= 0:
+            raise GrowthError(f"{self._where}: {path} is {size} wide already; Widen makes it wider.")
+        fitting = [(atom, by // step) for atom, step in steps if by % step == 0]
+        if not fitting:
+            told = " or ".join(str(step) for _, step in steps)
+            raise GrowthError(f"{self._where}: {path} ({size} wide) grows in steps of {told}; {by} is no multiple.")
+        return fitting
+
+    def _assigns(self, model: nn.Module, width: Width, begun: Begun) -> list[Assign]:
+        swaps = begun.swaps
+        named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        sizes = {id(named[join(s.path, s.name)]): s.value.shape for s in swaps if s.value is not None}
+        shapes = {name: sizes[id(tensor)] for name, tensor in named.items() if id(tensor) in sizes}
+        found: dict[tuple[int, str], Assign] = {}
+        modules = dict(model.named_modules())
+
+        def add(path: str, name: str, old: Any, value: Any) -> None:
+            holder: Any = modules[path]
+            *through, leaf = name.split(".")
+            for part in through:
+                holder = getattr(holder, part)
+            found.setdefault((id(getattr(holder, "__dict__", holder)), leaf), Assign(path, name, old, value))
+
+        for path, name, old, value in module_attributes(model, shapes, dict(width.groups)):
+            add(path, name, old, value)
+        for attribute, value in width.attributes:
+            *front, last = attribute.name.split(".")
+            if last.isdigit():
+                held: Any = modules[attribute.path]
+                for part in front:
+                    held = getattr(held, part)
+                key = (attribute.path, ".".join(front))
+                known = found.get((attribute.holder, front[-1]))
+                items = list(held if known is None else known.value)
+                items[int(last)] = value
+                found[attribute.holder, front[-1]] = Assign(*key, held, type(held)(items))
+            else:
+                add(attribute.path, attribute.name, attribute.value, value)
+        for path, name, old, value in _namesakes(model, width, swaps):
+            add(path, name, old, value)
+        for path, name, old, value in fields_for(model, shapes, width):
+            add(path, name, old, value)
+        return [*found.values(), *begun.assigns]
+
+
+def _namesakes(model: nn.Module, width: Width, swaps: Sequence[Swap]) -> Iterable[tuple[str, str, int, int]]:
+    """Whole numbers of the modules around what grows that say the old size, and nothing else there has that size."""
+    for path in dict.fromkeys(swap.path.rpartition(".")[0] for swap in swaps):
+        module = module_at(model, path)
+        if type(module).__module__.startswith("torch.nn.modules"):
+            continue
+        prefix = f"{path}." if path else ""
+        inside = [m for m in width.members if m.name.startswith(prefix)]
+        changes = {(m.size, len(m.index)) for m in inside}
+        changes |= {(atom.size, atom.size + by) for atom, by in width.growth.values()}
+        grown = {(m.name, m.axis) for m in inside}
+        other = {
+            size
+            for name, tensor in module.named_parameters()
+            for axis, size in enumerate(tensor.shape)
+            if (prefix + name, axis) not in grown
+        }
+        terms = (term for name, _ in module.named_parameters() for term in width.trace.tensors.get(prefix + name, ()))
+        other |= {atom.size for term in terms for atom in atoms(term) if id(atom) not in width.growth}
+        for name, value in vars(module).items():
+            new = {after for before, after in changes if before == value}
+            if type(value) is int and value > 1 and value not in other and len(new) == 1:
+                yield path, name, value, new.pop()
