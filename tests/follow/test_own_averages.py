@@ -1,5 +1,6 @@
 """An average of the user's own, registered in one statement: it grows, is verified, saved, loaded and resumed."""
 
+import contextlib
 import copy
 import functools
 
@@ -11,7 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 
 import auxin as ax
 from auxin.anatomy.wrappers import networks_of
+from auxin.companion import registered
 from auxin.gate import gated
+from auxin.testing import check
 
 EDIT = ax.Duplicate("blocks", by=1)
 
@@ -202,3 +205,33 @@ def test_a_checkpoint_of_an_average_built_otherwise(tmp_path):
     other.extra = torch.zeros(2)
     with pytest.raises(ax.GrowthError, match=r"Two itself holds the tensors \{'extra': \(2,\)\}, there \{\}. Build it"):
         ax.load(tmp_path, fresh)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("broken", [None, "the average of head.weight is not what", "updates has changed"])
+def test_the_conformance_checks_look_at_its_copies_and_counts(kind, broken):
+    class Average(kind):
+        pass
+
+    ax.follow(Average, like=AveragedModel, wraps=lambda average: average.copies)
+    followed = registered(Average(Net())).follower
+
+    @ax.follow(Average, wraps=lambda average: average.copies)
+    def follower(average, change):
+        going = followed(average, change)
+        next(going)
+        yield
+        next(going)
+        if broken and "weight" in broken:
+            weight = average.copies[-1].head.weight
+            weight.data = torch.nextafter(weight.data, torch.tensor(9.0))
+        if broken and "updates" in broken:
+            average.updates += 1
+        try:
+            yield
+        except Exception as error:
+            going.throw(error)
+
+    words = {"companions": lambda model, optimizer: [Average(model)], "steps": 2}
+    with pytest.raises(AssertionError, match=broken) if broken else contextlib.nullcontext():
+        check(Net(), EDIT, lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2), batch()[0], **words)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
-from torch.optim.swa_utils import AveragedModel
-
+from auxin.anatomy.wrappers import copies_in
 from auxin.checkpoint.groups import group_names, regroup
 from auxin.follow.scheduler import optimizer_of
 from auxin.grower import Grower
@@ -103,10 +102,15 @@ def put_back(trainer: Any, saved: Mapping[str, Any]) -> None:
 def renew_averages(trainer: Any, pl_module: Any) -> None:
     """Give averages the structure that the module has now; their values come from the checkpoint."""
     for callback, average in averages_in(trainer):
-        if isinstance(average, AveragedModel):
-            average.module = copy.deepcopy(pl_module).to(next(average.parameters()).device)
-        else:
-            callback._average_model = copy.deepcopy(pl_module)
+        copies = copies_in(average)
+        if any(copy is average for copy in copies):
+            callback._average_model = deepcopy(pl_module)
+            continue
+        device = next(average.parameters()).device
+        for holder in list(average.modules()):
+            for name, child in list(holder._modules.items()):
+                if any(child is copy for copy in copies):
+                    holder._modules[name] = deepcopy(pl_module).to(device)
 
 
 class Around:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change
 from auxin.testing.exact import Exact, digest, exact
 from auxin.testing.run import Run
@@ -89,7 +90,7 @@ class Before:
         modules: by path (object, train flag, hooks).
         groups, state: per optimizer.
         others: per companion that holds no copy of the network.
-        averages: per AveragedModel (its tensors, its outputs, its count).
+        averages: per average the tensors and outputs of each of its copies, and its counts.
         reached: names of the parameters that had got gradients.
         foreign: ids of tensors in optimizers that are not the network's.
     """
@@ -105,7 +106,7 @@ class Before:
         left = [model, *run.optimizers]
         self.others = [exact(c, leave_out=left) for c in run.others]
         self.averages = [
-            (recorded(a.module), Run(a.module, [], [], run.probe, None).outputs(), int(a.n_averaged))
+            ([(recorded(c), Run(c, [], [], run.probe, None).outputs()) for c in networks_of(a)], counts_of(a))
             for a in run.averages
         ]
         self.reached: set[str] = set().union(*run.reached)
@@ -116,6 +117,15 @@ class Before:
 def recorded(model: nn.Module) -> dict[str, tuple[Tensor, str, bool]]:
     """Every parameter and buffer by name: object, bits, requires_grad."""
     return {n: (t, digest(t), t.requires_grad) for n, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+def counts_of(average: Any) -> dict[str, Any]:
+    """The numbers that an average holds beside its copies: how often it has averaged, a decay."""
+    if any(copy is average for copy in networks_of(average)):
+        return {}
+    numbers = {name: value for name, value in vars(average).items() if type(value) in (bool, int, float)}
+    buffers = vars(average).get("_buffers", {})
+    return numbers | {name: digest(value) for name, value in buffers.items() if value is not None}
 
 
 def hooks_of(module: nn.Module) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from auxin.anatomy.probe import PlanContext, tensors_in
+from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change, Edit, Grouping
 from auxin.listing import join, module_at
 from auxin.proof import EPSILONS
 from auxin.randomness import random_state
-from auxin.testing.before import Before, Facts, changed_by, hooks_of, name_after, state_of
+from auxin.testing.before import Before, Facts, changed_by, counts_of, hooks_of, name_after, state_of
 from auxin.testing.exact import digest, exact
 from auxin.testing.run import Options, Recipe, Run
 
@@ -208,24 +209,27 @@ def averages(grown: Grown) -> None:
     """Old averages to the bit and the same objects, new entries there, the averaged network's own function kept."""
     ours = [(n, p.shape) for n, p in grown.run.model.named_parameters()]
     live = {id(t): n for n, t in (*grown.run.model.named_parameters(), *grown.run.model.named_buffers())}
-    for average, (tensors, outputs, count) in zip(grown.run.averages, grown.before.averages, strict=True):
-        theirs = [(n, p.shape) for n, p in average.module.named_parameters()]
-        if ours != theirs:
-            wrong = next((a[0] for a in ours if a not in theirs), "the order")
-            fail("average", f"AveragedModel does not follow ({wrong}): it would mix layers or lack one")
-        now = dict((*average.module.named_parameters(), *average.module.named_buffers()))
-        for name, (tensor, bits, _) in tensors.items():
-            there = now.get(live.get(id(grown.before.tensors[name][0]), ""))
-            if name not in grown.changed and (there is not tensor or digest(tensor) != bits):
-                fail("average", f"the average of {name} is not what and where it was")
-        if int(average.n_averaged) != count:
-            fail("average", "n_averaged has changed")
-        if any(id(p) in live for p in average.module.parameters()):
-            fail("average", "it holds parameters of the live network, so it would average nothing")
-        if grown.change.preserves:
-            change = gap(outputs, eval_outputs(average.module, grown.recipe.probe))
-            if change > _limit(grown.change, outputs):
-                fail("average", f"the averaged network's own outputs changed by {change:.3g}")
+    for average, (copies, counts) in zip(grown.run.averages, grown.before.averages, strict=True):
+        for averaged, (tensors, outputs) in zip(networks_of(average), copies, strict=True):
+            theirs = [(n, p.shape) for n, p in averaged.named_parameters()]
+            if ours != theirs:
+                wrong = next((a[0] for a in ours if a not in theirs), "the order")
+                kind = type(average).__name__
+                fail("average", f"{kind} does not follow ({wrong}): it would mix layers or lack one")
+            now = dict((*averaged.named_parameters(), *averaged.named_buffers()))
+            for name, (tensor, bits, _) in tensors.items():
+                there = now.get(live.get(id(grown.before.tensors[name][0]), ""))
+                if name not in grown.changed and (there is not tensor or digest(tensor) != bits):
+                    fail("average", f"the average of {name} is not what and where it was")
+            if any(id(p) in live for p in averaged.parameters()):
+                fail("average", "it holds parameters of the live network, so it would average nothing")
+            if grown.change.preserves:
+                change = gap(outputs, eval_outputs(averaged, grown.recipe.probe))
+                if change > _limit(grown.change, outputs):
+                    fail("average", f"the averaged network's own outputs changed by {change:.3g}")
+        for name, count in counts_of(average).items():
+            if counts.get(name) != count:
+                fail("average", f"{name} has changed")
 
 
 def function(grown: Grown) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from auxin.anatomy.wrappers import networks_of
 from auxin.change import Edit
 from auxin.checkpoint import load, save
 from auxin.gate import close_gate, gated
@@ -18,7 +19,7 @@ from auxin.grower import Grower
 from auxin.journal import Journal, references, replay
 from auxin.randomness import random_state
 from auxin.refs import Allowed
-from auxin.testing.before import state_of
+from auxin.testing.before import counts_of, state_of
 from auxin.testing.checks import Grown, eval_outputs, fail, gap
 from auxin.testing.exact import digest
 from auxin.testing.run import Run
@@ -108,8 +109,11 @@ def _never(reading: Any) -> bool:
 
 def _contents(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Everything that a run consists of, by name, to the bit."""
-    for what, network in [("the network's", run.model), *(("AveragedModel's", a) for a in run.averages)]:
+    copies = [(f"{type(a).__name__}'s", copy) for a in run.averages for copy in networks_of(a)]
+    for what, network in [("the network's", run.model), *copies]:
         yield what, {n: digest(t) for n, t in (*network.named_parameters(), *network.named_buffers())}
+    for average in run.averages:
+        yield f"{type(average).__name__}'s", counts_of(average)
     names = {id(p): n for n, p in run.model.named_parameters()}
     for optimizer in run.optimizers:
         held = [p for group in optimizer.param_groups for p in group["params"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 
 from auxin.anatomy.probe import PlanContext, Probe, arguments, tensors_in
 from auxin.anatomy.tree import unwrap
+from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change, Edit, Grouping
 from auxin.engine import grow
 from auxin.errors import GrowthError
@@ -64,14 +65,14 @@ class Run:
         self.reached: list[set[str]] = []
 
     @property
-    def averages(self) -> list[AveragedModel]:
-        """The averaged copies among the companions."""
-        return [c for c in self.companions if isinstance(c, AveragedModel)]
+    def averages(self) -> list[Any]:
+        """The companions that hold copies of the network, as an ``AveragedModel`` does."""
+        return [c for c in self.companions if networks_of(c)]
 
     @property
     def others(self) -> list[Any]:
         """Companions that hold no copy of the network."""
-        return [c for c in self.companions if not isinstance(c, AveragedModel)]
+        return [c for c in self.companions if not networks_of(c)]
 
     def grow(self, edit: Any, group: Grouping = None, last: tuple[Any, ...] = (), dry_run: bool = False) -> Change:
         """Carry out an edit, or a user's function under ``surgery``, with everything kept in step."""
@@ -120,8 +121,8 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         for companion in self.companions:
-            if isinstance(companion, AveragedModel):
-                companion.update_parameters(self.model)
+            if networks_of(companion):
+                _update(companion, self.model)
             elif isinstance(companion, ReduceLROnPlateau):
                 companion.step(METRIC)
             elif isinstance(companion, LRScheduler):
@@ -178,6 +179,14 @@ def _as_list(value: Any) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _update(average: Any, model: nn.Module) -> None:
+    """Let an average take the network's weights in; one without a method of a usual name stays what it is."""
+    found = (getattr(average, name, None) for name in ("update_parameters", "update"))
+    update = next((method for method in found if callable(method)), None)
+    if update is not None:
+        update(*[model] * bool(inspect.signature(update).parameters))
 
 
 def _nonzero(grad: Tensor | None) -> bool:
