@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin import agreed, typed
+from auxin.anatomy.hugging_face.stock import ACCEPT, check_stock, is_stock
 from auxin.anatomy.masks import UNSEEN, masked, order_lost, reaching
 from auxin.anatomy.probe import PlanContext, Probe
 from auxin.anatomy.tree import unwrap
@@ -32,7 +33,6 @@ from auxin.follow.compiled import counting, follow_compiled
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
-from auxin.hugging_face import ACCEPT, check_stock, is_stock
 from auxin.listing import lines_of, named_parameters
 from auxin.proof import Averaged, Baseline, averaged, baseline_of, prove, prove_averages
 from auxin.ramp import start

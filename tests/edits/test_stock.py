@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import auxin as ax
-from auxin import hugging_face
+from auxin.anatomy.hugging_face import stock
 
 transformers = pytest.importorskip("transformers")
 IDS = torch.randint(3, 41, (2, 10), generator=torch.Generator().manual_seed(1))
@@ -83,7 +83,7 @@ def test_what_differs_alike_in_all_blocks_is_said_once():
 
 def test_a_cache_that_does_not_follow_is_noticed(monkeypatch):
     """As with plain transformers, whose cache for a T5 goes by the number of layers of its encoder."""
-    monkeypatch.setattr("auxin.anatomy.depth.CACHED", {})
+    monkeypatch.setattr("auxin.anatomy.hugging_face.fields.CACHED", {})
     torch.manual_seed(0)
     config = transformers.T5Config(
         d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=41, decoder_start_token_id=0
@@ -114,7 +114,7 @@ def test_rebuilding_takes_no_memory_for_the_parameters():
         model = transformers.LlamaForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) > 700e6
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert hugging_face.is_stock(model)
-    twin = hugging_face._empty(model)
+    assert stock.is_stock(model)
+    twin = stock._empty(model)
     assert all(p.is_meta for p in twin.parameters()) and not any(b.is_meta for b in twin.buffers())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB

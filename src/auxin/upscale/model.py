@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, Container
-from auxin.anatomy.depth import BlockList, numbers
+from auxin.anatomy.depth import numbers
+from auxin.anatomy.hugging_face.fields import BlockList
 from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.zero_init import is_identity, last_writers, set_constants
 from auxin.edits.start import gets_gradient, warn_of_norms

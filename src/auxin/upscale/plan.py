@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from auxin.anatomy.depth import ABOUT_DEPTH, BlockList, fields_followed
+from auxin.anatomy.hugging_face.blueprint import ABOUT_DEPTH
+from auxin.anatomy.hugging_face.fields import BlockList, fields_followed
 from auxin.edits.duplicate import Duplicate
 from auxin.errors import GrowthError
 from auxin.upscale.directory import SINGLE, Checkpoint

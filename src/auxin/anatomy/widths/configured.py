@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auxin.anatomy.rebuilt import _from_file, configuration, configured, on_meta
+from auxin.anatomy.hugging_face.blueprint import _from_file, configuration, configured, on_meta
 from auxin.anatomy.widths.groups import Width
 
 LIMIT = 24  # models built from a configuration per search

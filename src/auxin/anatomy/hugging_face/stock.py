@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from auxin.anatomy.hugging_face.blueprint import configuration, configured, on_meta
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
-from auxin.anatomy.rebuilt import configuration, configured, on_meta
 from auxin.change import MISSING, Change
 from auxin.errors import GrowthError
 from auxin.listing import join, module_at
