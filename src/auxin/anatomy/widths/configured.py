@@ -13,7 +13,7 @@ from torch import nn
 from auxin.anatomy.hugging_face.blueprint import _from_file, configuration, configured, on_meta
 from auxin.anatomy.widths.groups import Width
 
-LIMIT = 24  # models built from a configuration per search
+LIMIT = 48  # models built from a configuration per search
 
 
 def fields_for(model: nn.Module, shapes: Mapping[str, torch.Size], width: Width) -> list[tuple[str, str, Any, Any]]:
@@ -36,9 +36,8 @@ def fields_for(model: nn.Module, shapes: Mapping[str, torch.Size], width: Width)
 
 def _candidates(model: nn.Module, width: Width) -> Iterator[dict[str, tuple[Any, Any]]]:
     """Fields that equal a length that grows, alone and together."""
-    changes = {(m.size, len(m.index)) for m in width.members}
-    changes |= {(atom.size, atom.size + by) for atom, by in width.growth.values()}
     singles: list[tuple[str, Any, Any]] = []
+    changes = sorted(width.changes)
     for name, value in _numbers(model.config):
         singles += [(name, value, new) for old, new in changes if old == value]
     for count in (1, 2, 3):

@@ -14,7 +14,7 @@ from torch import nn
 from auxin.anatomy.probe import PlanContext, untouched
 from auxin.anatomy.tree import module_at
 from auxin.anatomy.widths.sizes import Attribute, Size
-from auxin.anatomy.widths.terms import BORN, Term, atoms, contains, copies, find, grown
+from auxin.anatomy.widths.terms import BORN, Term, atoms, contains, copies, find, grown, parts
 from auxin.anatomy.widths.tracer import Event, Trace, traced
 from auxin.errors import GrowthError
 
@@ -85,6 +85,12 @@ class Width:
     def grows(self, term: Term) -> bool:
         """Whether an axis contains an atom that grows."""
         return any(contains(term, atom) for atom, _ in self.growth.values())
+
+    @property
+    def changes(self) -> set[tuple[int, int]]:
+        """Lengths before and after, of axes and of what they are made of."""
+        terms = (part for m in self.members for part in parts(self.trace.tensors[m.name][m.axis]))
+        return {(find(term).size, self.length(term)) for term in terms if self.grows(term)}
 
     def length(self, term: Term) -> int:
         """Of an axis after the growth."""
@@ -169,18 +175,19 @@ def _attributes(width: Width) -> dict[tuple[int, str], int]:
     values: dict[tuple[int, str], int] = {}
     links = [(size, term) for size, term in width.trace.links if width.grows(term)]
     for size, term in links:
-        if [*size.terms.values()] == [1] and len(size.attributes) == 1 == len(next(iter(size.terms))):
-            attribute, length = size.attributes[0], width.length(term)
+        for attribute in _alone(size):
+            length = width.length(term)
             if values.setdefault(attribute.key, length) != length:
                 width.why_not.append(
                     f"{attribute} is the length of axes that would grow to {values[attribute.key]} and to {length}"
                 )
     growing = {atom.size for atom, _ in width.growth.values()}
+    staying = {a.key for size, term in width.trace.links if not width.grows(term) for a in _alone(size)}
     for size, term in links:
         length = width.length(term)
         if size.with_values(values) == length:
             continue
-        unknown = [a for a in size.attributes if a.key not in values]
+        unknown = [a for a in size.attributes if a.key not in values and a.key not in staying]
         for attribute in sorted(unknown, key=lambda a: a.value not in growing):
             low, high = size.with_values(values), size.with_values(values | {attribute.key: attribute.value + 1})
             new = attribute.value + (length - low) / (high - low) if high != low else Fraction(0)
@@ -188,6 +195,11 @@ def _attributes(width: Width) -> dict[tuple[int, str], int]:
                 values[attribute.key] = int(new)
                 break
     return values
+
+
+def _alone(size: Size) -> list[Attribute]:
+    """The attribute that a number is, by itself."""
+    return size.attributes if [*size.terms.values()] == [1] and len(next(iter(size.terms))) == 1 else []
 
 
 def _follow_attributes(width: Width, values: Mapping[tuple[int, str], int]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from auxin.anatomy.widths.registry import ends, rule
-from auxin.anatomy.widths.terms import Term, find, product, split
+from auxin.anatomy.widths.terms import Term, contains, find, product, split
 from auxin.anatomy.widths.tracer import Axes, Tracer
 
 
@@ -20,6 +20,7 @@ def _contracted(tracer: Tracer, a: Axes, b: Axes, x: Term, y: Term, what: str) -
             here = [n for n, t in enumerate(own) if t is term] or [
                 n for n, t in enumerate(own) if find(t) is find(term)
             ]
+            here = here or [n for n, t in enumerate(own) if contains(t, term)]
             for number in here:  # a square matrix may have one width along both axes: the axis itself tells
                 if tracer.trace.roles.get((axes.source, number)) != "embedding":
                     tracer.trace.roles[axes.source, number] = "in"

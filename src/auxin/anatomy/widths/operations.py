@@ -51,6 +51,10 @@ def apply(tracer: Tracer, func: Any, args: Any, kwargs: Any, made: list[Tensor],
 
 def _link(tracer: Tracer, made: list[Tensor]) -> None:
     """Note where a number that remembers its origin is the length of an axis of the result."""
+    for axis, size in tracer.sliced.items():
+        for tensor in made:
+            if axis < tensor.dim() and tensor.shape[axis] == size:
+                tracer.trace.links.append((size, tracer.axes(tensor).terms[axis]))
     sizes = tracer.sizes
     if not sizes:
         return

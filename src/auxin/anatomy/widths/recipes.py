@@ -5,7 +5,7 @@ the width, and where norms look at all of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,28 +140,26 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
     if not all(norms):
         return
     subtracts = any(event.kind == "norm" and "rms" not in event.detail for event in width.mixing)
-    ratio = {m.size / len(m.index) for m in width.members}
-    if len(ratio) != 1:
-        return
-    shrink = ratio.pop()
+    shrink = {e.module: find(e.term).size / width.length(e.term) for e in width.mixing if e.kind in ("norm", "reduce")}
     writers = [m.name for m in width.members if m.role == "out" and m.name.rpartition(".")[0] not in norms]
     if not subtracts and 2 <= len(writers) <= MANY:  # inside a block, where factors may be multiplied
-        for name in writers:
-            yield _stream(model, width, norms, shrink, subtracts, {name})
-    yield _stream(model, width, norms, shrink, subtracts, None)
+        for name in reversed(writers):  # of gate and up the latter: any activation lets it learn (relu'(0) = 0)
+            yield _stream(model, width, shrink, subtracts, {name})
+    yield _stream(model, width, shrink, subtracts, None)
 
 
 def _stream(
-    model: nn.Module, width: Width, norms: set[str], shrink: float, subtracts: bool, only: set[str] | None
+    model: nn.Module, width: Width, shrink: Mapping[str, float], subtracts: bool, only: set[str] | None
 ) -> Recipe:
     """Zeros or means in what writes to the width (``only`` in some of it), gains and epsilons rescaled."""
     recipe = Recipe("the mean of the old entries is written to the new ones" if subtracts else "new entries get zeros")
     for member in width.members:
         key = (member.name, member.axis)
         everything = torch.ones(len(member.index), dtype=torch.bool)
-        if member.name.rpartition(".")[0] in norms:
+        owner = member.name.rpartition(".")[0]
+        if owner in shrink:
             if member.role == "gain":
-                recipe.scale[key] = torch.full((len(member.index),), math.sqrt(shrink), dtype=torch.float64)
+                recipe.scale[key] = torch.full((len(member.index),), math.sqrt(shrink[owner]), dtype=torch.float64)
             else:
                 recipe.zero[key] = everything
         elif member.role == "in":
@@ -170,15 +168,15 @@ def _stream(
             recipe.mean.add(key)
         elif only is None or member.name in only:
             recipe.zero[key] = everything
-    for path in norms:
+    for path, share in shrink.items():
         module = model.get_submodule(path)
         own = {**vars(module)}
         for name in EPSILON:
             value = own.get(name)
             if isinstance(value, float):
-                recipe.assigns.append(Assign(path, name, value, value * shrink))
+                recipe.assigns.append(Assign(path, name, value, value * share))
             elif name in own and value is None and isinstance(module, nn.RMSNorm):
                 weight = next(iter(module.parameters()), None)
                 eps = torch.finfo(weight.dtype if weight is not None else torch.float32).eps
-                recipe.assigns.append(Assign(path, name, None, eps * shrink))
+                recipe.assigns.append(Assign(path, name, None, eps * share))
     return recipe

@@ -96,6 +96,7 @@ class Tracer(TorchDispatchMode):
             known = self.owned[id(tensor)]
             self.trace.tensors[name], self.trace.first[name] = known.terms, known.source or name
         self.sizes: list[Any] = []
+        self.sliced: dict[int, Size] = {}
 
     def axes(self, tensor: Tensor) -> Axes:
         """What is known of a tensor; new atoms for one that comes from elsewhere."""
@@ -171,10 +172,27 @@ class Sizes(TorchFunctionMode):
         shapes = name in SHAPING or name.rstrip("_") in SHAPING
         given = list(_numbers((args, kwargs))) if shapes else []
         before, self.tracer.sizes = self.tracer.sizes, given if any(isinstance(g, Size) for g in given) else []
+        self.tracer.sliced = _sliced(args[1]) if name == "__getitem__" else {}
         try:
             return func(*args, **kwargs)
         finally:
-            self.tracer.sizes = before
+            self.tracer.sizes, self.tracer.sliced = before, {}
+
+
+def _sliced(index: Any) -> dict[int, Size]:
+    """By number of the dimension (from the end behind an ellipsis), how long a slice is said to be."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(part, slice) or part is Ellipsis for part in parts):
+        return {}
+    found: dict[int, Size] = {}
+    behind = False
+    for number, part in enumerate(parts):
+        behind = behind or part is Ellipsis
+        if isinstance(part, slice) and part.stop is not None and isinstance(part.stop, int):
+            length = part.stop - (part.start or 0)
+            if isinstance(length, Size):
+                found[number - len(parts) if behind else number] = length
+    return found
 
 
 def _numbers(value: Any) -> Iterator[Any]:
@@ -183,8 +201,6 @@ def _numbers(value: Any) -> Iterator[Any]:
         return
     if isinstance(value, int):
         yield value
-    elif isinstance(value, slice):
-        yield from _numbers((value.start, value.stop))
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _numbers(item)
