@@ -1,4 +1,5 @@
-"""What a growth does over the next optimizer steps: blocks that fade in, new parameters that warm up.
+"""What a growth does over the next optimizer steps: blocks that fade in, new parameters that warm up, entries that are
+younger than their tensor.
 
 A ramp rides on an optimizer by a step hook and ends by itself. Sources: the fade-in of progressive growing (Karras
 et al. 2018, arXiv:1710.10196); an own warm-up of new parameters SPARKLING (arXiv:2602.02472).
@@ -20,6 +21,7 @@ from auxin.change import Change
 from auxin.dynamo import outside_graphs
 from auxin.errors import GrowthError
 from auxin.gate import close_gate, gated, open_gate, set_gate
+from auxin.newborn import Newborn, grown, is_corrected
 from auxin.output_hook import rehooking
 
 
@@ -35,11 +37,17 @@ class Fade:
     def __init__(self, blocks: Sequence[nn.Module], total: int, taken: int = 0):
         self.blocks, self.total, self.taken = list(blocks), total, taken
 
-    def before_step(self) -> None:
+    @property
+    def done(self) -> bool:
+        """Whether the gates are open."""
+        return self.taken >= self.total
+
+    def before_step(self, optimizer: Any) -> None:
         """Nothing: the gate moves after the step."""
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: Any) -> None:
         """Open the gates further; fold them away at 1."""
+        self.taken += 1
         for block in self.blocks:
             set_gate(block, self.taken / self.total)
             if self.taken == self.total:
@@ -73,12 +81,18 @@ class Rewarm:
         self.parts = dict(parts or {})
         self._before: list[Tensor] = []
 
-    def before_step(self) -> None:
+    @property
+    def done(self) -> bool:
+        """Whether the parameters take full steps."""
+        return self.taken >= self.total
+
+    def before_step(self, optimizer: Any) -> None:
         """Remember where the parameters stood."""
         self._before = [p.detach().clone() for p in self.parameters]
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: Any) -> None:
         """Take only a part of the step."""
+        self.taken += 1
         share = self.taken / self.total
         with torch.no_grad():
             for p, before in zip(self.parameters, self._before, strict=True):
@@ -135,7 +149,7 @@ class _Before:
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.ramps.stepping = list(self.ramps.ramps)
         for ramp in self.ramps.stepping:
-            ramp.before_step()
+            ramp.before_step(optimizer)
 
 
 class _After:
@@ -148,15 +162,19 @@ class _After:
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         running, stepping = self.ramps.ramps, self.ramps.stepping
         self.ramps.stepping = []
-        for ramp in running if not _skipped(optimizer) else ():
+        # A warm-up takes its part of what a step is: after entries that are young got their own.
+        for ramp in sorted(running, key=_is_warm_up) if not _skipped(optimizer) else ():
             if any(ramp is one for one in stepping):  # not one that a hook of this very step has begun
-                ramp.taken += 1
-                ramp.after_step()
-        running[:] = [ramp for ramp in running if ramp.taken < ramp.total]
+                ramp.after_step(optimizer)
+        running[:] = [ramp for ramp in running if not ramp.done]
         hooks = optimizer._optimizer_step_post_hooks
         if not running and next(reversed(hooks.values())) is self:
             # A dict must not shrink while it is walked, but behind its last entry nobody is looking any more.
             self.ramps.forget()
+
+
+def _is_warm_up(ramp: Any) -> bool:
+    return isinstance(ramp, Rewarm)
 
 
 def _skipped(optimizer: Any) -> bool:
@@ -203,6 +221,20 @@ def start(change: Change, roots: Sequence[Any], undos: list[Callable[[], None]])
         new, parts = _beginning(change, optimizer) if change.placement.rewarm else ([], {})
         if new:
             _ride(optimizer, Rewarm(new, change.placement.rewarm, parts=parts), undos)
+        if is_corrected(optimizer):
+            _correct(optimizer, change, undos)
+
+
+def _correct(optimizer: Any, change: Change, undos: list[Callable[[], None]]) -> None:
+    """Let entries that are younger than their tensor have their own bias correction."""
+    riding = ramps_on(optimizer)
+    known = next((r for r in (riding.ramps if riding is not None else ()) if isinstance(r, Newborn)), None)
+    held = grown({} if known is None else known.held, change, optimizer)
+    if known is not None:
+        undos.append(functools.partial(known.take, dict(known.held)))
+        known.take(held)
+    elif held:
+        _ride(optimizer, Newborn(held), undos)
 
 
 def _follow(optimizer: Any, change: Change, undos: list[Callable[[], None]]) -> None:
@@ -275,16 +307,18 @@ def resumed(data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Seque
 
 def _read(
     data: Any, model: nn.Module, optimizers: Sequence[Any], roots: Sequence[Any]
-) -> Iterator[tuple[Any, Fade | Rewarm]]:
+) -> Iterator[tuple[Any, Fade | Rewarm | Newborn]]:
     """The ramps that ``saved`` has written, each with its optimizer; writes to nothing.
 
     Raises:
         GrowthError: see ``resumed``.
     """
-    known: dict[str, Any] = {"fade": dict(model.named_modules()), "rewarm": dict(model.named_parameters())}
+    parameters = dict(model.named_parameters())
+    known: dict[str, Any] = {"fade": dict(model.named_modules()), "rewarm": parameters, "newborn": parameters}
     try:
         for one in data:
-            names, kind, total, taken = list(one["names"]), one["kind"], one["total"], one["taken"]
+            names, kind = list(one["names"]), one["kind"]
+            total, taken = (1, 0) if kind == "newborn" else (one["total"], one["taken"])
             if not (type(total) is type(taken) is int and 0 <= taken < total):
                 raise ValueError(f"{taken!r} of {total!r} steps")
             if len(set(names)) != len(names) or not all(name and name in known[kind] for name in names):
@@ -293,13 +327,14 @@ def _read(
             if optimizers and not (type(number) is int and 0 <= number < len(optimizers)):
                 raise ValueError(f"optimizer {number!r} of {len(optimizers)}")
             home = optimizers[number] if optimizers else None
-            if kind == "fade":
+            if kind == "newborn":
+                yield home, Newborn.from_json(one, parameters)
+            elif kind == "fade":
                 yield home, Fade(list(_at(roots, names)), total, taken)
             else:
-                own = known[kind]
                 held = dict(one.get("parts", {}))
-                parts = {id(own[n]): Part.from_json(n, held[n], own[n].shape) for n in names if n in held}
-                yield home, Rewarm([own[name] for name in names], total, taken, parts)
+                parts = {id(p): Part.from_json(n, held[n], p.shape) for n, p in parameters.items() if n in held}
+                yield home, Rewarm([parameters[name] for name in names], total, taken, parts)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise GrowthError(
             f"the ramps of the checkpoint do not fit this run ({type(error).__name__}: {error})."

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auxin.axes import Axes, Axis, Kind, carried, shape_after
+from auxin.axes import BORN, Axes, Axis, Kind, carried, shape_after
 from auxin.change import Change, Move, OwnGroup
 from auxin.companion import Registration, register
 from auxin.errors import GrowthError
 from auxin.follow.groups import made, places_in
 from auxin.follow.self_check import self_check
+from auxin.newborn import is_corrected, restarts
 from auxin.structure import reversible
 
-# Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long.
+# Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long. Where
+# that is not mended (``newborn.py``), they start from a mean of old ones.
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 # How a state scales with its parameter's gradient; others do not (counts, Rprop's step sizes, Adadelta's steps).
 KINDS: dict[str, Kind] = {
@@ -282,7 +284,7 @@ def _source(move: Move) -> Any:
 
 def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a parameter whose axes change: old entries where they continue, new ones fresh."""
-    axes = move.axes
+    axes = move.axes if move.axes is None else tuple(map(_restarting, move.axes))
     mapped = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
     if axes is None or all(axis.is_same for axis in axes):
         return mapped
@@ -299,6 +301,11 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]
         value = (value * _share(axes, own)).to(value.dtype)
         mapped[key] = carried(value, own, _fresh(optimizer, key, value, own, move), _kind(optimizer, key))
     return mapped
+
+
+def _restarting(axis: Axis) -> Axis:
+    """The axis for states: copies that are to forget theirs start as what is born."""
+    return Axis(torch.where(restarts(axis), BORN, axis.index), axis.size, axis.value, axis.gradient)
 
 
 def _axes_of(optimizer: Any, key: str, value: Tensor, axes: Axes) -> Axes | None:
@@ -345,7 +352,7 @@ def _fresh(optimizer: Any, key: str, value: Tensor, own: Axes, move: Move) -> Te
     shape = shape_after(own)
     like = move.new.detach() if move.new.shape == shape else value.new_empty(shape)
     fresh = torch.empty_like(like, dtype=value.dtype, device=value.device)
-    if key in SECOND_MOMENTS:
+    if key in SECOND_MOMENTS and not is_corrected(optimizer):
         grown = [a for a, axis in enumerate(own) if axis.born.any()]
         alone = len(grown) == 1 and value.dim() > 1 and value.shape[grown[0]] > 0
         kept = [axis if a not in grown else Axis.same(axis.size) for a, axis in enumerate(own)]

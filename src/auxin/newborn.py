@@ -1,0 +1,279 @@
+"""The bias correction that entries younger than their tensor lack.
+
+Adam counts steps for each tensor. Entries that are born when the count stands at t0 start with moments of zero, and are
+corrected for moments that have seen t0 steps: on a constant gradient they would move up to 6.57 times too far. Around
+each step the update of entries that are k steps old is therefore scaled by ``factor(k, t)``, decoupled decay excluded;
+then they move as under a fresh optimizer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.axes import Axis
+from auxin.change import Change, Move
+
+ENOUGH = 1e-3  # factors nearer to 1 than this are dropped
+SELDOM = 32  # calls between two looks at a count that lies on a device
+Since = tuple[Tensor, ...]  # for each axis int64 of its size: the count at which its entries were born, 0: with it
+Held = dict[int, tuple[nn.Parameter, Since]]
+_KINDS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SparseAdam, torch.optim.Adamax)
+_STEPS = {inspect.unwrap(kind.step) for kind in _KINDS}
+
+
+def is_corrected(optimizer: Any) -> bool:
+    """Whether the bias correction of an optimizer is known, so that ``Newborn`` can ride on it: Adam and its kin.
+
+    NAdam and RAdam do more with the count than to scale a step.
+    """
+    return isinstance(optimizer, _KINDS) and inspect.unwrap(type(optimizer).step) in _STEPS
+
+
+def restarts(axis: Axis) -> Tensor:
+    """Bool of shape (new size,): whose state starts anew: what is born, and copies that are to forget theirs."""
+    return axis.born if axis.gradient is None else axis.born | (axis.gradient == 0)
+
+
+def factor(k: Tensor, t: Tensor, betas: Sequence[Any], second: bool = True) -> Tensor:
+    """By what an update at count ``t`` is to be scaled for entries that take their ``k``-th step.
+
+    Args:
+        k: from 1 on.
+        t: of the tensor.
+        betas: of the optimizer.
+        second: whether the optimizer corrects the second moment as well (Adamax does not).
+    """
+    scale = _mass(betas[0], t) / _mass(betas[0], k)
+    return scale * (_mass(betas[1], k) / _mass(betas[1], t)).sqrt() if second else scale
+
+
+def _mass(beta: Any, steps: Tensor) -> Tensor:
+    """The sum of the weights of a running mean after so many steps: 1 - beta^steps."""
+    return -torch.expm1(steps * torch.as_tensor(beta, dtype=steps.dtype).log())
+
+
+@dataclass(frozen=True, eq=False)
+class _Slab:
+    """A block of entries that are young.
+
+    Attributes:
+        at: for each axis where it lies.
+        births: the counts at which its entries were born, each once.
+        level: which of ``births`` each entry has; None: there is one only.
+    """
+
+    at: tuple[slice | Tensor, ...]
+    births: Tensor
+    level: Tensor | None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The entries; a view where they lie side by side."""
+        for axis, at in enumerate(self.at):
+            if isinstance(at, slice):
+                tensor = tensor.narrow(axis, at.start, at.stop - at.start)
+            else:
+                tensor = tensor.index_select(axis, at)
+        return tensor
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Put ``value`` there."""
+        if all(isinstance(at, slice) for at in self.at):
+            self.of(tensor).copy_(value)
+            return
+        grid = []
+        for axis, at in enumerate(self.at):
+            flat = torch.arange(at.start, at.stop, device=tensor.device) if isinstance(at, slice) else at
+            grid.append(flat.view([-1 if a == axis else 1 for a in range(len(self.at))]))
+        tensor[tuple(grid)] = value.to(tensor.dtype)
+
+
+def _slabs(parameter: Tensor, since: Since, device: torch.device) -> list[_Slab]:
+    """The young entries of a parameter as blocks that do not overlap; an entry is as young as its youngest axis."""
+    found = []
+    for axis in range(len(since)):
+        held = [(s == 0 if a < axis else s > 0 if a == axis else s >= 0) for a, s in enumerate(since)]
+        at = [mask.nonzero().flatten() for mask in held]
+        if not all(map(len, at)):
+            continue
+        births = torch.zeros((), dtype=torch.int64)
+        for a, (s, places) in enumerate(zip(since, at, strict=True)):
+            births = torch.maximum(births, s[places].view([-1 if b == a else 1 for b in range(len(since))]))
+        known, level = births.unique(return_inverse=True)
+        number = torch.float32 if device.type == "mps" else torch.float64
+        found.append(
+            _Slab(
+                tuple(_side_by_side(places, parameter.device) for places in at),
+                known.to(device, number),
+                None if len(known) == 1 else level.to(parameter.device),
+            )
+        )
+    return found
+
+
+def _side_by_side(places: Tensor, device: torch.device) -> slice | Tensor:
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else places.to(device)
+
+
+class Newborn:
+    """Rides on an optimizer as long as entries of its tensors are much younger than their tensors.
+
+    Args:
+        held: by ``id`` of each parameter the parameter and when its entries were born.
+    """
+
+    def __init__(self, held: Held):
+        self.held = held
+        self.calls = 0
+        self._blocks: dict[int, list[_Slab]] = {}
+        self._before: list[tuple[nn.Parameter, Tensor, list[Tensor]]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether all entries have grown up."""
+        return not self.held
+
+    def take(self, held: Held) -> None:
+        """Go on with other entries."""
+        self.held, self._blocks = held, {}
+
+    def before_step(self, optimizer: Any) -> None:
+        """Remember where young entries stood, and the counts."""
+        self._before = []
+        for p, since in self.held.values():
+            count = _count(optimizer, p)
+            if p.grad is not None and count is not None:
+                blocks = self._blocks.get(id(p)) or _slabs(p, since, count.device)
+                self._blocks[id(p)] = blocks
+                self._before.append((p, count.clone(), [block.of(p.detach()).clone() for block in blocks]))
+
+    def after_step(self, optimizer: Any) -> None:
+        """Scale what the step has done to them."""
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        with torch.no_grad():
+            for p, count, olds in self._before:
+                now, group = _count(optimizer, p), groups.get(id(p))
+                if now is not None and group is not None:
+                    for block, old in zip(self._blocks[id(p)], olds, strict=True):
+                        _scaled(p.detach(), block, old, (count, now), optimizer, group)
+        self._before = []
+        self.calls += 1
+        self._grow_up(optimizer, groups)
+
+    def _grow_up(self, optimizer: Any, groups: Mapping[int, Any]) -> None:
+        """Let go of entries that need no correction any more."""
+        for p, since in list(self.held.values()):
+            count, group = _count(optimizer, p), groups.get(id(p))
+            if count is not None and group is not None and count.device.type != "cpu" and self.calls % SELDOM:
+                continue  # to look at it would wait for the device
+            if count is None or group is None or any(bool((s > count.cpu()).any()) for s in since):
+                left: Since = ()  # it has left the optimizer, or its state was put back to before their birth
+            else:
+                left = tuple(torch.where(_young(s, float(count), group["betas"]), s, 0) for s in since)
+            if not any(bool(s.any()) for s in left):
+                del self.held[id(p)]
+                self._blocks.pop(id(p), None)
+            elif not all(map(torch.equal, left, since)):
+                self.held[id(p)] = p, left
+                self._blocks.pop(id(p), None)
+
+    def to_json(self, model: nn.Module) -> dict[str, Any]:
+        """As data, by names in ``model``."""
+        held = {name: self.held[id(p)][1] for name, p in model.named_parameters() if id(p) in self.held}
+        since = {name: [_runs(one) for one in own] for name, own in held.items()}
+        return {"kind": "newborn", "names": list(held), "since": since}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> Newborn:
+        """Read it back; a ValueError, KeyError or TypeError says that it is another network's."""
+        held: Held = {}
+        for name in data["names"]:
+            since = tuple(_from_runs(runs) for runs in data["since"][name])
+            if tuple(map(len, since)) != tuple(parameters[name].shape):
+                raise ValueError(f"{name} is {tuple(parameters[name].shape)}, not {tuple(map(len, since))}")
+            held[id(parameters[name])] = parameters[name], since
+        return cls(held)
+
+
+def _count(optimizer: Any, p: nn.Parameter) -> Tensor | None:
+    state = optimizer.state.get(p) or {}
+    count = state.get("step")
+    return None if count is None else torch.as_tensor(count)
+
+
+def _scaled(
+    p: Tensor, block: _Slab, old: Tensor, counts: tuple[Tensor, Tensor], optimizer: Any, group: Mapping[str, Any]
+) -> None:
+    """Scale the update of a block; where the count has not moved there was none."""
+    before, now = (count.to(block.births.dtype) for count in counts)
+    k = now - block.births
+    excess = factor(k.clamp(min=1), now, group["betas"], not isinstance(optimizer, torch.optim.Adamax)) - 1
+    excess = torch.where((now > before) & (k > 0), excess, 0.0)
+    excess = excess[0] if block.level is None else excess.to(p.device)[block.level]
+    decay: Any = 0.0
+    if group.get("decoupled_weight_decay"):
+        decay = group["lr"] * group["weight_decay"]
+    here = block.of(p)
+    wide = torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
+    core = here.to(wide) - old.to(wide) * (1 - decay)
+    block.write(p, here + excess * core)
+
+
+def _young(since: Tensor, count: float, betas: Sequence[Any]) -> Tensor:
+    """Bool: whether a factor may still differ from 1 by ``ENOUGH``, now or later."""
+    b1, b2 = (float(beta) for beta in betas)
+    k, t0 = (count - since).double(), since.double()
+    late = b1**k * (1 - b1**t0) + b2**k * (1 - b2**t0) / (1 + (1 - b2**k).clamp(min=0).sqrt())
+    return (since > 0) & (late >= ENOUGH)
+
+
+def grown(held: Held, change: Change, optimizer: Any) -> Held:
+    """What is young after a change that the optimizer's state has followed already."""
+    result = dict(held)
+    for move in change.moves:
+        if move.old is not None and move.old is not move.new:
+            result.pop(id(move.old), None)
+    for move in change.moves:
+        origin = move.source if move.old is None else move.old
+        if move.new is None or origin is None:
+            continue
+        count = _count(optimizer, move.new)
+        since = None if count is None else _since(held.get(id(origin)), move, int(count))
+        result.pop(id(move.new), None)
+        if since is not None and any(bool(one.any()) for one in since):
+            result[id(move.new)] = move.new, since
+    return result
+
+
+def _since(known: tuple[nn.Parameter, Since] | None, move: Move, count: int) -> Since | None:
+    if move.axes is None or count <= 0:
+        return None if known is None or move.reshaped else known[1]
+    found = []
+    for number, axis in enumerate(move.axes):
+        before = torch.zeros(axis.size, dtype=torch.int64) if known is None else known[1][number]
+        new = restarts(axis)
+        places = axis.index.clamp(min=0)
+        kept = before[places] if axis.size else torch.zeros(len(axis.index), dtype=torch.int64)
+        found.append(torch.where(new, count, kept))
+    return tuple(found)
+
+
+def _runs(since: Tensor) -> list[list[int]]:
+    """[count, how many entries] of entries side by side."""
+    counts, lengths = since.unique_consecutive(return_counts=True)
+    return [list(pair) for pair in zip(counts.tolist(), lengths.tolist(), strict=True)]
+
+
+def _from_runs(runs: Sequence[Sequence[int]]) -> Tensor:
+    found: list[Tensor] = []
+    for count, length in runs:
+        if type(count) is not int or type(length) is not int or count < 0 or length < 0:
+            raise ValueError(f"{count!r} for {length!r} entries")
+        found.append(torch.full((length,), count, dtype=torch.int64))
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
