@@ -9,6 +9,7 @@ then they move as under a fresh optimizer.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from auxin.axes import Axis
 from auxin.change import Change, Move
 
 ENOUGH = 1e-3  # factors nearer to 1 than this are dropped
-SELDOM = 32  # calls between two looks at a count that lies on a device
+SELDOM = 16  # steps from one look for what has grown up to the next: it may have to wait for a device
 Since = tuple[Tensor, ...]  # for each axis int64 of its size: the count at which its entries were born, 0: with it
 Held = dict[int, tuple[nn.Parameter, Since]]
 _KINDS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SparseAdam, torch.optim.Adamax)
@@ -40,22 +41,24 @@ def restarts(axis: Axis) -> Tensor:
     return axis.born if axis.gradient is None else axis.born | (axis.gradient == 0)
 
 
-def factor(k: Tensor, t: Tensor, betas: Sequence[Any], second: bool = True) -> Tensor:
+def factor(k: Any, t: Any, betas: Sequence[Any], second: bool = True) -> Any:
     """By what an update at count ``t`` is to be scaled for entries that take their ``k``-th step.
 
     Args:
-        k: from 1 on.
+        k: from 1 on; a number, or a tensor.
         t: of the tensor.
         betas: of the optimizer.
         second: whether the optimizer corrects the second moment as well (Adamax does not).
     """
     scale = _mass(betas[0], t) / _mass(betas[0], k)
-    return scale * (_mass(betas[1], k) / _mass(betas[1], t)).sqrt() if second else scale
+    return scale * (_mass(betas[1], k) / _mass(betas[1], t)) ** 0.5 if second else scale
 
 
-def _mass(beta: Any, steps: Tensor) -> Tensor:
+def _mass(beta: Any, steps: Any) -> Any:
     """The sum of the weights of a running mean after so many steps: 1 - beta^steps."""
-    return -torch.expm1(steps * torch.as_tensor(beta, dtype=steps.dtype).log())
+    if isinstance(steps, Tensor):
+        return -torch.expm1(steps * torch.as_tensor(beta, dtype=steps.dtype).log())
+    return 1.0 if float(beta) == 0 else -math.expm1(steps * math.log(beta))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +67,13 @@ class _Slab:
 
     Attributes:
         at: for each axis where it lies.
-        births: the counts at which its entries were born, each once.
+        ages: the counts at which its entries were born, each once.
+        births: the same as a tensor beside the optimizer's counts.
         level: which of ``births`` each entry has; None: there is one only.
     """
 
     at: tuple[slice | Tensor, ...]
+    ages: list[int]
     births: Tensor
     level: Tensor | None
 
@@ -109,6 +114,7 @@ def _slabs(parameter: Tensor, since: Since, device: torch.device) -> list[_Slab]
         found.append(
             _Slab(
                 tuple(_side_by_side(places, parameter.device) for places in at),
+                known.tolist(),
                 known.to(device, number),
                 None if len(known) == 1 else level.to(parameter.device),
             )
@@ -132,7 +138,7 @@ class Newborn:
         self.held = held
         self.calls = 0
         self._blocks: dict[int, list[_Slab]] = {}
-        self._before: list[tuple[nn.Parameter, Tensor, list[Tensor]]] = []
+        self._before: list[tuple[nn.Parameter, Any, list[Tensor]]] = []
 
     @property
     def done(self) -> bool:
@@ -149,9 +155,11 @@ class Newborn:
         for p, since in self.held.values():
             count = _count(optimizer, p)
             if p.grad is not None and count is not None:
-                blocks = self._blocks.get(id(p)) or _slabs(p, since, count.device)
-                self._blocks[id(p)] = blocks
-                self._before.append((p, count.clone(), [block.of(p.detach()).clone() for block in blocks]))
+                if id(p) not in self._blocks:
+                    on = count.device if isinstance(count, Tensor) else torch.device("cpu")
+                    self._blocks[id(p)] = _slabs(p, since, on)
+                blocks = self._blocks[id(p)]
+                self._before.append((p, count, [block.of(p.detach()).clone() for block in blocks]))
 
     def after_step(self, optimizer: Any) -> None:
         """Scale what the step has done to them."""
@@ -164,18 +172,21 @@ class Newborn:
                         _scaled(p.detach(), block, old, (count, now), optimizer, group)
         self._before = []
         self.calls += 1
-        self._grow_up(optimizer, groups)
+        if self.calls % SELDOM == 1:
+            self._grow_up(optimizer, groups)
 
     def _grow_up(self, optimizer: Any, groups: Mapping[int, Any]) -> None:
         """Let go of entries that need no correction any more."""
         for p, since in list(self.held.values()):
             count, group = _count(optimizer, p), groups.get(id(p))
-            if count is not None and group is not None and count.device.type != "cpu" and self.calls % SELDOM:
-                continue  # to look at it would wait for the device
-            if count is None or group is None or any(bool((s > count.cpu()).any()) for s in since):
-                left: Since = ()  # it has left the optimizer, or its state was put back to before their birth
+            if count is None or group is None:
+                left: Since = ()  # it has left the optimizer
             else:
-                left = tuple(torch.where(_young(s, float(count), group["betas"]), s, 0) for s in since)
+                at = float(count)
+                if any(bool((s > at).any()) for s in since):
+                    left = ()  # its state was put back to before their birth
+                else:
+                    left = tuple(torch.where(_young(s, at, group["betas"]), s, 0) for s in since)
             if not any(bool(s.any()) for s in left):
                 del self.held[id(p)]
                 self._blocks.pop(id(p), None)
@@ -201,28 +212,44 @@ class Newborn:
         return cls(held)
 
 
-def _count(optimizer: Any, p: nn.Parameter) -> Tensor | None:
-    state = optimizer.state.get(p) or {}
-    count = state.get("step")
-    return None if count is None else torch.as_tensor(count)
+def _count(optimizer: Any, p: nn.Parameter) -> Any:
+    """The count of a tensor: a number, or a copy of one that lies on a device; None: it has not stepped."""
+    count = (optimizer.state.get(p) or {}).get("step")
+    on_device = isinstance(count, Tensor) and count.device.type != "cpu"
+    return count if count is None else count.detach().clone() if on_device else float(count)
 
 
 def _scaled(
-    p: Tensor, block: _Slab, old: Tensor, counts: tuple[Tensor, Tensor], optimizer: Any, group: Mapping[str, Any]
+    p: Tensor, block: _Slab, old: Tensor, counts: tuple[Any, Any], optimizer: Any, group: Mapping[str, Any]
 ) -> None:
     """Scale the update of a block; where the count has not moved there was none."""
+    share: Any = _shares(block, counts, group["betas"], not isinstance(optimizer, torch.optim.Adamax))
+    if share is None:
+        return
+    wide = torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
+    here, old = block.of(p), old.to(wide)
+    if group.get("decoupled_weight_decay"):
+        old.mul_(1 - group["lr"] * group["weight_decay"])
+    share = share.to(p.device, wide) if isinstance(share, Tensor) else share
+    block.write(p, torch.lerp(old, here.to(wide), share))
+
+
+def _shares(block: _Slab, counts: tuple[Any, Any], betas: Sequence[Any], second: bool) -> Any:
+    """The factor of a block, or of each of its entries; None: there was no step."""
+    before, now = counts
+    if not isinstance(now, Tensor):
+        if now <= before:
+            return None
+        each = [factor(now - age, now, betas, second) if age < now else 1.0 for age in block.ages]
+        return (
+            each[0]
+            if block.level is None
+            else torch.tensor(each, dtype=torch.float64).to(block.level.device)[block.level]
+        )
     before, now = (count.to(block.births.dtype) for count in counts)
     k = now - block.births
-    excess = factor(k.clamp(min=1), now, group["betas"], not isinstance(optimizer, torch.optim.Adamax)) - 1
-    excess = torch.where((now > before) & (k > 0), excess, 0.0)
-    excess = excess[0] if block.level is None else excess.to(p.device)[block.level]
-    decay: Any = 0.0
-    if group.get("decoupled_weight_decay"):
-        decay = group["lr"] * group["weight_decay"]
-    here = block.of(p)
-    wide = torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
-    core = here.to(wide) - old.to(wide) * (1 - decay)
-    block.write(p, here + excess * core)
+    each = torch.where((now > before) & (k > 0), factor(k.clamp(min=1), now, betas, second), 1.0)
+    return each[0] if block.level is None else each[block.level]
 
 
 def _young(since: Tensor, count: float, betas: Sequence[Any]) -> Tensor:
@@ -244,7 +271,7 @@ def grown(held: Held, change: Change, optimizer: Any) -> Held:
         if move.new is None or origin is None:
             continue
         count = _count(optimizer, move.new)
-        since = None if count is None else _since(held.get(id(origin)), move, int(count))
+        since = None if count is None else _since(held.get(id(origin)), move, int(float(count)))
         result.pop(id(move.new), None)
         if since is not None and any(bool(one.any()) for one in since):
             result[id(move.new)] = move.new, since
