@@ -15,10 +15,17 @@ from auxin.when import Reading
 RECIPE = replace(Recipe(), dim=16, budget=0.2e9, batch=32, warmup=5, readings=60)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(example_task):
     """Builds a run on the example: ``run(depth, grows=False)``."""
     return lambda depth, grows=False: Run(Data(example_task, 1), RECIPE, Job(depth, 0, grows))
+
+
+@pytest.fixture(scope="module")
+def grown_once(run):
+    """A run that has grown, and its outcome; the tests only look at it."""
+    grown = run(1, grows=True)
+    return grown, grown.go()
 
 
 def test_flops_are_those_of_the_matrices() -> None:
@@ -27,17 +34,16 @@ def test_flops_are_those_of_the_matrices() -> None:
     assert forward_flops(network, torch.ones(5, 6)) == by_hand
 
 
-def test_all_rows_cost_the_same(run) -> None:
+def test_all_rows_cost_the_same(run, grown_once) -> None:
     spent = {depth: run(depth).go().flops for depth in (0, 1, 2, 4, 8)}
-    grown = run(1, grows=True)
-    outcome = grown.go()
+    _, outcome = grown_once
     assert outcome.depth > 1, "the budget of this test lets the network grow"
     assert max(spent.values()) / min(*spent.values(), outcome.flops) < 1.02
     assert outcome.flops <= sum(spent.values()) / 5
 
 
-def test_a_grown_run_pays_for_its_validations_and_growths(run) -> None:
-    outcome = (grown := run(1, grows=True)).go()
+def test_a_grown_run_pays_for_its_validations_and_growths(grown_once) -> None:
+    grown, outcome = grown_once
     assert grown.grower is not None
     trained = sum(
         (later["step"] - sooner["step"]) * 3 * 32 * 2 * (6 * 16 + sooner["depth"] * 2 * 16 * 16 + 16 * 4)
@@ -48,15 +54,15 @@ def test_a_grown_run_pays_for_its_validations_and_growths(run) -> None:
     assert outcome.metrics[-1]["flops"] - trained > at_least
 
 
-def test_it_grows_only_while_months_are_held_out(run) -> None:
-    outcome = (grown := run(1, grows=True)).go()
+def test_it_grows_only_while_months_are_held_out(grown_once) -> None:
+    grown, outcome = grown_once
     held = [entry for entry in outcome.metrics if entry["validation"] is not None]
     assert max(entry["flops"] for entry in held) < 0.5 * RECIPE.budget
     assert held[-1]["depth"] == outcome.depth == 1 + len(grown.grower.journal)
 
 
-def test_metrics_are_complete_and_in_order(run) -> None:
-    metrics = run(1, grows=True).go().metrics
+def test_metrics_are_complete_and_in_order(grown_once) -> None:
+    metrics = grown_once[1].metrics
     keys = {"step", "seconds", "flops", "loss", "validation", "parameters", "depth", "learning_rate"}
     assert all(set(entry) == keys for entry in metrics)
     for key in ("step", "flops", "parameters", "depth"):
@@ -64,8 +70,8 @@ def test_metrics_are_complete_and_in_order(run) -> None:
         assert values == sorted(values), key
 
 
-def test_the_same_seed_gives_the_same_forecast(run) -> None:
-    assert run(1, grows=True).go().forecast == run(1, grows=True).go().forecast
+def test_the_same_seed_gives_the_same_forecast(run, grown_once) -> None:
+    assert run(1, grows=True).go().forecast == grown_once[1].forecast
 
 
 def test_a_run_leaves_the_global_random_numbers_alone(run) -> None:
@@ -74,15 +80,14 @@ def test_a_run_leaves_the_global_random_numbers_alone(run) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_grown_network_loads_into_a_hand_written_deeper_one(run) -> None:
-    outcome = (grown := run(1, grows=True)).go()
+def test_a_grown_network_loads_into_a_hand_written_deeper_one(grown_once) -> None:
+    grown, outcome = grown_once
     shape = grown.data.shape
     Network(shape.lookback, shape.horizon, RECIPE.dim, outcome.depth).load_state_dict(grown.network.state_dict())
 
 
-def test_a_checkpoint_brings_the_run_back(run, tmp_path) -> None:
-    grown = run(1, grows=True)
-    grown.go()
+def test_a_checkpoint_brings_the_run_back(run, grown_once, tmp_path) -> None:
+    grown, _ = grown_once
     ax.save(grown.grower, tmp_path / "run")
     again = run(1, grows=True)
     ax.load(tmp_path / "run", again.grower)
