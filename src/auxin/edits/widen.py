@@ -23,13 +23,14 @@ from auxin.anatomy.widths.groups import (
 )
 from auxin.anatomy.widths.recipes import needed, recipes
 from auxin.anatomy.widths.starts import STARTS, Begun, start
-from auxin.anatomy.widths.terms import Term, atoms, find
+from auxin.anatomy.widths.terms import Term, atoms, factors, find, pieces, product
 from auxin.anatomy.widths.tried import tried
 from auxin.axes import Axis
 from auxin.change import Assign, Change, Swap
 from auxin.errors import GrowthError, reason
 
 STATES = ("map", "reset")
+UNITS = ("heads", "groups", "head_dim", "rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Widen:
         noise: added to copies, in standard deviations of the old weights; the function is not kept exactly then.
         state: "map": optimizer states go with the entries, scaled as their gradients are; "reset": those of copies
             start at zero.
-        unit: "heads" counts heads of attention instead of entries, "groups" heads of keys with all that share them.
+        unit: what ``by`` and ``to`` count: entries (None); "heads" of attention; "groups", heads of keys with all the
+            queries that share them; "head_dim", entries of one head; "rows" of an embedding, its vocabulary.
         outputs: the network's own output may get wider, as for more classes.
         axes, assigns: what was found, as a journal records it.
 
@@ -143,8 +145,8 @@ class Widen:
             raise GrowthError(f"{self._where}: init={self.init!r} is not known; use one of {', '.join(STARTS)}.")
         if self.state not in STATES:
             raise GrowthError(f"{self._where}: state={self.state!r} is not known; use 'map' or 'reset'.")
-        if self.unit not in (None, "heads", "groups", "rows"):
-            raise GrowthError(f"{self._where}: unit={self.unit!r} is not known; use 'heads', 'groups' or 'rows'.")
+        if self.unit not in (None, *UNITS):
+            raise GrowthError(f"{self._where}: unit={self.unit!r} is not known; use one of {', '.join(UNITS)}.")
         if isinstance(self.noise, bool) or not isinstance(self.noise, (int, float)) or not self.noise >= 0:
             raise GrowthError(f"{self._where}: noise={self.noise!r}: pass a number from 0 on.")
 
@@ -200,24 +202,29 @@ class Widen:
         Raises:
             GrowthError: the number asked for is no multiple of a step.
         """
-        steps = by_steps(term)
-        size = find(term).size
-        if self.unit in ("heads", "groups"):
-            if len(steps) < 2:
-                raise GrowthError(f"{self._where}: {path} has no heads; leave out unit=, to count entries.")
-            atom, _ = steps[0] if self.unit == "groups" or len(steps) == 2 else steps[-2]
-            by = self.by if self.by is not None else (self.to or 0) - find(atom).size
-            if by <= 0:
-                raise GrowthError(f"{self._where}: {path} has {find(atom).size} already.")
-            return [(atom, by)]
+        counted = self._counted(path, term)
+        size = find(counted).size
         by = self.by if self.by is not None else (self.to or 0) - size
+        unit = self.unit or "wide"
         if by <= 0:
-            raise GrowthError(f"{self._where}: {path} is {size} wide already; Widen makes it wider.")
+            raise GrowthError(f"{self._where}: {path} is {size} {unit} already; Widen makes it wider.")
+        steps = by_steps(counted)
         fitting = [(atom, by // step) for atom, step in steps if by % step == 0]
         if not fitting:
             told = " or ".join(str(step) for _, step in steps)
-            raise GrowthError(f"{self._where}: {path} ({size} wide) grows in steps of {told}; {by} is no multiple.")
-        return fitting
+            raise GrowthError(f"{self._where}: {path} ({size} {unit}) grows in steps of {told}; {by} is no multiple.")
+        return fitting[::-1] if self.unit == "heads" else fitting
+
+    def _counted(self, path: str, term: Term) -> Term:
+        """What ``by`` and ``to`` count: entries of an axis, or heads, groups of them, entries of one."""
+        if self.unit in (None, "rows"):
+            return term
+        heads = factors(pieces(term)[0])
+        if len(heads) < 2:
+            raise GrowthError(f"{self._where}: {path} has no heads; leave out unit=, to count entries.")
+        if self.unit == "head_dim":
+            return heads[-1]
+        return heads[0] if self.unit == "groups" else product(heads[:-1])
 
     def _assigns(self, model: nn.Module, width: Width, begun: Begun) -> list[Assign]:
         swaps = begun.swaps
