@@ -4,7 +4,7 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 
@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 
 from auxin.axes import Axes, Part, has_born, told
 from auxin.dynamo import CompileTime
-from auxin.listing import listing
+from auxin.listing import folded, listing, unnumbered
 from auxin.modules import Dormant
 from auxin.output_hook import NAME as GROWN
 
@@ -136,6 +136,7 @@ class Swap:
 
 
 MISSING = object()
+PHRASES = 6  # about resized tensors, in the line that a change prints
 
 
 @dataclass(frozen=True, eq=False)
@@ -477,9 +478,31 @@ class Change:
         if not self.added:
             at = getattr(self.edit, "at", "")
             yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
-        for move in self.moves:
-            if move.old_shape is not None and move.reshaped:
-                yield " ".join(filter(None, (f"{move.name} {_resized(move)}", _mapped(move))))
+        yield from _resizes([move for move in self.moves if move.old_shape is not None and move.reshaped])
+
+
+def _resizes(moves: Sequence[Move]) -> Iterator[str]:
+    """What is resized: one phrase for tensors of repeated blocks, and no more phrases than fit in a line."""
+    phrases = _folded(moves, _mapped)
+    if len(phrases) > PHRASES:
+        phrases = _folded(moves, lambda move: "(each in places of its own)" if _mapped(move) else "")
+    yield from (phrase for phrase, _ in phrases[:PHRASES])
+    more = sum(count for _, count in phrases[PHRASES:])
+    if more:
+        yield f"and {more} more tensors" if more > 1 else "and one more tensor"
+
+
+def _folded(moves: Sequence[Move], mapped: Callable[[Move], str]) -> list[tuple[str, int]]:
+    """Phrases, and of how many tensors each tells."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for move in moves:
+        name = move.name or ""
+        alike.setdefault((unnumbered(name), _resized(move), mapped(move)), []).append(name)
+    return [
+        (" ".join(filter(None, (pattern, *how))), len(group))
+        for (_, *how), names in alike.items()
+        for pattern, group in folded(names)
+    ]
 
 
 def _resized(move: Move) -> str:

@@ -5,7 +5,9 @@ Some times faster, since nothing recurses: a growth asks for them again and agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from auxin.errors import GrowthError
+
+INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,3 +120,63 @@ def module_at(model: nn.Module, path: str, what: str = "at") -> nn.Module:
 def join(path: str, name: str) -> str:
     """``path.name``, or ``name`` at the root."""
     return f"{path}.{name}" if path else name
+
+
+def unnumbered(name: str) -> str:
+    """A name with ``*`` in place of its numbers."""
+    return INDEX.sub("*", name)
+
+
+def folded(
+    names: Sequence[str], star: bool = False, fits: Callable[[str, int], bool] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Names that differ in their numbers alone, as few patterns: ``layers.0-11.fc``, or ``layers.*.fc``.
+
+    Args:
+        names: alike but for their numbers, each once.
+        star: write ``*`` for numbers that differ.
+        fits: whether a pattern may stand for that many names.
+
+    Yields:
+        Each pattern with the names that it stands for; every name once.
+    """
+    rows = [name.split(".") for name in names]
+    values = [list(dict.fromkeys(row[n] for row in rows)) for n in range(len(rows[0]))]
+    varying = [n for n, found in enumerate(values) if len(found) > 1]
+    text = ".".join(found[0] if len(found) == 1 else "*" if star else _ranges(found) for found in values)
+    whole = math.prod(len(found) for found in values) == len(names)
+    if not varying or (whole and (fits is None or fits(text, len(names)))):
+        yield text, list(names)
+        return
+    at = min(varying, key=lambda n: len(values[n]))
+    for value in values[at]:
+        yield from folded([name for name, row in zip(names, rows, strict=True) if row[at] == value], star, fits)
+
+
+def in_words(names: Iterable[str], most: int = 6) -> str:
+    """Names of tensors, those of repeated blocks and of modules side by side in one: ``layers.0-3.{q,k,v}.weight``."""
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(unnumbered(name), []).append(name)
+    beside: dict[tuple[str, str], list[str]] = {}
+    for pattern in (pattern for group in alike.values() for pattern, _ in folded(group)):
+        path, _, leaf = pattern.rpartition(".")
+        above, _, module = path.rpartition(".")
+        beside.setdefault((above, leaf), []).append(module)
+    found = []
+    for (above, leaf), modules in beside.items():
+        middle = modules[0] if len(modules) == 1 else "{" + ",".join(modules) + "}"
+        found.append(".".join(filter(None, (above, middle, leaf))))
+    more = [f"{len(found) - most} more"] if len(found) > most else []
+    return ", ".join(found[:most] + more)
+
+
+def _ranges(numbers: Iterable[str]) -> str:
+    """``0-3,5`` of 0, 1, 2, 3, 5."""
+    runs: list[list[int]] = []
+    for number in sorted(map(int, numbers)):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

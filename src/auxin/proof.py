@@ -20,7 +20,7 @@ from auxin.change import Change
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import counterparts, inside, ratio, sizes, units
 from auxin.gate import set_gate
-from auxin.listing import named_parameters
+from auxin.listing import in_words, named_parameters
 from auxin.randomness import random_state
 
 Outputs = list[Tensor]
@@ -494,7 +494,7 @@ def _silent(change: Change, grads: dict[str, Any], context: PlanContext) -> Iter
             f"{', '.join(dead[:3])}: no gradient reaches the new entries on the probe, so they would never learn (both "
             "factors of a product are zero). Let one side start at random."
         )
-    yield f"no gradient at the new entries of {', '.join(dead)} on the probe"
+    yield f"no gradient at the new entries of {in_words(dead)} on the probe"
 
 
 def _idle(change: Change, grads: dict[str, Any]) -> list[str]:
