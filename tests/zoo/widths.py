@@ -1,6 +1,6 @@
 """What of the zoo's architectures gets wider: feed-forward widths and heads of language models, channels of CNNs.
 
-Each is planned and run in float64 on the network, and counts as exact if its outputs are the same to 1e-9.
+Each is planned and run in float64 on the network, and counts as exact if its outputs are the same to 1e-6.
 
     python tests/zoo/widths.py [--only NAME ...]
 """
@@ -40,9 +40,11 @@ CNN = """resnet18 resnet50 seresnet18 densenet121 dla34 dpn48b efficientnet_b0 m
 
 
 def context_of(name: str) -> PlanContext:
-    """The network in float64 on its input."""
+    """The network in float64 on its input; in float32 where an operation of torch's takes nothing else."""
     model, args, kwargs = build(name)
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    if "grouped" in str(getattr(getattr(model, "config", None), "_experts_implementation_internal", "")):
+        return PlanContext(model, given)
     wide = (torch.float32, torch.float64)
     probe: Any = (
         moved(given, torch.device("cpu"), wide) if kwargs else tuple(moved(list(args), torch.device("cpu"), wide))
@@ -60,7 +62,9 @@ def outcome(context: PlanContext, edit: ax.Widen) -> str:
     with untouched(context.model), standing(context.model, change.swaps, change.assigns), torch.no_grad():
         after = list(tensors_in(context.run()))
     off = max(map(_off, before, after))
-    return "exact" if off < 1e-9 else f"wrong: {off:.1e}"
+    first = next(t for t in before if t.is_floating_point())
+    limit = 1e-6 if first.dtype == torch.float64 else 1e-5  # norms of many models compute in float32 inside
+    return "exact" if off < limit else f"wrong: {off:.1e}"
 
 
 def _off(a: Tensor, b: Tensor) -> float:
