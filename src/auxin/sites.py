@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import html
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,10 @@ from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.edits.after import channel_axis
 from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError, reason
-from auxin.listing import join
+from auxin.listing import join, unnumbered
 from auxin.modules import Dormant
 from auxin.output_hook import NAME, has_grown
-
-INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
+from auxin.widths import Widths, widths_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,22 @@ class Site:
 class Sites(list[Site]):
     """A list of sites that prints as a table; places that differ only in their numbers share a row, ``blocks.*.fc``."""
 
+    def __init__(self, sites: Iterable[Site] = (), context: PlanContext | None = None):
+        super().__init__(sites)
+        self._context = context
+
+    @functools.cached_property
+    def widths(self) -> Widths:
+        """The widths of the network: what of it grows together, and by which ``Widen``; a list of ``Width``.
+
+        One more forward, when it is first asked for (or printed).
+        """
+        return Widths() if self._context is None else widths_of(self._context)
+
     def __str__(self) -> str:
+        return "\n\n".join(filter(None, [self._table(), str(self.widths)]))
+
+    def _table(self) -> str:
         rows = [HEADER, *self._rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
         lines = []
@@ -73,14 +87,15 @@ class Sites(list[Site]):
         """The table in a notebook."""
         rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._rows()]
         head = "".join(f"<th>{name}</th>" for name in HEADER)
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in (head, *rows))}</table>"
+        table = f"<table>{''.join(f'<tr>{row}</tr>' for row in (head, *rows))}</table>"
+        return table + self.widths._repr_html_()
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         groups: dict[tuple[Any, ...], list[Site]] = {}
         for site in self:
             kinds = tuple(text.partition("(")[0] for text in site.fits)
             facts = site.shape, site.dtype, site.calls, site.parameters, site.flops, kinds, site.why_not
-            groups.setdefault((INDEX.sub("*", site.at), *facts), []).append(site)
+            groups.setdefault((unnumbered(site.at), *facts), []).append(site)
         for (pattern, shape, dtype, calls, parameters, flops, kinds, why), alike in groups.items():
             yield (
                 alike[0].at if len(alike) == 1 else f"{pattern} ({len(alike)})",
@@ -128,7 +143,7 @@ def sites(model: nn.Module, probe: Probe) -> Sites:
     running = {above for path, own in seen.items() if own.count for above in _above(path)}
     fixed = _fixed_blocks(context, seen, running)
     lists = _block_lists(model, seen, fixed)
-    found = Sites()
+    found = Sites(context=context)
     for path, module in model.named_modules():
         if module is model:
             continue

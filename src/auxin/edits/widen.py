@@ -24,6 +24,7 @@ from auxin.anatomy.widths.groups import (
 from auxin.anatomy.widths.recipes import needed, recipes
 from auxin.anatomy.widths.starts import STARTS, Begun, start
 from auxin.anatomy.widths.terms import Term, atoms, factors, find, pieces, product
+from auxin.anatomy.widths.tracer import Trace
 from auxin.anatomy.widths.tried import tried
 from auxin.axes import Axis
 from auxin.change import Assign, Change, Swap
@@ -84,7 +85,7 @@ class Widen:
             return self._change(model, context, self, swaps, self.assigns, how="as the journal says", preserves=False)
         if not context.has_probe:
             raise GrowthError(f"{self._where}: which tensors share a width is seen in a forward; pass probe=batch.")
-        begun, assigns = self._tried(model, context)
+        _, begun, assigns = self.tried(model, context)
         axes = tuple(
             (s.path, s.name, tuple(None if a.is_same else a.to_json() for a in s.axes or ())) for s in begun.swaps
         )
@@ -92,18 +93,26 @@ class Widen:
         edit = dataclasses.replace(self, axes=axes, assigns=written)
         return self._change(model, context, edit, begun.swaps, written, how=begun.how, preserves=begun.preserves)
 
-    def _tried(self, model: nn.Module, context: PlanContext) -> tuple[Begun, list[Assign]]:
+    def tried(self, model: nn.Module, context: PlanContext, fields: bool = True) -> tuple[Width, Begun, list[Assign]]:
         """The first way that lets the network run, and compute what it did where that is promised.
+
+        Args:
+            model: the network; nothing is written to it.
+            context: runs it on the probe.
+            fields: whether to look for the fields of a configuration that say the width.
+
+        Returns:
+            What grows, the tensors, and the attributes.
 
         Raises:
             GrowthError: there is none; says what stands in the way of each.
         """
         wrong: list[str] = []
-        for width in self._widths(model, context):
+        for width in self.widths(model, context):
             best: tuple[float, Begun, list[Assign]] | None = None
             for recipe in recipes(model, width, self.init):
                 begun = start(model, width, self.init, self.noise, self.state == "reset", context, self._where, recipe)
-                assigns = self._assigns(model, width, begun)
+                assigns = self._assigns(model, width, begun, fields)
                 why, difference = tried(context, begun.swaps, assigns, same=begun.preserves)
                 wrong += [why] if why else []
                 if not why and (best is None or difference < best[0]):
@@ -111,7 +120,7 @@ class Widen:
                 if best is not None and best[0] == 0:
                     break
             if best is not None:
-                return best[1:]
+                return width, *best[1:]
             wrong += needed(width) if self.init != "random" else []
         raise GrowthError(f"{self._where}: cannot grow: {'; '.join(list(dict.fromkeys(wrong))[:3])}.")
 
@@ -154,7 +163,7 @@ class Widen:
         maps = {number: Axis.from_json(data) for number, data in enumerate(axes) if data is not None}
         return resized(model, f"{path}.{name}".lstrip("."), maps)
 
-    def _widths(self, model: nn.Module, context: PlanContext) -> list[Width]:
+    def widths(self, model: nn.Module, context: PlanContext) -> list[Width]:
         """What may grow, in as many ways as the numbers allow; the one that touches least first.
 
         Raises:
@@ -171,11 +180,12 @@ class Widen:
                 "training loop calls the model."
             ) from error
         terms = [(path, output_axis(trace, model, path, rows=self.unit == "rows")) for path in paths]
-        ways = [self._atoms(path, term) for path, term in terms]
+        ways = [self._atoms(path, term, trace) for path, term in terms]
         found: list[Width] = []
         for way in range(max(map(len, ways))):  # as many heads more, or larger ones: the way that touches least
             growth = {id(atom): (atom, by) for atom, by in (one[min(way, len(one) - 1)] for one in ways)}
             width = closure(trace, growth.values())
+            width.why_not += [] if self.unit else self._other(terms, width)
             if not refusals(width) and width.reaches_output and not self.outputs:
                 width.why_not.append("the network's own output would get wider; if it shall, pass outputs=True")
             found.append(width)
@@ -184,6 +194,15 @@ class Widen:
             why = list(dict.fromkeys(reason for width in found for reason in refusals(width)))
             raise GrowthError(f"{self._where}: cannot grow: {'; '.join(why[:3])}.")
         return sorted(fitting, key=lambda width: len(width.members))
+
+    def _other(self, terms: Sequence[tuple[str, Term]], width: Width) -> list[str]:
+        """Where an axis would become another size than was asked for, since what follows is part of it too."""
+        told = []
+        for path, term in terms:
+            size, new = find(term).size, width.length(term)
+            if new != (self.to if self.by is None else size + self.by):
+                told.append(f"{path} ({size} wide) would become {new} wide with all that must follow")
+        return told[:1]
 
     def _paths(self, model: nn.Module) -> list[str]:
         if not any(sign in self.at for sign in "*?["):
@@ -196,26 +215,26 @@ class Widen:
             raise GrowthError(f"{self._where}: no module of the network fits this pattern.")
         return found
 
-    def _atoms(self, path: str, term: Term) -> list[tuple[Term, int]]:
+    def _atoms(self, path: str, term: Term, trace: Trace) -> list[tuple[Term, int]]:
         """What of an axis may grow, and by how many.
 
         Raises:
             GrowthError: the number asked for is no multiple of a step.
         """
-        counted = self._counted(path, term)
+        counted = self.counted(path, term)
         size = find(counted).size
         by = self.by if self.by is not None else (self.to or 0) - size
         unit = self.unit or "wide"
         if by <= 0:
             raise GrowthError(f"{self._where}: {path} is {size} {unit} already; Widen makes it wider.")
-        steps = by_steps(counted)
+        steps = [(atom, closure(trace, [(atom, 1)]).length(counted) - size) for atom, _ in by_steps(counted)]
         fitting = [(atom, by // step) for atom, step in steps if by % step == 0]
         if not fitting:
             told = " or ".join(str(step) for _, step in steps)
             raise GrowthError(f"{self._where}: {path} ({size} {unit}) grows in steps of {told}; {by} is no multiple.")
         return fitting[::-1] if self.unit == "heads" else fitting
 
-    def _counted(self, path: str, term: Term) -> Term:
+    def counted(self, path: str, term: Term) -> Term:
         """What ``by`` and ``to`` count: entries of an axis, or heads, groups of them, entries of one."""
         if self.unit in (None, "rows"):
             return term
@@ -226,7 +245,7 @@ class Widen:
             return heads[-1]
         return heads[0] if self.unit == "groups" else product(heads[:-1])
 
-    def _assigns(self, model: nn.Module, width: Width, begun: Begun) -> list[Assign]:
+    def _assigns(self, model: nn.Module, width: Width, begun: Begun, fields: bool) -> list[Assign]:
         swaps = begun.swaps
         named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
         sizes = {id(named[join(s.path, s.name)]): s.value.shape for s in swaps if s.value is not None}
@@ -258,13 +277,18 @@ class Widen:
                 add(attribute.path, attribute.name, attribute.value, value)
         for path, name, old, value in _namesakes(model, width, swaps):
             add(path, name, old, value)
-        for path, name, old, value in fields_for(model, shapes, width):
+        for path, name, old, value in fields_for(model, shapes, width) if fields else ():
             add(path, name, old, value)
         return [*found.values(), *begun.assigns]
 
 
 def _namesakes(model: nn.Module, width: Width, swaps: Sequence[Swap]) -> Iterable[tuple[str, str, int, int]]:
-    """Whole numbers of the modules around what grows that say the old size, and nothing else there has that size."""
+    """Whole numbers of the modules around what grows that say the old size, and nothing else there has that size.
+
+    Not those of which forward was seen to make lengths: of these it is known whether they follow. Nor the number of a
+    block.
+    """
+    seen = {(a.path, a.name) for size, _ in width.trace.links for a in size.attributes}
     for path in dict.fromkeys(swap.path.rpartition(".")[0] for swap in swaps):
         module = module_at(model, path)
         if type(module).__module__.startswith("torch.nn.modules"):
@@ -284,5 +308,15 @@ def _namesakes(model: nn.Module, width: Width, swaps: Sequence[Swap]) -> Iterabl
         other |= {atom.size for term in terms for atom in atoms(term) if id(atom) not in width.growth}
         for name, value in vars(module).items():
             new = {after for before, after in changes if before == value}
-            if type(value) is int and value > 1 and value not in other and len(new) == 1:
+            known = (path, name) in seen or type(value) is not int or _is_position(model, path, name)
+            if not known and value > 1 and value not in other and len(new) == 1:
                 yield path, name, value, new.pop()
+
+
+def _is_position(model: nn.Module, path: str, name: str) -> bool:
+    """Whether an attribute says where among its like a module stands: 8, or 9, in ``layers.8``."""
+    module = module_at(model, path)
+    here = getattr(module, name)
+    numbers = {int(part) for part in path.split(".") if part.isdigit()}
+    others = {vars(m).get(name) for m in model.modules() if type(m) is type(module)}
+    return len(others) > 1 and (here in numbers or here - 1 in numbers)

@@ -14,7 +14,7 @@ from torch import nn
 from auxin.anatomy.probe import PlanContext, untouched
 from auxin.anatomy.tree import module_at
 from auxin.anatomy.widths.sizes import Attribute, Size
-from auxin.anatomy.widths.terms import BORN, Term, atoms, contains, copies, find, grown, parts
+from auxin.anatomy.widths.terms import BORN, Term, atoms, copies, find, grown, parts
 from auxin.anatomy.widths.tracer import Event, Trace, traced
 from auxin.errors import GrowthError
 
@@ -84,7 +84,7 @@ class Width:
 
     def grows(self, term: Term) -> bool:
         """Whether an axis contains an atom that grows."""
-        return any(contains(term, atom) for atom, _ in self.growth.values())
+        return not self.trace.inside(term).isdisjoint(self.growth)
 
     @property
     def changes(self) -> set[tuple[int, int]]:
@@ -212,7 +212,8 @@ def _follow_attributes(width: Width, values: Mapping[tuple[int, str], int]) -> N
         fitting = [atom for atom in atoms(term) if ratio > 1 and (find(atom).size * ratio).denominator == 1]
         free = [atom for atom in fitting if id(atom) not in width.growth]
         if free and not width.grows(term):
-            atom = next((a for a in free if a.size in {s.value for s in size.attributes}), free[0])
+            changed = {s.value for s in size.attributes if values.get(s.key, s.value) != s.value}
+            atom = next((a for a in free if a.size in changed), free[0])
             width.growth[id(atom)] = (atom, int(atom.size * ratio) - atom.size)
         elif _is_plain(size):
             what = f"{' and '.join(map(str, size.attributes))} (= {int(size)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +39,7 @@ def _mm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[
         for axes in given:
             if axes.source is not None:
                 tracer.trace.roles[axes.source, 0] = "batch"
+    tracer.trace.work.append((2, (*a.terms, b.terms[-1])))
     tracer.give(made[0], [*a.terms[:-1], b.terms[-1]])
 
 
@@ -49,6 +51,7 @@ def _grouped_mm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], give
     if b.source is not None:
         tracer.trace.roles[b.source, 0] = "batch"
         tracer.event("sort", b.terms[0], "a choice of experts")
+    tracer.trace.work.append((2, (*a.terms[: made[0].dim()], b.terms[-1])))
     tracer.give(made[0], [*a.terms[: made[0].dim() - 1], b.terms[-1]])
 
 
@@ -70,6 +73,7 @@ def _linear(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: l
     _contracted(tracer, x, weight, x.terms[-1], weight.terms[-1], "linear")
     if len(given) > 2:
         tracer.meet(weight.terms[0], given[2].terms[0], "bias")
+    tracer.trace.work.append((2, (*x.terms, weight.terms[0])))
     tracer.give(made[0], [*x.terms[:-1], *weight.terms[:-1]])
 
 
@@ -110,6 +114,8 @@ def _convolution(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], giv
         if given[2].source is not None:
             tracer.trace.roles.setdefault((given[2].source, 0), "bias")
     shape = made[0].shape[2:]
+    places = math.prod(x.terms[n].size for n in range(2, len(x.terms))) if transposed else math.prod(shape)
+    tracer.trace.work.append((2 * places, (x.terms[0], *weight.terms)))
     tracer.give(made[0], [x.terms[0], out, *(Term(size) for size in shape)])
 
 
@@ -149,6 +155,7 @@ def _attention(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given
     tracer.meet(k[-2], v[-2], "attention")
     tracer.meet(q[-1], k[-1], "attention")
     tracer.event("product", q[-1], "attention")
+    tracer.trace.work += [(2, (*q, k[-2])), (2, (*q[:-1], k[-2], v[-1]))]
     tracer.give(made[0], [*q[:-1], v[-1]])
     for tensor in made[1:]:
         tracer.give(tensor, [Term(size) for size in tensor.shape])

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxin.anatomy.widths.sizes import Size, remembered
-from auxin.anatomy.widths.terms import Mixed, Term, find, unify
+from auxin.anatomy.widths.terms import Mixed, Term, atoms, find, unify
 
 SHAPING = {  # functions whose whole numbers are lengths
     *("view", "reshape", "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "expand"),
@@ -68,6 +68,7 @@ class Trace:
         outputs: terms of the axes of the tensors that the network gave.
         inputs: the same of what it was given.
         groups: modules whose number of groups is a length (grouped convolutions, group norms).
+        work: floating-point operations of products and convolutions: each a factor, times the lengths of axes.
     """
 
     tensors: dict[str, list[Term]] = field(default_factory=dict)
@@ -78,6 +79,16 @@ class Trace:
     outputs: list[list[Term]] = field(default_factory=list)
     inputs: list[list[Term]] = field(default_factory=list)
     groups: list[tuple[str, Term]] = field(default_factory=list)
+    work: list[tuple[float, tuple[Term, ...]]] = field(default_factory=list)
+    _inside: dict[int, frozenset[int]] = field(default_factory=dict)
+
+    def inside(self, term: Term) -> frozenset[int]:
+        """Ids of the atoms that an axis is made of, once the forward is over."""
+        term = find(term)
+        known = self._inside.get(id(term))
+        if known is None:
+            known = self._inside[id(term)] = frozenset(id(atom) for atom in atoms(term))
+        return known
 
 
 class Tracer(TorchDispatchMode):

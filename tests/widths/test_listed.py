@@ -1,0 +1,146 @@
+"""The widths of a network are listed, with what moves together and the edit that grows each; what is said holds."""
+
+import fnmatch
+
+import pytest
+import torch
+from test_kinds import CASES, IDS, Attention, Gated, Tied, off, ready
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import auxin as ax
+
+torch.set_num_threads(1)
+KINDS = {name: CASES[name] for name in CASES if name not in ("RNN", "embedding", "excited unit", "pixel shuffle")}
+KINDS["tied"] = (lambda: Tied(nn.RMSNorm), "", 0, IDS)
+
+
+def flops(net, probe):
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        net(probe)
+    return counter.get_total_flops() / len(probe)
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_what_is_said_to_fit_does_and_costs_what_is_said(case):
+    build, _, _, probe = KINDS[case]
+    net, probe = ready(build, probe)
+    widths = ax.sites(net, probe).widths
+    assert any(width.fits for width in widths)
+    for width in widths:
+        for text in width.fits:
+            net, _ = ready(build, KINDS[case][3])
+            before, spent = net.eval()(probe).detach(), flops(net, probe)
+            names = {name: p.shape for name, p in net.state_dict().items()}
+            edit = eval(text, {"Widen": ax.Widen})
+            change = ax.grow(net, edit, probe=probe)
+            assert edit.outputs or (change.preserves and off(net(probe).detach(), before) < 1e-13), text
+            assert change.added_parameters == width.parameters, text
+            assert flops(net, probe) - spent == pytest.approx(width.flops), text
+            grown = {name for name, t in net.state_dict().items() if t.shape != names[name]}
+            assert grown == {*width.makes, *width.reads, *width.along}, text
+
+
+def test_the_table_shows_what_moves_together_with_a_pattern_to_paste():
+    net, x = nn.Sequential(nn.Linear(8, 8), Gated(), Gated(), Gated(), nn.Linear(8, 2)), torch.randn(4, 8)
+    lines = str(ax.sites(net, x)).partition("\n\n")[2].splitlines()
+    assert lines[0].split()[:5] == ["width", "size", "step", "parameters", "FLOPs"]
+    rows = [line.split("  ") for line in lines if line.startswith("Widen('*.gate_up', by=2) (3)")]
+    assert len(rows) == 1
+    told = "made by 1-3.gate_up.weight; read by 1-3.down.weight; with 1-3.gate_up.bias"
+    assert rows[0][-1] == told
+    stream = [line for line in lines if line.startswith("Widen('0', by=1) ")]
+    assert len(stream) == 1 and "residual stream: new entries get zeros" in stream[0]
+    assert any(line.startswith("Widen('4', by=1, outputs=True)") for line in lines)
+    assert lines[-1].startswith("5 of 5 widths can grow")
+    change = ax.grow(net, ax.Widen("*.gate_up", by=2), probe=x)
+    assert [net[i].down.in_features for i in (1, 2, 3)] == [13, 13, 13] and change.preserves
+
+
+class Uneven(nn.Module):
+    """Blocks of two widths: a pattern over all of them would widen the others too."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Gated(8, hidden) for hidden in (12, 12, 16)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_pattern_names_no_more_than_its_row():
+    net, x = Uneven(), torch.randn(4, 8)
+    text = str(ax.sites(net, x).widths)
+    paths = [path for path, _ in net.named_modules()]
+    for line in text.splitlines():
+        if line.startswith("Widen(") and "*" in line:
+            pattern, count = line.split("'")[1], int(line.split("(")[2].split(")")[0])
+            assert sum(fnmatch.fnmatchcase(path, pattern) for path in paths) == count
+    assert text.count("gate_up', by=2)") == 3
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).view(len(x), 3, 4).softmax(1).flatten(1))
+
+
+def test_why_a_width_cannot_grow_is_said_with_its_place():
+    widths = ax.sites(Fixed(), torch.randn(5, 4)).widths
+    stuck = [width for width in widths if width.at == "a"]
+    assert stuck and all(not width.fits and "test_listed.py:" in width.why_not for width in stuck)
+    assert "cannot grow: " in str(widths)
+
+
+def test_heads_key_value_groups_and_the_size_of_a_head_are_told_apart():
+    net, x = nn.Sequential(nn.Linear(8, 16), Attention(), nn.Linear(16, 2)), torch.randn(3, 5, 8)
+    found = {width.attributes: width for width in ax.sites(net, x).widths if width.at == "1.qkv"}
+    assert {attributes: (w.step, w.fits[0]) for attributes, w in found.items()} == {
+        ("1.heads 4 -> 6", "1.groups 2 -> 3"): (16, "Widen('1.qkv', by=16)"),
+        ("1.heads 4 -> 6",): (8, "Widen('1.qkv', by=8)"),
+        ("1.size 4 -> 6",): (16, "Widen('1.qkv', by=2, unit='head_dim')"),
+    }
+    assert found["1.size 4 -> 6",].start.startswith("head size: ")
+    for unit, after in (("groups", (6, 3, 4)), ("heads", (6, 2, 4)), ("head_dim", (4, 2, 6))):
+        net, probe = ready(*[CASES["a group of heads"][i] for i in (0, 3)])
+        ax.grow(net, ax.Widen("1.qkv", by=1 if unit == "groups" else 2, unit=unit), probe=probe)
+        assert (net[1].heads, net[1].groups, net[1].size) == after
+
+
+class Numbered(nn.Module):
+    """A block that knows its position, which is as large as its width for one of them."""
+
+    def __init__(self, index, width=4):
+        super().__init__()
+        self.index, self.width = index, width
+        self.up, self.down = nn.Linear(6, width), nn.Linear(width, 6)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def test_the_number_of_a_block_is_not_taken_for_its_width():
+    net, x = nn.Sequential(*(Numbered(i) for i in range(6))), torch.randn(3, 6)
+    ax.grow(net, ax.Widen("*.up", by=3), probe=x)
+    assert [block.index for block in net] == list(range(6)) and {block.width for block in net} == {7}
+
+
+def test_a_network_that_cannot_be_followed_is_listed_without_widths():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.calls = nn.Linear(4, 4), 0
+
+        def forward(self, x):
+            if not torch.is_grad_enabled():
+                raise RuntimeError("no")
+            return self.a(x)
+
+    found = ax.sites(Odd(), torch.randn(2, 4))
+    assert str(found).endswith("no widths: the forward could not be followed: no")
