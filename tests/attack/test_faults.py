@@ -170,6 +170,7 @@ def points_of(name, folder, most):
     return {line: sorted({*points[:: step[line]], points[-1]}) for line, points in found.items()}
 
 
+@pytest.mark.timeout(3600)  # a bound against hanging: 40 s on an idle core, and 200 s for every line
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
 def test_a_fault_at_a_line_leaves_everything_as_it_was(every, folder):
     """Each ``every``-th line in one of the actions, in turn; at its first execution there or its last.
@@ -194,6 +195,7 @@ def test_a_fault_at_a_line_leaves_everything_as_it_was(every, folder):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(14400)  # up to 11,000 faults in an action, each a tenth of a second or two
 @pytest.mark.parametrize("name", ACTIONS)
 def test_a_fault_at_every_point_leaves_everything_as_it_was(name, folder):
     lines = points_of(name, folder, most=MOST)

@@ -233,6 +233,7 @@ def settled(**options):
     return settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, **options)
 
 
+@pytest.mark.timeout(1200)  # a bound against hanging: a busy machine takes minutes
 def test_sixty_sequences():
     run_state_machine_as_test(Machine, settings=settled(max_examples=60, stateful_step_count=6, derandomize=True))
 
