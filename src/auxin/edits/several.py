@@ -99,6 +99,8 @@ class Changes(Change):
     @property
     def parts(self) -> tuple[Part, ...]:
         """Trainable parameters of which some entries are new."""
+        if not self.each:  # one of several, told with the names of the end
+            return super().parts
         found: dict[str, Part] = {}
         for change in self.each:
             axes = {move.name: move.axes for move in change.moves if move.reshaped}

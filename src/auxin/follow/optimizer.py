@@ -270,10 +270,13 @@ def _rename(optimizer: Any, change: Change) -> None:
 
 def _forget_history(optimizer: Any, first: Any) -> None:
     """LBFGS keeps flat vectors over all parameters, under its first one: start the curvature estimate afresh."""
-    state = {k: v for k, v in optimizer.state.get(first, {}).items() if k not in LBFGS_HISTORY}
-    optimizer.state.pop(first, None)
+    now = optimizer.param_groups[0]["params"][0]
+    held = [
+        optimizer.state.pop(p, {}) for p in ((first,) if now is first else (first, now))
+    ]  # it may be another object
+    state = {k: v for one in held for k, v in one.items() if k not in LBFGS_HISTORY}
     if state:
-        optimizer.state[optimizer.param_groups[0]["params"][0]] = {**state, "n_iter": 0}
+        optimizer.state[now] = {**state, "n_iter": 0}
     optimizer._numel_cache = None
 
 
@@ -285,6 +288,8 @@ def _source(move: Move) -> Any:
 def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a parameter whose axes change: old entries where they continue, new ones fresh."""
     axes = move.axes if move.axes is None else tuple(map(_restarting, move.axes))
+    if isinstance(optimizer, torch.optim.LBFGS):
+        axes = None  # of all parameters, and forgotten
     mapped = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
     if axes is None or all(axis.is_same for axis in axes):
         return mapped
