@@ -355,7 +355,7 @@ class Grower:
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; what it finds is written into the journal."""
-        words = {"group": self.group, "probe": self.probe, "watch": self.watch, "keep": self._keep()}
+        words = {"group": self.group, "probe": self.probe, "watch": self.watch, "keep": self._keep(), "standing": True}
         return surgery(self.model, *self.companions, **words, then=self.record, around=self.or_as_before())
 
     def record(self, change: Change) -> None:

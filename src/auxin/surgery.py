@@ -78,9 +78,11 @@ class surgery:
         then: Callable[[Change], None] | None = None,
         around: contextlib.AbstractContextManager[Any] | None = None,
         keep: Callable[[Undo], None] | None = None,
+        standing: bool = False,
     ):
         self.model, self.companions = unwrap(model), with_wrappers(model, companions)
         self.group, self.probe, self.watch = group, probe, watch
+        self._standing = standing  # ``group`` is for whatever grows, not asked for this once
         self._ranks = Ranks.of(self.companions)
         self._then, self._around, self._keep = then, around or contextlib.nullcontext(), keep
         self.change: Change | None = None
@@ -155,7 +157,8 @@ class surgery:
                     swap.value.grad = None  # of the old shape, or of other entries: a step has used it
                 forget_shape(swap.value)
         undos = self._differences()
-        change = held.enter_context(transaction(self.model, change, self.companions, self.group, undos, self._keep))
+        group = self.group if change.starting or not self._standing else None
+        change = held.enter_context(transaction(self.model, change, self.companions, group, undos, self._keep))
         verify_here(self.model, *self.companions)
         if self._baseline is not None:
             change = prove(self.model, change, self._context, self._baseline)

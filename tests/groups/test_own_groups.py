@@ -492,3 +492,37 @@ def test_a_hostile_group_in_a_journal_is_refused(group):
     with pytest.raises(ax.GrowthError, match="growth 0 of the journal"):
         ax.replay(fresh, Journal(entries), *theirs)
     assert_same(before, picture(fresh, *theirs))
+
+
+@pytest.mark.parametrize("own", [{"lr": 0.004}, 0, None])
+def test_the_group_of_a_grower_does_not_stand_in_the_way_of_a_surgery_that_resizes(own, tmp_path):
+    """It is for what is new as a whole; asked for in this one surgery it is refused."""
+    built = []
+    for _ in range(2):
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        edit = ax.Insert("", functools.partial(nn.Linear, 4, 4), index=1, init="identity")
+        words = {"edits": edit, "when": ax.when.every(10**6), "probe": torch.randn(5, 3), "group": own}
+        built.append(ax.Grower(model, optimizer, **words))
+
+    def one_more():
+        last = model[2]
+        last.weight.data = torch.cat([last.weight.data, torch.zeros(1, 4)])
+        last.bias.data = torch.cat([last.bias.data, torch.zeros(1)])
+        last.out_features = 3
+
+    grower, model, optimizer = built[0], built[0].model, built[0].companions[0]
+    with grower.surgery():
+        one_more()
+    assert len(optimizer.param_groups) == 1 and optimizer.param_groups[0]["lr"] == 0.01
+    grower.verify()
+    ax.save(grower, tmp_path)
+    ax.load(tmp_path, built[1])
+    assert built[1].model[2].out_features == 3
+    grower.grow(edit)
+    assert len(optimizer.param_groups) == 1 + isinstance(own, dict)
+    if own is not None:
+        with pytest.raises(ax.GrowthError, match="Leave group out"), ax.surgery(model, optimizer, group=own):
+            model[3].weight.data = torch.cat([model[3].weight.data, torch.zeros(1, 4)])
+            model[3].bias.data = torch.cat([model[3].bias.data, torch.zeros(1)])
+            model[3].out_features = 4
