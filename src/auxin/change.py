@@ -483,26 +483,29 @@ class Change:
 
 def _resizes(moves: Sequence[Move]) -> Iterator[str]:
     """What is resized: one phrase for tensors of repeated blocks, and no more phrases than fit in a line."""
-    phrases = _folded(moves, _mapped)
+    phrases = _folded(moves, by_map=True)
     if len(phrases) > PHRASES:
-        phrases = _folded(moves, lambda move: "(each in places of its own)" if _mapped(move) else "")
+        phrases = _folded(moves, by_map=False)
     yield from (phrase for phrase, _ in phrases[:PHRASES])
     more = sum(count for _, count in phrases[PHRASES:])
     if more:
         yield f"and {more} more tensors" if more > 1 else "and one more tensor"
 
 
-def _folded(moves: Sequence[Move], mapped: Callable[[Move], str]) -> list[tuple[str, int]]:
-    """Phrases, and of how many tensors each tells."""
-    alike: dict[tuple[str, ...], list[str]] = {}
+def _folded(moves: Sequence[Move], by_map: bool) -> list[tuple[str, int]]:
+    """Phrases, and of how many tensors each tells; ``by_map`` tells tensors apart whose entries move differently."""
+    alike: dict[tuple[str, ...], dict[str, str]] = {}
     for move in moves:
-        name = move.name or ""
-        alike.setdefault((unnumbered(name), _resized(move), mapped(move)), []).append(name)
-    return [
-        (" ".join(filter(None, (pattern, *how))), len(group))
-        for (_, *how), names in alike.items()
-        for pattern, group in folded(names)
-    ]
+        name, mapped = move.name or "", _mapped(move)
+        key = unnumbered(name), _resized(move), mapped if by_map else str(bool(mapped))
+        alike.setdefault(key, {})[name] = mapped
+    found = []
+    for (_, shapes, _), maps in alike.items():
+        for pattern, names in folded(list(maps)):
+            told = {maps[name] for name in names}
+            how = told.pop() if len(told) == 1 else "(each in places of its own)"
+            found.append((" ".join(filter(None, (pattern, shapes, how))), len(names)))
+    return found
 
 
 def _resized(move: Move) -> str:

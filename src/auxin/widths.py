@@ -178,7 +178,7 @@ class _Place:
         for unit in ("groups", "heads", "head_dim") if not self.rows else ():
             edit = Widen(self.path, by=1, unit=unit, outputs=width.reaches_output)
             try:
-                counted = edit.counted(self.path, self.term)
+                counted = edit.counted(self.path, self.term, width.trace)
             except GrowthError:
                 return
             by = width.length(counted) - find(counted).size

@@ -113,6 +113,28 @@ def test_heads_key_value_groups_and_the_size_of_a_head_are_told_apart():
         assert (net[1].heads, net[1].groups, net[1].size) == after
 
 
+class Fused(nn.Module):
+    """Queries, keys and values by one projection, taken apart by an axis of three."""
+
+    def __init__(self, d=8, heads=2):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(d, 3 * d), nn.Linear(d, d)
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_the_three_of_a_fused_projection_are_no_heads():
+    net, x = nn.Sequential(nn.Linear(6, 8), Fused()).double(), torch.randn(3, 5, 6, dtype=torch.float64)
+    before = net(x).detach()
+    with pytest.raises(ax.GrowthError, match="2 heads already"):
+        ax.grow(net, ax.Widen("1.qkv", to=2, unit="heads"), probe=x)
+    ax.grow(net, ax.Widen("1.qkv", to=3, unit="heads"), probe=x)
+    assert (net[1].heads, net[1].qkv.out_features) == (3, 36) and off(net(x).detach(), before) < 1e-13
+
+
 class Numbered(nn.Module):
     """A block that knows its position, which is as large as its width for one of them."""
 

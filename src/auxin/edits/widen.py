@@ -221,7 +221,7 @@ class Widen:
         Raises:
             GrowthError: the number asked for is no multiple of a step.
         """
-        counted = self.counted(path, term)
+        counted = self.counted(path, term, trace)
         size = find(counted).size
         by = self.by if self.by is not None else (self.to or 0) - size
         unit = self.unit or "wide"
@@ -234,16 +234,22 @@ class Widen:
             raise GrowthError(f"{self._where}: {path} ({size} {unit}) grows in steps of {told}; {by} is no multiple.")
         return fitting[::-1] if self.unit == "heads" else fitting
 
-    def counted(self, path: str, term: Term) -> Term:
-        """What ``by`` and ``to`` count: entries of an axis, or heads, groups of them, entries of one."""
+    def counted(self, path: str, term: Term, trace: Trace) -> Term:
+        """What ``by`` and ``to`` count: entries of an axis, or heads, groups of them, entries of one.
+
+        What a later layer reads: the three of a projection to queries, keys and values are no heads.
+        """
         if self.unit in (None, "rows"):
             return term
-        heads = factors(pieces(term)[0])
-        if len(heads) < 2:
+        read = (trace.inside(trace.tensors[name][axis]) for (name, axis), role in trace.roles.items() if role == "in")
+        known = frozenset().union(*read)
+        *heads, size = factors(pieces(term)[0])
+        heads = [part for part in heads if trace.inside(part) & known]
+        if not heads:
             raise GrowthError(f"{self._where}: {path} has no heads; leave out unit=, to count entries.")
         if self.unit == "head_dim":
-            return heads[-1]
-        return heads[0] if self.unit == "groups" else product(heads[:-1])
+            return size
+        return heads[0] if self.unit == "groups" else product(heads)
 
     def _assigns(self, model: nn.Module, width: Width, begun: Begun, fields: bool) -> list[Assign]:
         swaps = begun.swaps
