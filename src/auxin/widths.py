@@ -175,7 +175,7 @@ class _Place:
         """Those that may mean it, the plainest first."""
         step = width.length(self.term) - self.size
         yield Widen(self.path, by=step, unit="rows" if self.rows else None, outputs=width.reaches_output)
-        for unit in ("groups", "heads", "head_dim") if not self.rows else ():
+        for unit in ("heads", "groups", "head_dim") if not self.rows else ():
             edit = Widen(self.path, by=1, unit=unit, outputs=width.reaches_output)
             try:
                 counted = edit.counted(self.path, self.term, width.trace)
