@@ -77,18 +77,24 @@ class _Slab:
     births: Tensor
     level: Tensor | None
 
+    @property
+    def is_view(self) -> bool:
+        """Whether the entries lie side by side along each axis."""
+        return all(isinstance(at, slice) for at in self.at)
+
     def of(self, tensor: Tensor) -> Tensor:
         """The entries; a view where they lie side by side."""
         for axis, at in enumerate(self.at):
             if isinstance(at, slice):
-                tensor = tensor.narrow(axis, at.start, at.stop - at.start)
+                if at.stop - at.start < tensor.shape[axis]:
+                    tensor = tensor.narrow(axis, at.start, at.stop - at.start)
             else:
                 tensor = tensor.index_select(axis, at)
         return tensor
 
     def write(self, tensor: Tensor, value: Tensor) -> None:
         """Put ``value`` there."""
-        if all(isinstance(at, slice) for at in self.at):
+        if self.is_view:
             self.of(tensor).copy_(value)
             return
         grid = []
@@ -172,7 +178,7 @@ class Newborn:
                         _scaled(p.detach(), block, old, (count, now), optimizer, group)
         self._before = []
         self.calls += 1
-        if self.calls % SELDOM == 1:
+        if self.calls % SELDOM == 1 and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             self._grow_up(optimizer, groups)
 
     def _grow_up(self, optimizer: Any, groups: Mapping[int, Any]) -> None:
@@ -226,12 +232,15 @@ def _scaled(
     share: Any = _shares(block, counts, group["betas"], not isinstance(optimizer, torch.optim.Adamax))
     if share is None:
         return
-    wide = torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
-    here, old = block.of(p), old.to(wide)
-    if group.get("decoupled_weight_decay"):
-        old.mul_(1 - group["lr"] * group["weight_decay"])
-    share = share.to(p.device, wide) if isinstance(share, Tensor) else share
-    block.write(p, torch.lerp(old, here.to(wide), share))
+    decay: Any = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
+    half = p.dtype in (torch.float16, torch.bfloat16)
+    if block.is_view and not (half or isinstance(share, Tensor) or isinstance(decay, Tensor)):
+        block.of(p).mul_(share).add_(old, alpha=(1 - decay) * (1 - share))
+        return
+    wide = torch.float32 if half else p.dtype
+    here, begun = block.of(p).to(wide), old.to(wide) * (1 - decay)
+    share = torch.as_tensor(share, dtype=wide, device=p.device)
+    block.write(p, torch.lerp(begun, here, share))
 
 
 def _shares(block: _Slab, counts: tuple[Any, Any], betas: Sequence[Any], second: bool) -> Any:

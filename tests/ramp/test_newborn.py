@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import auxin as ax
+from auxin import newborn
 from auxin.ramp import ramps_on, saved
 
 torch.set_num_threads(1)
@@ -149,6 +150,38 @@ def test_rows_and_columns_that_are_born_at_different_times():
     assert len({at for at, _ in born.values()}) == 4
     for (i, j), value in reference(grads, born).items():
         assert abs(float(net.table.detach()[i, j] - value.detach())) < 1e-11, (i, j, born[i, j][0])
+
+
+@pytest.mark.parametrize("lr", [1e-3, "tensor"])
+@pytest.mark.parametrize("at", [None, 1])
+def test_counts_that_lie_on_a_device_are_not_waited_for(monkeypatch, at, lr):
+    """Those of capturable and fused steps; with them everything stays in tensors, and gives the same."""
+    ends = []
+    for on_device in (False, True):
+        if on_device:
+            monkeypatch.setattr(newborn, "_count", lambda opt, p: opt.state[p]["step"].clone())
+        torch.manual_seed(0)
+        rate = torch.tensor(1e-3, dtype=torch.float64) if lr == "tensor" else lr
+        net, opt = aged(torch.optim.AdamW, {"weight_decay": 0.1, "lr": rate, "foreach": False}, 300)
+        for _ in range(2):
+            more_rows(net, opt, 2, at=at)
+            for _ in range(20):
+                step(net, opt, {"table": torch.randn(len(net.table), 3)})
+        opt.step()
+        ends.append(net.table.detach().clone())
+    assert torch.allclose(*ends, rtol=1e-12, atol=0)
+
+
+def test_half_precision():
+    torch.manual_seed(0)
+    net, opt = aged(
+        torch.optim.AdamW, {"weight_decay": 0.1, "eps": 1e-8, "lr": 0.1}, 5000, build=lambda: Rows().bfloat16()
+    )
+    more_rows(net, opt, 2)
+    for _ in range(12):
+        before = net.table.detach().clone()
+        step(net, opt, {"table": torch.ones(6, 3)})
+        assert (net.table.detach() - before)[4:].abs().max() < 0.16
 
 
 def test_rewarm_counts_beside_it():
