@@ -19,6 +19,7 @@ from auxin.companion import registration_of
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.edits.several import as_edit
+from auxin.edits.widen import Widen
 from auxin.errors import GrowthError
 from auxin.listing import module_at
 from auxin.proof import does_not_run
@@ -147,6 +148,9 @@ def _misplaced(edit: Edit, model: nn.Module) -> str | None:
     try:
         if isinstance(edit, (Duplicate, Insert)):
             Container.at(model, at, name)
+        if isinstance(edit, Widen):
+            edit.paths(model)
+            return None
         module_at(model, at, f"{name}(at=...): at")
     except GrowthError as error:
         return str(error)

@@ -7,7 +7,7 @@ import families as f
 import torch
 from torch import nn
 
-from auxin import After, Duplicate, Insert, Wake
+from auxin import After, Duplicate, Insert, Wake, Widen
 from auxin.edits.remove import Remove
 from auxin.edits.replace import Replace
 
@@ -33,6 +33,14 @@ INNER = {  # a module inside a block, behind which a layer is a child of it
     "encoder": "blocks.1.linear1",
     "lstm": "blocks.1.norm",
     "tcn": "blocks.1.conv1",
+}
+WIDER = {  # a module inside every block, whose output gets wider
+    "mlp": ("blocks.*.up", 5),
+    "cnn": ("blocks.*.conv1", 3),
+    "gpt": ("blocks.*.mlp.0", 4),
+    "encoder": ("blocks.*.linear1", 4),
+    "lstm": ("blocks.*.lstm", 2),
+    "tcn": ("blocks.*.conv1", 3),
 }
 
 KEPT = {
@@ -115,6 +123,7 @@ def rows(family: str) -> dict:
     found["after-block"] = After("blocks.0", block)
     found["after-inside"] = After(INNER[family])
     found["replace"] = Replace("blocks.1", block)
+    found["widen"] = Widen(WIDER[family][0], by=WIDER[family][1])
     found["remove"] = Remove("blocks.0")
     found["by-hand-block"] = by_hand_block
     if family in ("mlp", "cnn", "encoder", "lstm"):

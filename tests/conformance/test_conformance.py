@@ -46,7 +46,9 @@ def verify_report(cell: Cell, report: Report) -> None:
     promised = not cell.edit.startswith(("keep", "by-hand", "re", "wake")) and not cell.edit.endswith(
         ("default", "kaiming", "xavier")
     )
-    if promised and cell.edit != "identity":
+    if cell.edit == "widen":  # sums over more entries round otherwise
+        assert report.preserves and max(report.difference, report.train_difference) < 1e-6
+    elif promised and cell.edit != "identity":
         assert report.preserves and report.difference == 0.0 and report.train_difference == 0.0
     assert not report.notes, report.notes
 

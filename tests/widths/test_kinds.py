@@ -310,3 +310,15 @@ def test_undone_and_tried_it_leaves_nothing():
     assert net.rnn.hidden_size == 6 and torch.equal(net(probe), out)
     assert all(torch.equal(b, before[n]) for n, b in net.state_dict().items())
     assert {s["exp_avg"].shape for s in opt.state.values()} == {p.shape for p in net.parameters()}
+
+
+def test_a_grower_takes_a_pattern_and_names_one_that_fits_nothing():
+    net, x = nn.Sequential(nn.Linear(8, 8), Gated(), Gated()), torch.randn(4, 8)
+    opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+    grower = ax.Grower(net, opt, edits=ax.Widen("*.gate_up", by=4), when=ax.when.every(1), probe=x)
+    net(x).square().mean().backward()
+    opt.step()
+    opt.zero_grad()
+    assert grower.step(1.0) and [net[i].down.in_features for i in (1, 2)] == [14, 14]
+    with pytest.raises(ax.GrowthError, match="no module of the network fits"):
+        ax.Grower(net, opt, edits=ax.Widen("blocks.*.gate_up", by=4), when=ax.when.every(1), probe=x)

@@ -169,7 +169,7 @@ class Widen:
         Raises:
             GrowthError: nothing can.
         """
-        paths = self._paths(model)
+        paths = self.paths(model)
         try:
             trace = trace_of(context)
         except GrowthError:
@@ -204,7 +204,12 @@ class Widen:
                 told.append(f"{path} ({size} wide) would become {new} wide with all that must follow")
         return told[:1]
 
-    def _paths(self, model: nn.Module) -> list[str]:
+    def paths(self, model: nn.Module) -> list[str]:
+        """The modules that ``at`` names.
+
+        Raises:
+            GrowthError: there is none.
+        """
         if not any(sign in self.at for sign in "*?["):
             module_at(model, self.at, "Widen(at=...): at")
             return [self.at]

@@ -322,8 +322,9 @@ def _judge(where: str, change: Change, old: list[Tensor], new: list[Tensor]) -> 
 
 
 def _limit(change: Change, outputs: list[Tensor]) -> float:
-    """Zero, except where a product with an identity matrix may round."""
+    """Zero, except where a product with an identity matrix may round, or a sum over more entries."""
     floating = [t for t in outputs if t.is_floating_point()]
-    if change.how != "identity" or not floating:
+    wider = any(move.continues and move.reshaped for move in change.moves)
+    if (change.how != "identity" and not wider) or not floating:
         return 0.0
     return max(EPSILONS * torch.finfo(t.dtype).eps * max(1.0, float(t.abs().max())) for t in floating)
