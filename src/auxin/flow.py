@@ -255,6 +255,11 @@ def inside(part: Part, grad: Tensor | None) -> tuple[Tensor | None, Tensor | Non
     if grad is None:
         return None, None
     dense = grad.to_dense() if grad.is_sparse else grad
+    along = [(number, new) for number, new in enumerate(part.new) if new.any()]
+    if len(along) == 1:
+        number, new = along[0]
+        halves = [dense.index_select(number, half.nonzero().flatten().to(dense.device)) for half in (new, ~new)]
+        return halves[0], halves[1]
     mask = part.mask.to(dense.device)
     return dense[mask], dense[~mask]
 

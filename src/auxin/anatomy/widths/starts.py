@@ -173,12 +173,24 @@ def _fresh(
     shape = [len(axes[n].index) if n in axes else size for n, size in enumerate(old.shape)]
     if not isinstance(old, nn.Parameter):  # a buffer of the user's: the last entry goes on
         return _continued(old, axes, shape)
-    spread = float(old.detach().double().std()) if old.numel() > 1 else 0.0
+    if init == "zero" and all(m.role == "in" and (m.name, m.axis) not in recipe.free for m in members):
+        return 0.0
+    spread = float(old.detach().float().std()) if old.numel() > 1 else 0.0
     spread = spread or 1 / math.sqrt(max(1, old[0].numel() if old.dim() > 1 else 1))
-    fresh = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+    fresh = _drawn(shape, members, spread, generator)
     for member in members:
         fresh = _written(fresh, member, width, entries, init, recipe)
     return fresh.to(old.dtype)
+
+
+def _drawn(shape: Sequence[int], members: Sequence[Member], spread: float, generator: torch.Generator) -> Tensor:
+    """Normal numbers where entries are new, zeros elsewhere."""
+    fresh = torch.zeros(list(shape))
+    for member in members:
+        new = (torch.tensor(member.index) < 0).nonzero().flatten()
+        block = [len(new) if axis == member.axis else size for axis, size in enumerate(shape)]
+        fresh.index_copy_(member.axis, new, spread * torch.randn(block, generator=generator))
+    return fresh
 
 
 def _written(fresh: Tensor, member: Member, width: Width, entries: Entries, init: str, recipe: Recipe) -> Tensor:
@@ -186,17 +198,19 @@ def _written(fresh: Tensor, member: Member, width: Width, entries: Entries, init
     key = (member.name, member.axis)
     along_axis = [-1 if a == member.axis else 1 for a in range(fresh.dim())]
     if key in recipe.zero:
-        return fresh * (~recipe.zero[key]).double().view(along_axis)
+        return fresh * (~recipe.zero[key]).to(fresh.dtype).view(along_axis)
     if init == "zero" and member.role == "in" and key not in recipe.free:
         new = torch.tensor(member.index) < 0
-        return fresh * (~new).double().view(along_axis)
+        return fresh * (~new).to(fresh.dtype).view(along_axis)
     if init == "pair":
         term = width.trace.tensors[member.name][member.axis]
         lengths = {number: atom.size + by for number, (atom, by) in width.growth.items()}
         partner = torch.tensor(grown(term, entries.partner, lengths))
         paired = fresh.index_select(member.axis, partner)
         second = partner != torch.arange(len(partner))
-        return paired * torch.where(second, -1.0, 1.0).double().view(along_axis) if member.role == "in" else paired
+        return (
+            paired * torch.where(second, -1.0, 1.0).to(fresh.dtype).view(along_axis) if member.role == "in" else paired
+        )
     return fresh
 
 
