@@ -97,9 +97,10 @@ def grow(
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How an edit is carried out: the arguments of ``grow``, and four that only a Grower has.
+    """How an edit is carried out: the arguments of ``grow``, and five that only a Grower has.
 
     Attributes:
+        standing: whether ``group`` is for whatever grows; then it is left out where nothing is new as a whole.
         watch: knows which gradients an optimizer step has used.
         memory: of block kinds, see ``PlanContext``.
         accept: gets the last word on the proved change; raises to refuse it.
@@ -113,6 +114,7 @@ class Options:
     rewarm: int = 0
     stock: bool = True
     dry_run: bool = False
+    standing: bool = False
     watch: StepWatch | None = None
     accept: Callable[[Change], None] | None = None
     keep: Callable[[Undo], None] | None = None
@@ -163,7 +165,8 @@ def begin(
                 said += [] if ranks.alone else agreed.plan(change)
             share_values(ranks, change, companions)
             with ranks.agree("grow: the change"):
-                going = transaction(model, change, companions, options.group, keep=way, rewarm=options.rewarm)
+                group = options.group if change.starting or not options.standing else None
+                going = transaction(model, change, companions, group, keep=way, rewarm=options.rewarm)
                 made.append(held.enter_context(going))
         with ranks.agree("grow: the proof"):
             change = joined(model, edit, seed, made)

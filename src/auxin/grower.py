@@ -457,7 +457,7 @@ class Grower:
         keep: Callable[[Undo], None] | None = None,
     ) -> Options:
         own = {"watch": self.watch, "memory": self._memory, "accept": accept, "keep": keep}
-        return Options(self.probe, self.evidence, seed, self.group, self.rewarm, self.stock, **own)
+        return Options(self.probe, self.evidence, seed, self.group, self.rewarm, self.stock, standing=True, **own)
 
     def _write_down(self, change: Change) -> None:
         at = {"calls": self.calls, "optimizer_steps": self.optimizer_steps}

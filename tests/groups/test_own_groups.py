@@ -526,3 +526,22 @@ def test_the_group_of_a_grower_does_not_stand_in_the_way_of_a_surgery_that_resiz
             model[3].weight.data = torch.cat([model[3].weight.data, torch.zeros(1, 4)])
             model[3].bias.data = torch.cat([model[3].bias.data, torch.zeros(1)])
             model[3].out_features = 4
+
+
+@pytest.mark.parametrize("group", [0, {"lr": 1e-3}])
+def test_a_grower_with_a_group_carries_out_an_edit_that_only_resizes(group):
+    """Its group is for what is new as a whole; what gets wider stays where it is, and a journal replays."""
+
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    net, x = build(), torch.randn(5, 4)
+    opt = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    edit = ax.Widen("0", by=2)
+    grower = ax.Grower(net, opt, edits=edit, when=ax.when.every(10**6), probe=x, group=group)
+    grower.grow(edit)
+    assert len(opt.param_groups) == 1 and net[0].out_features == 8
+    twin = build()
+    ax.replay(twin, grower.journal, torch.optim.AdamW(twin.parameters(), lr=1e-2))
+    assert twin[0].weight.shape == (8, 4)
