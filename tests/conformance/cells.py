@@ -27,6 +27,8 @@ class Cell(NamedTuple):
         """Whether a person could run this at all."""
         if self.edit not in rows(self.family):
             return False
+        if self.edit == "widen" and self.groups == "own":
+            return False  # a tensor stays in its group as a whole: refused by name
         if self.optimizer in SPECIAL and (self.groups != "one" or self.scaler != "none"):
             return False
         if self.family == "tcn" and self.edit in ("after", "after-inside") and self.groups in SEVERAL:

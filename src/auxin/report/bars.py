@@ -1,7 +1,7 @@
 """One bar per layer, from its birth to the end: its height the width of the layer, its colour the age."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from auxin.report.axis import Axis
@@ -94,6 +94,7 @@ def _said(layers: Sequence[Layer]) -> str:
     widths = [layer.units for layer in layers if layer.units]
     if widths:
         said += f"A bar's height is the layer's width, the rows of its largest weight: at most {max(widths):,} units. "
+        said += "It steps up where the layer was widened. " if any(layer.widened for layer in layers) else ""
     else:
         said += "All bars are equally high: the widths of the layers are not known. "
     return said + "Names as in the final network."
@@ -128,21 +129,35 @@ def _bar(row: Row, x: Axis) -> Markup | None:
     if math.isnan(begin) or math.isnan(end):
         return None
     undone = layer.birth is not None and layer.birth.undone is not None
-    rect = tag(
-        "rect",
-        class_="bar undone" if undone else f"bar shade{row.shade}",
-        x=percent(begin),
-        y=short(row.top),
-        width=percent(max(end - begin, 0.002)),
-        height=short(row.height),
-        rx="2",
-    )
+    rects = [
+        tag(
+            "rect",
+            class_="bar undone" if undone else f"bar shade{row.shade}",
+            x=percent(start),
+            y=short(row.top + (row.height - height) / 2),
+            width=percent(max(stop - start, 0.002)),
+            height=short(height),
+            rx="2",
+        )
+        for start, stop, height in _spans(row, begin, end, x)
+    ]
     labels = [_text(layer, begin, row.top - 5, layout) for layout in _LAYOUTS]
     units = None
     if layer.units and end == 1.0:
         middle = row.top + row.height / 2
         units = tag("text", f"{layer.units:,}", class_="units wide", x="100%", y=short(middle), dx="10", dy="0.32em")
-    return tag("g", tag("title", _spoken(layer)), rect, *labels, units, class_="layer")
+    return tag("g", tag("title", _spoken(layer)), *rects, *labels, units, class_="layer")
+
+
+def _spans(row: Row, begin: float, end: float, x: Axis) -> Iterator[tuple[float, float, float]]:
+    """Begin, end and height of each part of a bar: as wide as the layer was then."""
+    start = begin
+    for growth, units in row.layer.widened:
+        stop = x.at(growth.at)
+        if start < stop < end:
+            yield start, stop, max(_LOWEST, row.height * units / (row.layer.units or units))
+            start = stop
+    yield start, end, row.height
 
 
 def _text(layer: Layer, begin: float, height: float, layout: str) -> Markup:
@@ -188,6 +203,8 @@ def _spoken(layer: Layer) -> str:
         if layer.born_as != layer.path:
             said += f", born as {shorten(layer.born_as, 60)}"
     said += f", {layer.units:,} units" if layer.units else ""
+    grown = [f"{units:,} before growth {growth.number}" for growth, units in layer.widened]
+    said += f" ({', '.join(grown)})" if grown else ""
     return f"{said}; {_ended(layer)}." if _ended(layer) else f"{said}."
 
 
@@ -213,13 +230,18 @@ def _connector(row: Row, places: dict[str, Row], x: Axis) -> Markup | None:
     )
 
 
+def _history(layer: Layer) -> str:
+    """The widths that a layer has had: ``32 → 64``."""
+    return " → ".join(whole(units) for units in (*(before for _, before in layer.widened), layer.units))
+
+
 def _table(layers: Sequence[Layer], unit: str, most: int) -> Table:
     shown = layers[:most]
     rows = []
     for layer in shown:
         born = f"growth {layer.birth.number}, {unit} {whole(layer.birth.at.step)}" if layer.birth else "from the start"
         size = next((a.parameters for a in layer.birth.added if a.path == layer.born_as), None) if layer.birth else None
-        rows.append([shorten(layer.path, 60), born, shorten(layer.source or "–", 60), whole(layer.units), whole(size)])
+        rows.append([shorten(layer.path, 60), born, shorten(layer.source or "–", 60), _history(layer), whole(size)])
         rows[-1].append(_ended(layer) or "at the end")
     columns = ["Layer", "Born", "Copy of", "Width in units", "Parameters at birth", "Last seen"]
     caption = f"{'All' if len(shown) == len(layers) else f'{len(shown)} of'} {len(layers):,} layers."

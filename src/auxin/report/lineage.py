@@ -1,11 +1,12 @@
 """Every layer of a run, from its birth to the end, followed through the renames of later growths."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from auxin.report.run import Growth
+from auxin.report.figures import finite
+from auxin.report.run import Growth, items, mapping
 
 _MOST_SIBLINGS = 2000  # a stray index must not make a million rows
 _DEEPEST = 30  # pieces of a path
@@ -22,6 +23,7 @@ class Layer:
         death: the growth that removed it; None: there at the end, or undone with its birth.
         born_as: its path right after its birth.
         units: its width: the rows of its largest weight; None where that is not known.
+        widened: the growths that changed that, with the width before each, in their order.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Layer:
     death: Growth | None = None
     born_as: str = ""
     units: int | None = None
+    widened: tuple[tuple[Growth, int], ...] = ()
 
     @property
     def living(self) -> bool:
@@ -56,6 +59,9 @@ def read_layers(growths: Sequence[Growth], shapes: Mapping[str, Sequence[int]] =
             family.undo()
     found = [_layer(track, shapes) for track in family.tracks]
     found += [Layer(path, units=_units(path, shapes)) for path in _others(found, shapes)]
+    history = [(growth, _resized(growth)) for growth in growths if growth.undone is None]
+    if any(resized for _, resized in history):
+        found = [replace(layer, widened=_widened(layer, history, shapes)) for layer in found]
     places = {name: at for at, name in reversed(list(enumerate(_prefixes(shapes))))}
     parent = {layer.path: layer.path.rpartition(".")[0] for layer in found}
     grown = {parent[layer.path] for layer in found if layer.birth}
@@ -94,6 +100,50 @@ def _units(path: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
     inside = [shape for name, shape in shapes.items() if name.startswith(path + ".")]
     matrices = [shape for shape in inside if len(shape) > 1] or [shape for shape in inside if shape]
     return max((int(shape[0]) for shape in matrices), default=None)
+
+
+def _resized(growth: Growth) -> dict[str, dict[int, int]]:
+    """By name of each tensor that a growth has widened, the sizes before along its axes; of ``Widen`` only."""
+    found: dict[str, dict[int, int]] = {}
+    for tensor in _plain(mapping(growth.entry.get("edit")).get("axes")):
+        path, name, axes = (*_plain(tensor), None, None, None)[:3]
+        sizes = {number: finite(mapping(axis).get("size")) for number, axis in enumerate(_plain(axes))}
+        known = {number: int(size) for number, size in sizes.items() if size is not None}
+        if known:
+            found[".".join(filter(None, (str(path or ""), str(name))))] = known
+    return found
+
+
+def _plain(value: object) -> Iterable:
+    """A list or tuple as the journal writes it."""
+    return items(mapping(value).get("v") if isinstance(value, Mapping) else value)
+
+
+def _widened(
+    layer: Layer, history: Sequence[tuple[Growth, Mapping[str, Mapping[int, int]]]], shapes: Mapping[str, Sequence[int]]
+) -> tuple[tuple[Growth, int], ...]:
+    """The widths of a layer before each growth that widened it, followed back from the end."""
+    if not layer.living or layer.units is None:
+        return ()
+    path, prefix = layer.path, f"{layer.path}."
+    inside = {name.removeprefix(prefix): list(shape) for name, shape in shapes.items() if name.startswith(prefix)}
+    found: list[tuple[Growth, int]] = []
+    units = layer.units
+    for growth, resized in reversed(history):
+        if growth is layer.birth:
+            break
+        for name, sizes in resized.items():
+            shape = inside.get(name.removeprefix(f"{path}."), []) if name.startswith(f"{path}.") else []
+            for axis, size in sizes.items():
+                if axis < len(shape):
+                    shape[axis] = size
+        before = _units("", {f".{name}": shape for name, shape in inside.items()})
+        if before is not None and before != units:
+            found.append((growth, before))
+            units = before
+        moves = dict(_core(old, new) for old, new in growth.renamed.items()) | dict(growth.renamed)
+        path = _moved(path, {new: old for old, new in moves.items()})
+    return tuple(reversed(found))
 
 
 def natural(path: str) -> list[tuple[int, str]]:
