@@ -229,17 +229,18 @@ def traced(model: nn.Module, run: Any) -> Trace:
     tracer = Tracer(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    flags = torch.backends.mkldnn.flags(enabled=False)
+    fused = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # its recurrent layers are one operation, which tells nothing
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(flags)
             stack.enter_context(remembered(model))
             stack.enter_context(tracer)
             stack.enter_context(Sizes(tracer))
             output = run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(fused)
     leaves = (t for t in tree_leaves(output) if isinstance(t, Tensor))
     tracer.trace.outputs = [tracer.axes(t).terms for t in leaves]
     return tracer.trace
