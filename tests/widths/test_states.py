@@ -173,6 +173,21 @@ def test_unequal_shares_in_a_stream_sum_to_the_old_gradient():
     assert not torch.allclose(new, old[:, index] / 2, rtol=1e-3)
 
 
+def test_with_noise_copies_share_equally():
+    """Then each copy has half the gradient, up to what the noise does."""
+    net, _ = ready(lambda: GPT(blocks=1), IDS)
+    probes, opt = batches(IDS, 1), still(net)
+    watched(net, probes, opt)
+    change = ax.grow(net, ax.Widen("embed", by=16, init="split", noise=1e-9), opt, probe=IDS)
+    fresh = still(net)
+    watched(net, probes, fresh)
+    assert not change.preserves
+    for move in change.moves:
+        if "k.bias" not in move.name:
+            one, other = opt.state[move.new]["exp_avg"], fresh.state[move.new]["exp_avg"]
+            assert (one - other).norm() < 1e-6 * other.norm(), move.name
+
+
 def trained(net, opt, probe, steps, target=0.3):
     for _ in range(steps):
         opt.zero_grad()

@@ -75,7 +75,7 @@ def start(
         recipe: exceptions.
     """
     generator = torch.Generator().manual_seed(context.seed % (1 << 63))
-    entries = _entries(width, init, generator, where)
+    entries = _entries(width, init, generator, where, alike=noise > 0)
     by_name: dict[str, list[Member]] = {}
     for member in width.members:
         by_name.setdefault(member.name, []).append(member)
@@ -96,7 +96,7 @@ def start(
     return Begun(swaps, recipe.how or HOW[init], kept, recipe.assigns)
 
 
-def _entries(width: Width, init: str, generator: torch.Generator, where: str) -> Entries:
+def _entries(width: Width, init: str, generator: torch.Generator, where: str, alike: bool) -> Entries:
     index: dict[int, list[int]] = {}
     share: dict[int, list[float]] = {}
     partner: dict[int, list[int]] = {}
@@ -112,13 +112,19 @@ def _entries(width: Width, init: str, generator: torch.Generator, where: str) ->
             order = torch.randperm(n, generator=generator).tolist()
             sources = [order[i % n] for i in range(by)]
             index[key] = [*range(n), *sources]
-            share[key] = _shares(index[key], n, generator)
+            share[key] = _shares(index[key], n, None if alike else generator)
     return Entries(index, share, partner)
 
 
-def _shares(index: Sequence[int], n: int, generator: torch.Generator) -> list[float]:
-    """Unequal shares of copies in what their original did, which sum to 1 (LEMON): equal ones would never part."""
-    weight = [1.0 + 0.5 * (2 * float(torch.rand((), generator=generator, dtype=torch.float64)) - 1) for _ in index]
+def _shares(index: Sequence[int], n: int, generator: torch.Generator | None) -> list[float]:
+    """The shares of copies in what their original did, which sum to 1.
+
+    Unequal ones let copies part (LEMON). Where noise does, they are equal (Net2Wider): only then each copy of what
+    writes into a norm has a gradient in proportion to that of its original, and the states of optimizers fit.
+    """
+    weight = [1.0] * len(index)
+    if generator is not None:
+        weight = [0.5 + float(torch.rand((), generator=generator, dtype=torch.float64)) for _ in index]
     total = [0.0] * n
     for source, w in zip(index, weight, strict=True):
         total[source] += w
