@@ -81,7 +81,7 @@ def test_two_forwards_and_two_records_of_the_network_whatever_the_depth(monkeypa
     records = counted(monkeypatch, probe, "Record")
     assert grower.step() is not None
     assert sum(args[0] is model for args in forwards) == 2  # before, where the plan looks too; and after
-    assert len(forwards) == 4  # as often on the average
+    assert len(forwards) == (2 if isinstance(edit, ax.Duplicate) else 4)  # averages of copies are proved block by block
     assert sum(args[0] is model for args in records) == 2
 
 
@@ -188,3 +188,30 @@ def test_the_garbage_collector_waits_during_a_growth_and_is_as_before_afterwards
         assert gc.isenabled() is enabled
     finally:
         gc.enable()
+
+
+def test_an_average_whose_copy_of_a_block_is_not_at_rest_is_refused_without_a_forward_of_it(monkeypatch):
+    from auxin.follow import average
+
+    original = average.builder
+
+    def loud(live, twin):
+        build = original(live, twin)
+
+        def building(new, neighbour):
+            module = build(new, neighbour)
+            torch.nn.init.ones_(module.down.weight)
+            return module
+
+        return building
+
+    model, grower, _ = run(3)
+    before = [value.clone() for value in grower.companions[-1].state_dict().values()]
+    monkeypatch.setattr(average, "builder", loud)
+    forwards = counted(monkeypatch, type(model), "forward")
+    with pytest.raises(ax.GrowthError, match="the outputs of its averaged network on the probe would be others"):
+        grower.step()
+    assert all(args[0] is model for args in forwards)
+    assert len(model.blocks) == 3
+    now = grower.companions[-1].state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True))

@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 
 from auxin.axes import Axes, Part, has_born, told
 from auxin.dynamo import CompileTime
-from auxin.listing import folded, listing, unnumbered
+from auxin.listing import Listing, folded, listing, unnumbered
 from auxin.modules import Dormant
 from auxin.output_hook import NAME as GROWN
 
@@ -152,9 +152,9 @@ class Before:
     shapes: Mapping[int, Size] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module) -> Before:
-        """Read it off a network that has not been changed yet."""
-        network = listing(model)
+    def of(cls, model: nn.Module, network: Listing | None = None) -> Before:
+        """Read it off a network that has not been changed yet; ``network``: what it holds, where that is known."""
+        network = listing(model) if network is None else network
         tensors = (*network.parameters.values(), *network.buffers.values())
         return cls(network.modules, network.parameters, network.buffers, {id(t): t.shape for t in tensors})
 

@@ -147,7 +147,7 @@ def begin(
         context = PlanContext(model, options.probe, seed, evidence=options.evidence, memory=options.memory)
         before: Baseline | None = None
         averages: Averaged = []
-        mask, order = masked(model) if context.has_probe else "", None
+        mask, order = masked(context.network.modules) if context.has_probe else "", None
         stock = options.stock and is_stock(model)
         made: list[Change] = []
         edits = steps(edit, seed)
@@ -161,7 +161,7 @@ def begin(
                     before = baseline_of(context)
                     order = reaching(context) if mask else None
                 if not made and before is not None and change.preserves:
-                    averages = averaged(context, companions)
+                    averages = averaged(context, companions, change if len(edits) == 1 else None)
                 said += [] if ranks.alone else agreed.plan(change)
             share_values(ranks, change, companions)
             with ranks.agree("grow: the change"):

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.listing import named_modules
+
 NAME = "auxin_gate"  # of the buffer, as a state_dict shows it
 
 
@@ -61,7 +63,7 @@ def set_gate(block: nn.Module, share: float) -> None:
 
 def gated(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of every block of a network that has a gate."""
-    return ((path, module) for path, module in model.named_modules() if NAME in module._buffers)
+    return ((path, module) for path, module in named_modules(model).items() if NAME in module._buffers)
 
 
 def faded(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:

@@ -5,9 +5,10 @@ Some times faster, since nothing recurses: a growth asks for them again and agai
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from auxin.errors import GrowthError
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
+BARE = nn.Module().__dict__  # what every module has
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,19 +38,66 @@ def listing(model: nn.Module) -> Listing:
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """``dict(model.named_modules())``."""
-    return dict(_walk(model, set()))
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found[path] = module
+            if module._modules:
+                prefix = f"{path}." if path else ""
+                waiting += [
+                    (prefix + name, child) for name, child in reversed(module._modules.items()) if child is not None
+                ]
+    return found
+
+
+def modules_in(module: nn.Module) -> list[nn.Module]:
+    """The modules that ``module.modules()`` gives, in no order worth mentioning."""
+    found: dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        if id(current) not in found:
+            found[id(current)] = current
+            if current._modules:
+                waiting += [child for child in current._modules.values() if child is not None]
+    return list(found.values())
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that these modules hold themselves; a shared one as often as it is held."""
+    return [p for module in modules if module._parameters for p in module._parameters.values() if p is not None]
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """``dict(model.named_parameters())``."""
-    return _first(_held(_walk(model, set()), "_parameters"))
+    return _first(_held(named_modules(model).items(), "_parameters"))
 
 
 def every_tensor(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and then every buffer, a shared one under each of its names."""
-    modules = list(_walk(model, None))
-    yield from _held(modules, "_parameters")
-    yield from _held(modules, "_buffers")
+    modules: list[tuple[str, nn.Module]] = []
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        modules.append((path, module))
+        prefix = f"{path}." if path else ""
+        waiting += [(prefix + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+    yield from _held(modules, "_parameters").items()
+    yield from _held(modules, "_buffers").items()
+
+
+def own_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of a module's attributes that not every module has; few layouts differ, and each is looked at once."""
+    return _own_names(tuple(attributes))
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_names(layout: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in layout if name not in BARE)
 
 
 def lines_of(named: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
@@ -61,39 +110,25 @@ def lines_of(named: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
         yield f"{name} {words[shape]}"
 
 
-def _walk(model: nn.Module, seen: set[int] | None) -> Iterator[tuple[str, nn.Module]]:
-    """The modules in torch's order; each once, or with ``seen=None`` under every path."""
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        if seen is not None:
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-        yield path, module
-        children = module._modules
-        if children:
-            prefix = f"{path}." if path else ""
-            waiting += [(prefix + name, child) for name, child in reversed(children.items()) if child is not None]
-
-
-def _first(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _first(found: dict[str, Any]) -> dict[str, Any]:
     """Each tensor under the first of its names."""
-    found = dict(named)
     if len(set(map(id, found.values()))) == len(found):
         return found
     first: dict[int, str] = {}
     return {name: tensor for name, tensor in found.items() if first.setdefault(id(tensor), name) == name}
 
 
-def _held(modules: Iterable[tuple[str, nn.Module]], kind: str) -> Iterator[tuple[str, Tensor]]:
+def _held(modules: Iterable[tuple[str, nn.Module]], kind: str) -> dict[str, Any]:
+    """The tensors of one kind, each under every name that it has."""
+    found: dict[str, Any] = {}
     for path, module in modules:
         own = getattr(module, kind)
         if own:
             prefix = f"{path}." if path else ""
             for name, tensor in own.items():
                 if tensor is not None:
-                    yield prefix + name, tensor
+                    found[prefix + name] = tensor
+    return found
 
 
 def module_at(model: nn.Module, path: str, what: str = "at") -> nn.Module:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,20 @@ from auxin.anatomy.gradients import gradients_of, probe_loss
 from auxin.anatomy.placed import parts, registrations
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.shaken import asleep, multiplied_by_zero, run_with_other_weights
-from auxin.anatomy.tree import join, module_at
+from auxin.anatomy.tree import join, module_at, runs_by_parts
 from auxin.anatomy.wrappers import networks_of
-from auxin.change import Change
+from auxin.change import Change, New
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import counterparts, inside, ratio, sizes, units
 from auxin.gate import set_gate
-from auxin.listing import in_words, named_parameters
+from auxin.listing import in_words, named_modules
 from auxin.randomness import random_state
+from auxin.record import Record
 
 Outputs = list[Tensor]
-Averaged = list[
-    tuple[str, nn.Module, Outputs | None]
-]  # kind of the companion, the copy of the network that it holds, outputs
+# The kind of a companion, the copy of the network that it holds, and its outputs on the probe. None: it does not run;
+# "at rest": they need not be known, since what is new tells by itself whether they stay.
+Averaged = list[tuple[str, nn.Module, Outputs | Literal["at rest"] | None]]
 FAR, SHAKES, OVER = 64.0, 3, 4.0  # how far rounding is looked for, in how many tries, and what is granted over them
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
 
@@ -73,12 +74,41 @@ def baseline_of(context: PlanContext) -> Baseline:
     return Baseline(found, context.called)
 
 
-def averaged(context: PlanContext, companions: Sequence[Any]) -> Averaged:
-    """What the copies of the network that averages hold give on the probe, before the growth; None: they do not run."""
+def averaged(context: PlanContext, companions: Sequence[Any], change: Change | None = None) -> Averaged:
+    """What the copies of the network that averages hold give on the probe, before the growth.
+
+    Args:
+        context: the network on the probe.
+        companions: all of them.
+        change: the whole growth, if it is known already.
+    """
     found: Averaged = []
-    for companion in companions:
-        found += [(type(companion).__name__, copy, _outputs_of(copy, context)) for copy in networks_of(companion)]
+    alone = change is not None and _only_adds_what_rests(change, context)
+    for kind, copy in ((type(companion).__name__, c) for companion in companions for c in networks_of(companion)):
+        resting = alone and _floats_as(copy) == _floats_as(context.model)
+        found.append((kind, copy, "at rest" if resting else _outputs_of(copy, context)))
     return found
+
+
+def _only_adds_what_rests(change: Change, context: PlanContext) -> bool:
+    """Whether a growth does nothing but add blocks of which it can be told one by one that they change nothing."""
+    plain = not (change.swaps or change.trains or change.gates) and bool(change.added)
+    return plain and all(_rests(new.module, new, context) for _, new in change.added)
+
+
+def _rests(block: nn.Module, new: New, context: PlanContext) -> bool:
+    """Whether a block, in the place of a new one, leaves the function as it is, on what arrives at the network's."""
+    at_rest = context.at_rest.get(id(new.module))
+    try:
+        with untouched(block):
+            return at_rest is not None and at_rest(block)
+    except Exception:  # whatever a user's forward raises; a cache that has no place for a further block
+        return False
+
+
+def _floats_as(network: nn.Module) -> tuple[Any, ...] | None:
+    p = next((p for p in network.parameters() if p.is_floating_point()), None)
+    return None if p is None else (p.dtype, p.device)
 
 
 def prove_averages(before: Averaged, change: Change, context: PlanContext) -> Change:
@@ -89,6 +119,13 @@ def prove_averages(before: Averaged, change: Change, context: PlanContext) -> Ch
     """
     idle = []
     for kind, copy, outputs in before:
+        if outputs == "at rest":
+            blocks = named_modules(
+                copy
+            )  # where one is missing, the function is as it was, and verify says what is lost
+            if not all(_rests(blocks[path], new, context) for path, new in change.added if path in blocks):
+                raise _moved(kind, "be others", change)
+            continue
         after = None if outputs is None else _outputs_of(copy, context)
         if outputs is None or after is None:
             idle.append(f"{kind} does not run on the probe, so its outputs were not compared")
@@ -97,13 +134,16 @@ def prove_averages(before: Averaged, change: Change, context: PlanContext) -> Ch
         if not difference <= limit and any(move.reshaped for move in change.moves):
             limit = max(limit, _by_rounding(copy, after, difference, limit, context))
         if not difference <= limit:
-            raise GrowthError(
-                f"{kind}: the outputs of its averaged network on the probe would change by {difference:.3g} (at most "
-                f"{limit:.1g} was expected), though the network's own stay as they are: {change.how} fits the live "
-                "values, and not the averaged ones. Leave it out of this growth, and build it anew afterwards: "
-                f"{kind}(model, ...)."
-            )
+            raise _moved(kind, f"change by {difference:.3g} (at most {limit:.1g} was expected)", change)
     return change.with_measured(*idle)
+
+
+def _moved(kind: str, how: str, change: Change) -> GrowthError:
+    return GrowthError(
+        f"{kind}: the outputs of its averaged network on the probe would {how}, though the network's own stay as they "
+        f"are: {change.how} fits the live values, and not the averaged ones. Leave it out of this growth, and build it "
+        f"anew afterwards: {kind}(model, ...)."
+    )
 
 
 def _outputs_of(copy: nn.Module, context: PlanContext) -> Outputs | None:
@@ -132,13 +172,19 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
     # Run the grown network with hooks on what is new and on what stands beside it, and take the gradients.
     called: set[str] = set()
     near = {p: m for p, m in _kept(model, change).items() if id(m) in before.called}
-    times = registrations(model)
-    with untouched(model):
-        for path, module in (*((path, new.module) for path, new in change.added), *near.items()):
-            for part in parts(module, times):
-                part.register_forward_hook(lambda *_, path=path: called.add(path))
-        after, grads = _run(model, change, context)
-        late = _reached_late(model, change, context, grads)
+    with untouched(model) as tree:
+        times = registrations(tree.modules.values())
+        for path, new in change.added:
+            _note_calls(path, parts(new.module, times), called)
+        for path, module in near.items():
+            _note_calls(path, parts(module, times) if runs_by_parts(module) else (module,), called)
+        after, grads = _run(model, change, context, tree)
+        late = _reached_late(model, change, context, grads, tree)
+        if not near.keys() <= called:  # perhaps forward calls their parts now
+            for path in near.keys() - called:
+                _note_calls(path, parts(near[path], times), called)
+            with torch.no_grad():
+                context.run()
     # A new module that did not run is a fault, unless only these data lead past it; so is an old one that runs no more.
     missing = [path for path, _ in change.added if path not in called]
     cold = _cold(model, change, context, before, missing)
@@ -166,6 +212,12 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
         *_silent(change, grads, context),
     )
     return change.with_measured(*notes, max_difference=difference, gradient_ratio=whole, gradient_ratios=each)
+
+
+def _note_calls(path: str, modules: Iterable[nn.Module], called: set[str]) -> None:
+    """Put ``path`` into ``called`` once one of the modules has run."""
+    for module in modules:
+        module.register_forward_hook(lambda *_: called.add(path))
 
 
 def _cold(
@@ -202,13 +254,15 @@ def _kept(model: nn.Module, change: Change) -> dict[str, nn.Module]:
     return kept
 
 
-def _run(model: nn.Module, change: Change, context: PlanContext) -> tuple[Outputs, dict[str, Tensor | None]]:
+def _run(
+    model: nn.Module, change: Change, context: PlanContext, tree: Record
+) -> tuple[Outputs, dict[str, Tensor | None]]:
     """Return the outputs on the probe, and the gradients of the new weights and of what they are compared with.
 
     Autograd records from the first module on that holds one of these weights; what stands in front of it runs as in a
     frozen network.
     """
-    parameters = named_parameters(model)
+    parameters = tree.parameters
     others = [name for name in counterparts(change).values() if name is not None]
     names = (*change.starting, *change.writers, *others, *(part.name for part in change.parts))
     wanted = {name: parameters[name] for name in names if name in parameters}
@@ -220,11 +274,11 @@ def _run(model: nn.Module, change: Change, context: PlanContext) -> tuple[Output
         for whole in (False, True):
             with torch.set_grad_enabled(whole):
                 if not whole:
-                    _record_from(model, wanted)
+                    _record_from(tree.modules.values(), wanted)
                 out = list(tensors_in(context.run()))
             with torch.enable_grad():
                 loss = probe_loss(out) if wanted else None
-                known = {} if loss is None else gradients_of(loss, model)
+                known = {} if loss is None else gradients_of(loss, model, parameters)
             grads = {name: known[name] for name in wanted} if known else {}
             # Weights that are used before their module is called, or inside a reentrant checkpoint, get a gradient only
             # if autograd records the whole forward.
@@ -248,30 +302,32 @@ def _run(model: nn.Module, change: Change, context: PlanContext) -> tuple[Output
         ) from error
 
 
-def _record_from(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> None:
+def _record_from(modules: Iterable[nn.Module], wanted: Mapping[str, nn.Parameter]) -> None:
     """Let autograd record from the first call of a module on that holds a wanted parameter.
 
     ``untouched`` takes the hooks away again.
     """
     ids = {id(p) for p in wanted.values()}
-    for module in model.modules():
+    for module in modules:
         if not ids.isdisjoint(map(id, module._parameters.values())):
             module.register_forward_pre_hook(lambda *_: torch.set_grad_enabled(True) and None, prepend=True)
 
 
-def _reached_late(model: nn.Module, change: Change, context: PlanContext, grads: dict[str, Tensor | None]) -> set[str]:
+def _reached_late(
+    model: nn.Module, change: Change, context: PlanContext, grads: dict[str, Tensor | None], tree: Record
+) -> set[str]:
     """Find writers that get a gradient only once the others have moved, since they stand in front of these."""
     at = {n: g for n in change.writers if (g := grads.get(n)) is not None and not g.is_sparse and _nonzero(g)}
     waiting = {n for n in change.writers if n in grads and n not in at}
     if not at or not waiting or change.gates:
         return set()
-    parameters = dict(model.named_parameters())
+    parameters = tree.parameters
     values = {n: parameters[n].detach().clone() for n in at}
     try:
         with torch.no_grad():
             for n, g in at.items():
                 parameters[n].sub_(0.01 * g / g.abs().max())
-        _, later = _run(model, change, context)
+        _, later = _run(model, change, context, tree)
     finally:
         with torch.no_grad():
             for n, value in values.items():

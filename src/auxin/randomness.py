@@ -14,7 +14,7 @@ import torch
 @contextmanager
 def random_state(seed: int | None = None) -> Iterator[None]:
     """Leave every global random generator bit for bit where it was; inside, start from ``seed``."""
-    before = random_data()
+    before = random_data(plain=False)
     try:
         try:
             if seed is not None:
@@ -37,15 +37,16 @@ def _cuda_waits() -> bool:
     return not torch.cuda.is_initialized() and not (torch.mps.is_available() or torch.xpu.is_available())
 
 
-def random_data() -> dict[str, Any]:
-    """The generators' states as plain data and small tensors."""
+def random_data(plain: bool = True) -> dict[str, Any]:
+    """The generators' states as plain data and small tensors; otherwise NumPy's as its own array."""
     data: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_initialized():
         data["cuda"] = torch.cuda.get_rng_state_all()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         name, keys, *rest = numpy.random.get_state()
-        data["numpy"] = (str(name), keys.tolist(), *(float(v) if isinstance(v, float) else int(v) for v in rest))
+        keys = keys.tolist() if plain else keys
+        data["numpy"] = (str(name), keys, *(float(v) if isinstance(v, float) else int(v) for v in rest))
     return data
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxin.listing import named_modules
+from auxin.listing import BARE, named_modules, own_names
 from auxin.output_hook import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
 
@@ -30,8 +31,10 @@ PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.Size, torch.d
 LEVELS = 4  # how deep objects in objects, and containers in containers, are recorded
 LONG = 10_000  # items of a container from which on it is taken for data
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-BARE = nn.Module().__dict__  # what every module has
 HOOK_DICTS = tuple(n for n, v in BARE.items() if isinstance(v, (dict, set)) and n not in SLOTS)
+_hook_dicts, _hooks_of = operator.itemgetter(*HOOK_DICTS), operator.attrgetter(*HOOKS)
+_values = operator.methodcaller("values")
+_requires_grad, _dtype = operator.attrgetter("requires_grad"), operator.attrgetter("dtype")
 
 
 class Record:
@@ -52,35 +55,40 @@ class Record:
         self.buffers: dict[str, Tensor] = {}
         self.attributes: dict[str, dict[str, Any]] = {}
         self.classes: dict[str, type] = {}
-        self._hook_dicts: dict[str, tuple[Any, ...]] = {}
         self._filled: dict[str, dict[str, Any]] = {}  # content of the containers that hold something, by attribute
+        self._empty: list[Any] = []  # the others
         own: list[tuple[tuple[str, str], Any]] = []  # attributes that only this class of modules has
-        own_names: dict[tuple[str, ...], list[str]] = {}  # the same for modules with the same attributes
         tensors: dict[int, Tensor] = {}
+        slots = tuple(zip(SLOTS, (self.parameters, self.buffers, None), strict=True))
         for path, module in self.modules.items():
-            held = self.attributes[path] = dict(module.__dict__)
+            held = self.attributes[path] = module.__dict__.copy()
             self.classes[path] = type(module)
             self._filled[path] = filled = {}
-            hook_dicts = self._hook_dicts[path] = tuple(map(held.get, HOOK_DICTS))
+            try:
+                hook_dicts = _hook_dicts(held)
+            except KeyError:
+                hook_dicts = tuple(map(held.get, HOOK_DICTS))
             if any(hook_dicts):
                 filled.update((name, _kept(held[name])) for name in HOOK_DICTS if held.get(name))
-            layout = tuple(held)
-            if layout not in own_names:
-                own_names[layout] = [name for name in layout if name not in BARE]
-            for name in own_names[layout]:
+                hook_dicts = tuple(one for one in hook_dicts if not one)
+            self._empty += hook_dicts
+            for name in own_names(held):
                 value = held[name]
                 if type(value) not in PLAIN:
                     own.append(((path, name), value))
                     if isinstance(value, (dict, list, set)):
                         filled[name] = _kept(value)
-            for slot, known in zip(SLOTS, (self.parameters, self.buffers, None), strict=True):
+            for slot, known in slots:
                 content = held.get(slot)
                 if isinstance(content, dict):
                     if content:
                         filled[slot] = dict(content)
+                    else:
+                        self._empty.append(content)
+                        continue
                 else:  # a ScriptModule, whose parts are not to be changed
                     content = getattr(module, slot)
-                for name, tensor in content.items() if slot != "_modules" and content else ():
+                for name, tensor in content.items() if slot != "_modules" else ():
                     if known is not None and tensor is not None and id(tensor) not in tensors:
                         tensors[id(tensor)] = tensor
                         known[f"{path}.{name}" if path else name] = tensor
@@ -88,11 +96,12 @@ class Record:
         self._contents: list[tuple[Any, list[Any]]] = []
         self.objects = list(self._walk_objects(own, kinds))
         self._tensors = list(tensors.values())
-        self.requires_grad = {i: t.requires_grad for i, t in tensors.items()}
-        self._grads = [t.grad if t.is_leaf else None for t in self._tensors]
+        self.requires_grad = dict(zip(tensors, map(_requires_grad, self._tensors), strict=True))
+        self._leaves = [t for t in self._tensors if t.is_leaf]
+        self._grads = [t.grad for t in self._leaves]
         self._storages = [t.detach() for t in self._tensors]
-        hooked = ((t, kind) for t in self._tensors for kind in HOOKS if getattr(t, kind, None))
-        self._hooks = {(id(t), kind): hooks_of(t, kind) for t, kind in hooked}
+        hooked = itertools.compress(self._tensors, map(any, map(_hooks_of, self._tensors)))
+        self._hooks = {(id(t), kind): hooks_of(t, kind) for t in hooked for kind in HOOKS}
         copied = self._tensors if values else list(self.buffers.values())
         self._values = {id(t): (t.detach().clone(), None if values else version_of(t)) for t in copied}
         grads = [g for g in self._grads if g is not None] if values else []
@@ -147,41 +156,66 @@ class Record:
 
     def restore(self) -> None:
         """Put every module, attribute, mode and (where recorded) value back, in place."""
-        for path, module in self.modules.items():
-            own, filled = self.attributes[path], self._filled[path]
-            for name, content in filled.items():
-                _reset(own[name], content)
-            if any(self._hook_dicts[path]):
-                for name, held in zip(HOOK_DICTS, self._hook_dicts[path], strict=True):
-                    if held and name not in filled:
-                        held.clear()
-            for slot in SLOTS:
-                if slot not in filled and isinstance(own.get(slot), dict) and own[slot]:
-                    own[slot].clear()
-            if "training" in own:  # as a rule it alone is another
-                module.__dict__["training"] = own["training"]
-            _reset(module.__dict__, own)
-            if type(module) is not self.classes[path]:
-                module.__class__ = self.classes[path]
+        self._restore_modules()
         for container, content in (*self._contents, *((own, content) for _, own, content in self.objects)):
             refill(container, content)
-        for tensor, storage, grad in zip(self._tensors, self._storages, self._grads, strict=True):
-            if not _is_where(tensor, storage):
-                tensor.data = storage
-            if tensor.is_leaf:
-                if tensor.requires_grad != self.requires_grad[id(tensor)]:
-                    tensor.requires_grad_(self.requires_grad[id(tensor)])
-                if tensor.grad is not grad:
-                    tensor.grad = grad
-            for kind in HOOKS:
-                if getattr(tensor, kind, None) is not None:
-                    hook_again(tensor, kind, self._hooks.get((id(tensor), kind)))
+        if self._tensors_differ():
+            self._restore_tensors()
         for tensor in (t for t in self._tensors if id(t) in self._values):
             self._write_back(tensor)
         for grad in self._grads if self._grad_values else ():
             if grad is not None and not _same(grad, self._grad_values[id(grad)]):
                 write(grad, self._grad_values[id(grad)])
         self._loose.restore()
+
+    def _restore_modules(self) -> None:
+        """Structure, attributes and hooks; as a rule only modes, and a hook here and there, differ."""
+        for held in self._empty if any(self._empty) else ():
+            if held:
+                held.clear()
+        own = list(self.attributes.values())
+        filled = [
+            (held[name], kept)
+            for held, one in zip(own, self._filled.values(), strict=True)
+            for name, kept in one.items()
+        ]
+        lists, dicts = ([pair for pair in filled if isinstance(pair[1], dict) is kind] for kind in (False, True))
+        same = _unchanged([held for held, _ in dicts], [kept for _, kept in dicts])
+        for held, kept in (*lists, *(() if same else dicts)):
+            _reset(held, kept)
+        now = [module.__dict__ for module in self.modules.values()]
+        for attributes, held in zip(now, own, strict=True):
+            if "training" in held:
+                attributes["training"] = held["training"]
+        if not _unchanged(now, own):
+            for attributes, held in zip(now, own, strict=True):
+                _reset(attributes, held)
+        for path, module in self.modules.items():
+            if type(module) is not self.classes[path]:
+                module.__class__ = self.classes[path]
+
+    def _tensors_differ(self) -> bool:
+        """Whether a tensor may lie elsewhere, or have another gradient, other hooks or another flag."""
+        tensors = self._tensors
+        return (
+            list(map(_requires_grad, tensors)) != list(self.requires_grad.values())
+            or any(t.is_leaf and t.grad is not grad for t, grad in zip(self._leaves, self._grads, strict=True))
+            or any(hooks != (None, None) for hooks in map(_hooks_of, tensors))
+            or not _are_where(tensors, self._storages)
+        )
+
+    def _restore_tensors(self) -> None:
+        for tensor, storage in zip(self._tensors, self._storages, strict=True):
+            if storage_of(tensor) != storage_of(storage):
+                tensor.data = storage
+            if tensor.is_leaf and tensor.requires_grad != self.requires_grad[id(tensor)]:
+                tensor.requires_grad_(self.requires_grad[id(tensor)])
+            for kind in HOOKS:
+                if getattr(tensor, kind, None) is not None:
+                    hook_again(tensor, kind, self._hooks.get((id(tensor), kind)))
+        for tensor, grad in zip(self._leaves, self._grads, strict=True):
+            if tensor.is_leaf and tensor.grad is not grad:
+                tensor.grad = grad
 
     def _write_back(self, tensor: Tensor) -> None:
         """Give a tensor its recorded values; where its version was noted only if it was written to since."""
@@ -276,6 +310,14 @@ def _reset(now: Any, then: Any) -> None:
         for name, value in then.items():
             if now[name] is not value:
                 now[name] = value
+
+
+def _unchanged(now: Sequence[Any], then: Sequence[Any]) -> bool:
+    """Whether dicts hold the very objects that they held, under the same keys in the same order; all of it in C."""
+    each = itertools.chain.from_iterable
+    if list(map(len, now)) != list(map(len, then)) or list(each(now)) != list(each(then)):
+        return False
+    return all(map(operator.is_, each(map(_values, now)), each(map(_values, then))))
 
 
 class Sight:
@@ -522,14 +564,16 @@ def storage_of(tensor: Tensor) -> Any:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _is_where(tensor: Tensor, stored: Tensor) -> bool:
-    """Whether a tensor's values live where those of ``stored`` do, laid out alike."""
-    if type(tensor) in (nn.Parameter, Tensor):
-        try:
-            return tensor.is_set_to(stored) and tensor.dtype == stored.dtype  # one call in C
-        except NotImplementedError:  # meta tensors, sparse ones
-            pass
-    return storage_of(tensor) == storage_of(stored)
+def _are_where(tensors: list[Tensor], stored: list[Tensor]) -> bool:
+    """Whether the values of all tensors live where they did, laid out alike; in C for what is nothing but a tensor."""
+    try:
+        if set(map(type, tensors)) <= {nn.Parameter, Tensor}:
+            return all(map(Tensor.is_set_to, tensors, stored)) and list(map(_dtype, tensors)) == list(
+                map(_dtype, stored)
+            )
+    except NotImplementedError:  # meta tensors, sparse ones
+        pass
+    return list(map(storage_of, tensors)) == list(map(storage_of, stored))
 
 
 @torch.no_grad()

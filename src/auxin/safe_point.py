@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from auxin.dynamo import outside_graphs
+from auxin.listing import modules_in, named_parameters, parameters_of
 
 FORWARD = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
 
@@ -62,7 +63,7 @@ class StepWatch:
 
     def state(self, model: nn.Module) -> tuple[int, set[int]]:
         """Count of steps, and ids of the parameters whose gradient is used up: to return to."""
-        return self.steps, {id(p) for p in model.parameters() if p.grad is not None and self.used(p)}
+        return self.steps, {id(p) for p in parameters_of(modules_in(model)) if p.grad is not None and self.used(p)}
 
     def set_state(self, state: tuple[int, set[int]], model: nn.Module) -> None:
         """Return to what ``state`` gave, once the gradients are what they were (a copy raises their version)."""
@@ -97,8 +98,8 @@ def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch 
         return f"inside the forward of {running}; grow between two steps of the training loop"
     if any(unscaled(scaler) for scaler in scalers):
         return "gradients are unscaled and scaler.update() has not run; grow after scaler.update()"
-    waiting = [p for p in model.parameters() if p.grad is not None]
-    for name, p in model.named_parameters() if waiting else ():
+    waiting = any(p.grad is not None for p in parameters_of(modules_in(model)))
+    for name, p in named_parameters(model).items() if waiting else ():
         if p.grad is None or (watch is not None and watch.used(p)):
             continue
         if bool(p.grad.count_nonzero() if not p.grad.is_sparse else p.grad._nnz()):

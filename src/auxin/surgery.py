@@ -27,7 +27,7 @@ from auxin.engine import check_moment, seed_of, share_values, transaction
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in
-from auxin.listing import join
+from auxin.listing import join, named_modules
 from auxin.proof import averaged, baseline_of, distance, outputs_of, prove, prove_averages, tolerance
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
@@ -96,7 +96,7 @@ class surgery:
             self._baseline = baseline_of(self._context) if self._context.has_probe else None
             self._averages = averaged(self._context, self.companions) if self._context.has_probe else []
             said += [] if self._ranks.alone else agreed.structure(self.model, optimizers_in(self.companions))
-            self._mask = masked(self.model)
+            self._mask = masked(named_modules(self.model))
             self._order = reaching(self._context) if self._mask and self._context.has_probe else None
         self._before = Before.of(self.model)
         self._started = time.perf_counter()

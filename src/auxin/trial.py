@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from auxin.anatomy.wrappers import modules_in, networks_of, parameters_in
+from auxin.anatomy.wrappers import networks_of
 from auxin.engine import take_back
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
+from auxin.listing import modules_in, parameters_of
 from auxin.record import Sight, coming_back
 
 Store = Literal["memory", "pinned", "disk"]
@@ -234,7 +235,9 @@ def structure_of(roots: Iterable[Any]) -> list[int]:
         if isinstance(root, DistributedDataParallel):  # the network in it is a root of its own
             continue
         networks: list[nn.Module] = [root] if isinstance(root, nn.Module) else networks_of(root)
-        found += [id(thing) for network in networks for thing in (*modules_in(network), *parameters_in(network))]
+        for network in networks:
+            modules = modules_in(network)
+            found += map(id, (*modules, *parameters_of(modules)))
         groups = getattr(root, "param_groups", None)
         found += [id(p) for group in groups for p in group["params"]] if isinstance(groups, list) else []
     return found

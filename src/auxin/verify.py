@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import networks_of, plain, with_wrappers
 from auxin.companion import registration_of
 from auxin.errors import GrowthError
-from auxin.gate import NAME, gated
+from auxin.gate import NAME
 from auxin.listing import Listing, listing
 from auxin.modules import Dormant, awake
 from auxin.ramp import opening
@@ -58,7 +58,8 @@ def verify_here(model: nn.Module, *companions: Any) -> None:
 def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     network = listing(model)
     parameters, modules = network.parameters, network.modules
-    lazy = [name for name, t in (*parameters.items(), *network.buffers.items()) if is_lazy(t)]
+    tensors = {**parameters, **network.buffers}
+    lazy = [name for name, t in tensors.items() if is_lazy(t)] if _may_be_lazy(tensors) else ()
     if lazy:
         yield f"{', '.join(lazy[:6])} of lazy layers have no shape yet: run one batch through the model first"
         return
@@ -67,15 +68,20 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     running = {id(p) for m in awake(model) for p in m._parameters.values() if p is not None} if sleeping else set(names)
     yield from _frozen_in_their_sleep(sleeping, names, running)
     optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
+    copies = [(type(c).__name__, listing(copy)) for c in companions for copy in networks_of(c)]
     if optimizers:
         yield from _membership(parameters, optimizers, names, running)
-        yield from _gates(modules, companions, opening(optimizers))
+        yield from _gates(modules, copies, opening(optimizers))
     for name, p in parameters.items():
         if p.grad is not None and p.grad.shape != p.shape:
             yield f"{name}: gradient {tuple(p.grad.shape)} of a parameter {tuple(p.shape)}; call optimizer.zero_grad()"
-    for companion in companions:
-        for copy in networks_of(companion):
-            yield from _average(network, type(companion).__name__, copy)
+    for kind, copy in copies:
+        yield from _average(network, kind, copy)
+
+
+def _may_be_lazy(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether one of them is more than a plain tensor."""
+    return not set(map(type, tensors.values())) <= {nn.Parameter, Tensor}
 
 
 def _frozen_in_their_sleep(sleeping: dict[str, Dormant], names: dict[int, str], running: set[int]) -> Iterator[str]:
@@ -89,7 +95,7 @@ def _frozen_in_their_sleep(sleeping: dict[str, Dormant], names: dict[int, str], 
                 )
 
 
-def _gates(modules: dict[str, nn.Module], companions: tuple[Any, ...], opened: set[int]) -> Iterator[str]:
+def _gates(modules: dict[str, nn.Module], copies: list[tuple[str, Listing]], opened: set[int]) -> Iterator[str]:
     """Blocks that would stay half faded in."""
     left = {path: block for path, block in modules.items() if NAME in block._buffers and id(block) not in opened}
     for path, block in left.items():
@@ -100,8 +106,8 @@ def _gates(modules: dict[str, nn.Module], companions: tuple[Any, ...], opened: s
                 "of a block that fades in, or was grown with another optimizer. Make it whole: "
                 f"auxin.gate.close_gate(model.get_submodule({path!r})); or load a checkpoint of the Grower, to go on"
             )
-    for kind, copy in ((type(average).__name__, copy) for average in companions for copy in networks_of(average)):
-        late = [path for path, block in gated(copy) if id(block) not in opened]
+    for kind, copy in copies:
+        late = [path for path, m in copy.modules.items() if NAME in m._buffers and id(m) not in opened]
         if late and not left:
             yield (
                 f"{kind} has a gate at {', '.join(late[:4])} that no step of these optimizers opens: it was "
@@ -114,14 +120,11 @@ def _membership(
     parameters: dict[str, nn.Parameter], optimizers: list[Any], names: dict[int, str], running: set[int]
 ) -> Iterator[str]:
     counts = Counter(map(id, (p for o in optimizers for g in o.param_groups for p in g["params"])))
-    lost = [
-        f"{n} {tuple(p.shape)}"
-        for n, p in parameters.items()
-        if p.requires_grad and id(p) in running and id(p) not in counts and not steps_itself(p)
-    ]
+    outside = [(n, p) for n, p in parameters.items() if id(p) not in counts]
+    lost = [f"{n} {tuple(p.shape)}" for n, p in outside if p.requires_grad and id(p) in running and not steps_itself(p)]
     for text in lost:
         yield f"{text} is in no optimizer: it would never train (or freeze it: requires_grad_(False))"
-    for p_id, count in counts.items():
+    for p_id, count in counts.items() if counts.total() > len(counts) else ():
         if count > 1:
             name = names.get(p_id, "a parameter of another model")
             yield f"{name} is held {count} times: it would be stepped {count} times"
@@ -166,18 +169,18 @@ def _state_shapes(optimizer: Any, names: dict[int, str]) -> Iterator[str]:
         if isinstance(value, Tensor) and value.dim() != p.dim()
     }
     for p, state in entries:
+        shape = p.shape
         for key, value in state.items():
-            if not isinstance(value, Tensor) or value.shape == p.shape or value.numel() == 1 or key in loose:
+            if not isinstance(value, Tensor) or value.shape == shape or value.numel() == 1 or key in loose:
                 continue
-            fits = value.dim() == p.dim() and all(s in (1, n) for s, n in zip(value.shape, p.shape, strict=True))
+            fits = value.dim() == p.dim() and all(s in (1, n) for s, n in zip(value.shape, shape, strict=True))
             if not fits:
                 name = names.get(id(p), "a foreign parameter")
                 kind, shapes = type(optimizer).__name__, f"{tuple(value.shape)} of {name} {tuple(p.shape)}"
                 yield f"{kind}: state {key!r} {shapes} has another shape"
 
 
-def _average(network: Listing, kind: str, averaged: nn.Module) -> Iterator[str]:
-    copy = listing(averaged)
+def _average(network: Listing, kind: str, copy: Listing) -> Iterator[str]:
     ours, theirs = ({n: p.shape for n, p in one.parameters.items()} for one in (network, copy))
     for name in {**ours, **theirs} if ours != theirs else ():
         if name not in theirs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
 from auxin.gate import faded
-from auxin.listing import join, module_at
+from auxin.listing import BARE, join, module_at, modules_in, named_modules, own_names
 from auxin.modules import ResidualLinear, awake
 
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 
-BARE = frozenset(nn.Module().__dict__)
 HOOKS = tuple(name for name in BARE if name.endswith("hooks"))
 
 
@@ -127,12 +125,11 @@ def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:
     """Deepcopy memo: objects of the block that something outside it holds as well."""
     inside = {id(m) for m in block.modules()}
     own = {id(value): value for module in block.modules() for value in _held_by(module)}
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        if id(module) not in inside:
-            places = (module.__dict__, module._parameters, module._buffers, module._modules)
-            ids = itertools.chain.from_iterable(map(id, held.values()) for held in places if held)
-            memo.update((i, own[i]) for i in own.keys() & ids)
+    outside = [module for module in modules_in(model) if id(module) not in inside]
+    held: list[Any] = [held for m in outside for held in (m._parameters, m._buffers, m._modules) if held]
+    ids = {id(value) for one in held for value in one.values()}
+    ids.update(id(m.__dict__[name]) for m in outside for name in own_names(m.__dict__))
+    memo: dict[int, Any] = {i: value for i, value in own.items() if i in ids}
     for module in block.modules():
         for name in HOOKS:
             for hook in (module.__dict__.get(name) or {}).values():
@@ -148,7 +145,7 @@ def _held_by(module: nn.Module) -> Iterator[Any]:
         for value in held.values():
             if value is not None:
                 yield value
-    for name in own.keys() - BARE:
+    for name in own_names(own):
         if not isinstance(own[name], PLAIN):
             yield own[name]
 
@@ -233,7 +230,8 @@ def role(owner: nn.Module, leaf: str, p: Tensor) -> tuple[type, str, int]:
 
 def owned(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """(owner, leaf name, parameter) of every parameter below ``module``."""
-    return ((owner, leaf, p) for owner in module.modules() for leaf, p in owner._parameters.items() if p is not None)
+    modules = named_modules(module).values()
+    return ((owner, leaf, p) for owner in modules for leaf, p in owner._parameters.items() if p is not None)
 
 
 def shape_of(value: Any) -> str:

@@ -20,7 +20,7 @@ from auxin.anatomy.blocks import CONTAINERS, Container
 from auxin.anatomy.hugging_face.blueprint import Blueprint
 from auxin.anatomy.hugging_face.fields import configurations, configures, fields_followed, list_at
 from auxin.change import MISSING, Assign
-from auxin.listing import join, module_at
+from auxin.listing import join, module_at, named_modules, own_names
 
 COUNTS = (int, str, list, tuple)
 NUMBER = re.compile(r"(^|_)(idx|index|id|layer|block|depth|number)(_|$)")
@@ -86,8 +86,9 @@ def followed(
 
 
 def _integers(block: nn.Module) -> Iterator[tuple[str, str, int]]:
-    for path, module in block.named_modules():
-        for name, value in module.__dict__.items():
+    for path, module in named_modules(block).items():
+        for name in own_names(module.__dict__):
+            value = module.__dict__[name]
             if type(value) is int and name[0] != "_":
                 yield path, name, value
 

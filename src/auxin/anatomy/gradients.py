@@ -6,33 +6,38 @@ step asks for all of it, and so does every gradient that is taken here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from auxin.listing import named_parameters
 from auxin.record import HOOKS, hook_again, hooks_of
 
 
-def gradients_of(loss: Tensor, module: nn.Module) -> dict[str, Tensor | None]:
+def gradients_of(
+    loss: Tensor, module: nn.Module, named: Mapping[str, nn.Parameter] | None = None
+) -> dict[str, Tensor | None]:
     """The gradients of a scalar, on the side: every ``.grad`` stays what it is, and no hook of a tensor fires.
 
     Args:
         loss: a scalar that was computed with gradients on.
         module: the network, or the block, whose parameters are wanted.
+        named: its parameters by name, where they are known.
 
     Returns:
         The gradient of each parameter that requires one, by name; None where the loss does not depend on it.
     """
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = named_parameters(module) if named is None else named
+    wanted = {name: p for name, p in parameters.items() if p.requires_grad}
     nodes = nodes_behind([loss])
     leaves = [node.variable for node in nodes if node.name().endswith("AccumulateGrad")]
-    every = list({id(p): p for p in (*named.values(), *leaves)}.values())
     # Inside a reentrant activation checkpoint there are gradients in a plain backward only.
     reentrant = any(node.name() == "CheckpointFunctionBackward" for node in nodes)
+    every = list({id(p): p for p in (*wanted.values(), *leaves)}.values())
     # Hooks of tensors are the training loop's: they log, clip, or step an optimizer inside the backward pass.
-    hooks = [(p, kind, hooks_of(p, kind)) for p in every for kind in HOOKS]
+    hooks = [(p, kind, hooks_of(p, kind)) for p in every for kind in HOOKS if getattr(p, kind, None)]
     try:
         for p, kind, _ in hooks:
             hook_again(p, kind, None)
@@ -41,7 +46,7 @@ def gradients_of(loss: Tensor, module: nn.Module) -> dict[str, Tensor | None]:
         for p, kind, held in hooks:
             hook_again(p, kind, held)
     by_id = {id(p): grad for p, grad in zip(every, found, strict=True)}
-    return {name: by_id[id(p)] for name, p in named.items()}
+    return {name: by_id[id(p)] for name, p in wanted.items()}
 
 
 def probe_loss(outputs: Iterable[Tensor]) -> Tensor | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from auxin.change import Alias, Rewire
-from auxin.listing import join, module_at
+from auxin.listing import join, module_at, named_modules, own_names
 
 
 def places(model: nn.Module, module: nn.Module) -> list[str]:
@@ -24,8 +24,9 @@ def aliases(model: nn.Module, rewire: Rewire) -> tuple[Alias, ...]:
     """
     children = [id(child) for child in module_at(model, rewire.path)._modules.values() if child is not None]
     found = []
-    for path, module in model.named_modules() if children else ():
-        for name, value in module.__dict__.items():
+    for path, module in named_modules(model).items() if children else ():
+        for name in own_names(module.__dict__):
+            value = module.__dict__[name]
             if type(value) in (list, tuple) and len(value) == len(children) and list(map(id, value)) == children:
                 found.append(Alias(path, name, rewire))
     return tuple(found)

@@ -6,7 +6,7 @@ asked of the network: which inputs reach which outputs, before a growth and afte
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,13 @@ UNSEEN = (
 OUTPUTS = 16  # numbers of a sample's output that are asked for, spread evenly
 
 
-def masked(model: nn.Module) -> str:
+def masked(modules: Mapping[str, nn.Module]) -> str:
     """Path and class of the first module with a buffer of zeros and ones for each entry of its weight, or "".
 
     Pruned layers have such a buffer too (beside ``weight_orig``); what they keep apart is no matter.
     """
-    for path, module in model.named_modules():
-        for leaf, p in module._parameters.items():
+    for path, module in modules.items():
+        for leaf, p in module._parameters.items() if module._buffers else ():
             for mask in module._buffers.values() if p is not None and not leaf.endswith("_orig") else ():
                 if mask is not None and p is not None and mask.shape == p.shape and mask.dim() > 1:
                     if bool(((mask == 0) | (mask == 1)).all()) and not bool(mask.all()):

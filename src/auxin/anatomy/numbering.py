@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import nn
 
 from auxin.anatomy.depth import NUMBER
-from auxin.listing import join
+from auxin.listing import join, named_modules, own_names
+
+NUMBERS = frozenset((int, float))
 
 
 def repeated(container: nn.Module, new: set[str]) -> str:
@@ -41,20 +43,26 @@ def differing(blocks: Mapping[int, nn.Module], known: Collection[str]) -> dict[s
         known: attributes that follow the position, so that they are no matter.
     """
     tables = {index: dict(_plain(block, known)) for index, block in blocks.items()}
+    if all(table == tables[next(iter(tables))] for table in tables.values()):
+        return {}
     names = [name for name in next(iter(tables.values())) if all(name in table for table in tables.values())]
-    values = {name: {index: table[name] for index, table in tables.items()} for name in names}
+    values = {name: {index: _text(table[name]) for index, table in tables.items()} for name in names}
     return {name: each for name, each in values.items() if len(set(each.values())) > 1}
 
 
-def _plain(block: nn.Module, known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(path of an attribute, value as text) of all numbers and tuples of numbers."""
-    for path, module in block.named_modules():
-        for name, value in module.__dict__.items():
-            numbers = value if isinstance(value, (tuple, list)) else (value,)
-            plain = bool(numbers) and {type(number) for number in numbers} <= {int, float}
-            if plain and name not in known and not name.startswith("_"):
-                text = ", ".join(f"{number:g}" for number in numbers)
-                yield join(path, name), text if len(numbers) == 1 else f"({text})"
+def _text(numbers: tuple[float, ...]) -> str:
+    text = ", ".join(f"{number:g}" for number in numbers)
+    return text if len(numbers) == 1 else f"({text})"
+
+
+def _plain(block: nn.Module, known: Collection[str]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """(path of an attribute, its numbers) of all numbers and tuples of numbers."""
+    for path, module in named_modules(block).items():
+        for name in own_names(module.__dict__):
+            value = module.__dict__[name]
+            numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+            if numbers and NUMBERS.issuperset(map(type, numbers)) and name not in known and not name.startswith("_"):
+                yield join(path, name), numbers
 
 
 def _numbers(container: nn.Module) -> list[tuple[str, tuple[str, str], int]]:

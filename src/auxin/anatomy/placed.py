@@ -74,7 +74,7 @@ class Placed(Call):
         self._seen += [(id(module), t.detach().clone()) for t in tensors_in(values)]
 
 
-def guarded(call: Call | None) -> contextlib.AbstractContextManager[None]:
+def guarded(call: Call | None) -> contextlib.AbstractContextManager[Any]:
     """Where a ``Placed`` may be run: everything that the network writes as it runs is put back afterwards."""
     return untouched(call.context.model) if isinstance(call, Placed) else contextlib.nullcontext()
 
@@ -94,7 +94,7 @@ def spliced(model: nn.Module, rewire: Rewire, aliases: Sequence[Alias], assigns:
 def taken_apart(context: PlanContext, blocks: Iterable[nn.Module]) -> list[nn.Module]:
     """Those of the blocks of which the network calls parts on the probe."""
     run: set[int] = set()
-    times, found = registrations(context.model), []
+    times, found = registrations(context.model.modules()), []
     with untouched(context.model), torch.no_grad():
         for block in blocks:
             found.append(block)

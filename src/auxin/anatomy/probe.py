@@ -6,8 +6,8 @@ import copy
 import dataclasses
 import inspect
 import itertools
-from collections import ChainMap, Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from auxin.anatomy.tree import CONTAINERS, parts, registrations, runs_by_parts
 from auxin.dynamo import eagerly
 from auxin.errors import GrowthError
-from auxin.listing import listing
+from auxin.listing import Listing, listing
 from auxin.randomness import random_state
 from auxin.record import Record, coming_back
 
@@ -44,9 +44,9 @@ class Call:
 
 
 @contextmanager
-def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
+def untouched(model: nn.Module, train: bool = False) -> Iterator[Record]:
     """Run ``model`` inside in eval mode (or as it stands, ``train=True``); afterwards buffers, modes and attributes
-    are back.
+    are back. Gives the record of them.
     """
     tree = Record(model)
     with coming_back(tree.restore):
@@ -56,7 +56,7 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[None]:
             else:
                 module.training = False
         with random_state(seed=0), eagerly():
-            yield
+            yield tree
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -137,6 +137,8 @@ class PlanContext:
         evidence: batches and a loss for data-driven weights; unused by the edits of this version.
         outputs: tensors that the network gave at the first forward of ``calls``; None before.
         called: how often each child of a container ran in it, by ``id``.
+        at_rest: by ``id`` of a new module that leaves the network's function as it is: whether another one does so in
+            its place, on what arrives there.
     """
 
     def __init__(
@@ -152,13 +154,22 @@ class PlanContext:
         self.model, self.seed, self.structural, self.evidence = model, seed, structural, evidence
         self.outputs: list[Tensor] | None = None
         self.called: dict[int, int] = {}
+        self.at_rest: dict[int, Callable[[nn.Module], bool]] = {}
         self._probe = probe
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._network: Listing | None = None
 
     @property
     def has_probe(self) -> bool:
         """Whether there is a batch to run."""
         return self._probe is not None
+
+    @property
+    def network(self) -> Listing:
+        """What the network holds before the change; looked up once, since a plan writes to nothing."""
+        if self._network is None:
+            self._network = listing(self.model)
+        return self._network
 
     @property
     def batch(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -170,7 +181,7 @@ class PlanContext:
     def seeded(self, seed: int) -> PlanContext:
         """The same context, for new weights of another seed; the network may have changed since."""
         other = copy.copy(self)
-        other.seed, other.outputs = seed, None
+        other.seed, other.outputs, other._network = seed, None, None
         return other
 
     def run(self) -> Any:
@@ -191,24 +202,41 @@ class PlanContext:
     def calls(self, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Call], Any]:
         """One guarded forward; what each of ``modules`` was given and gave, and the network's output."""
         seen: dict[str, Call] = {}
-        network = listing(self.model)
-        kept = {id(held): held for held in (*network.modules.values(), *network.parameters.values())}
-        called: dict[int, Counter[int]] = {}
-        times = registrations(self.model)
-        with untouched(self.model), torch.no_grad():
+        with untouched(self.model) as tree, torch.no_grad():
+            modules_of_it = tree.modules.values()
+            kept = {id(held): held for held in (*modules_of_it, *tree.parameters.values())}
             for name, module in modules.items():
                 before, after = _recorders(seen, name, kept)
                 module.register_forward_pre_hook(before, with_kwargs=True)
                 module.register_forward_hook(after)
-            for child in {c for m in network.modules.values() if isinstance(m, CONTAINERS) for c in m.children()}:
-                counts = called[id(child)] = Counter()
-                for part in parts(child, times) if runs_by_parts(child) else (child,):
-                    part.register_forward_hook(lambda part, *_, counts=counts: counts.update((id(part),)))
+            counted = _counters(modules_of_it) if self.outputs is None else None
             output = self.run()
-            if self.outputs is None:
+            if counted is not None:
                 self.outputs = [t.detach().clone() for t in tensors_in(output)]
-                self.called = {child: max(counts.values()) for child, counts in called.items() if counts}
+                self.called = counted()
         return {name: call for name, call in seen.items() if call.count}, output
+
+
+def _counters(modules: Collection[nn.Module]) -> Callable[[], dict[int, int]]:
+    """Count from now on how often each child of a container runs, as a whole or by its parts; tells it by ``id``."""
+    children = {id(c): c for m in modules if isinstance(m, CONTAINERS) for c in m._modules.values() if c is not None}
+    by_parts = [child for child in children.values() if runs_by_parts(child)]
+    times = registrations(modules) if by_parts else {}
+    watched = {i: [i] for i in children} | {id(child): [id(p) for p in parts(child, times)] for child in by_parts}
+    counts: dict[int, int] = {}
+
+    def count(module: nn.Module, *_: Any) -> None:
+        counts[id(module)] = counts.get(id(module), 0) + 1
+
+    held = {id(p): p for child in by_parts for p in parts(child, times)} | children
+    for module in held.values():
+        module.register_forward_hook(count)
+
+    def told() -> dict[int, int]:
+        most = {child: max(counts.get(part, 0) for part in inner) for child, inner in watched.items()}
+        return {child: count for child, count in most.items() if count}
+
+    return told
 
 
 def _recorders(seen: dict[str, Call], name: str, kept: dict[int, Any]) -> tuple[Callable[..., None], ...]:

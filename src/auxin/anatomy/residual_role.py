@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.activations import probing
 from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.holders import aliases
 from auxin.anatomy.placed import PLACED, Placed, spliced
 from auxin.anatomy.probe import Call, PlanContext, tensors_in
 from auxin.anatomy.zero_init import (
@@ -30,7 +31,7 @@ from auxin.anatomy.zero_init import (
     scratch,
     with_input,
 )
-from auxin.change import Alias, Assign, Rewire
+from auxin.change import Assign, Rewire
 from auxin.randomness import random_state
 
 PASSED, ADDED, BOTH = "passed on", "added", "first one passed on, others added"
@@ -60,15 +61,14 @@ class ResidualRole:
     Args:
         context: the network on the probe.
         rewire: the list of blocks with a ``StandIn`` for each new one.
-        aliases: plain lists that follow.
         assigns: counters that follow.
 
     Attributes:
         added: whether it was found that the network adds all that a block returns.
     """
 
-    def __init__(self, context: PlanContext, rewire: Rewire, aliases: Sequence[Alias], assigns: Sequence[Assign]):
-        self.context, self.rewire, self.aliases, self.assigns = context, rewire, aliases, assigns
+    def __init__(self, context: PlanContext, rewire: Rewire, assigns: Sequence[Assign]):
+        self.context, self.rewire, self.assigns = context, rewire, assigns
         self.added = False
         self._held: dict[str, bool] = {}
         self._outputs = context.outputs
@@ -102,7 +102,8 @@ class ResidualRole:
                 for _, new in self.rewire.added:
                     assert isinstance(new.module, StandIn)
                     new.module.form = form
-                with probing(self.context), spliced(self.context.model, self.rewire, self.aliases, self.assigns):
+                follow = aliases(self.context.model, self.rewire)
+                with probing(self.context), spliced(self.context.model, self.rewire, follow, self.assigns):
                     self._held[form] = _equal(self._outputs, self._run())
             except Exception:  # the network asks more of its blocks than that, or counts them
                 self._held[form] = False

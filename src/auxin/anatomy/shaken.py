@@ -23,7 +23,7 @@ def run_with_other_weights(context: PlanContext, paths: Iterable[str]) -> set[st
     """
     left, found = set(paths), set[str]()
     for network in _shaken(context, TRIES if left else 0, buffers=True):
-        times = registrations(network)
+        times = registrations(network.modules())
         for path in left:
             for part in parts(network.get_submodule(path), times):
                 part.register_forward_hook(lambda *_, path=path: found.add(path))

@@ -15,7 +15,7 @@ from auxin.axes import Axis, carried, check, shape_after
 from auxin.change import Before, Change, Continued, Move, New, Rewire, Swap
 from auxin.companion import original_of
 from auxin.errors import GrowthError
-from auxin.listing import join, module_at
+from auxin.listing import Listing, join, module_at
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 AT_A_CHECKPOINT = (
@@ -47,9 +47,9 @@ def runs_by_parts(module: nn.Module | None) -> TypeGuard[nn.Module]:
     return module is not None and type(module).forward is nn.Module.forward
 
 
-def registrations(model: nn.Module) -> Counter[int]:
-    """How many modules hold each module as a child, by ``id``."""
-    return Counter(id(child) for module in model.modules() for child in module._modules.values() if child is not None)
+def registrations(modules: Iterable[nn.Module]) -> Counter[int]:
+    """How many of the modules of a network hold each as a child, by ``id``."""
+    return Counter(id(child) for module in modules for child in module._modules.values() if child is not None)
 
 
 def is_scripted(module: nn.Module) -> bool:
@@ -123,10 +123,13 @@ def moves_between(
     old_names = {id(p): name for name, p in before.items()}
     new_ids = {id(p) for p in after.values()}
     moves = []
+    listed = {*shapes, *touched, *resized}
     for name, p in after.items():
         old_name = old_names.get(id(p))
         if old_name is None:
             moves.append(Move(name, None, p, None, source=sources.get(id(p))))
+        elif id(p) not in listed:
+            continue
         elif shapes.get(id(p), p.shape) != p.shape or id(p) in touched or id(p) in resized:
             swap, old_shape = resized.get(id(p)), shapes.get(id(p), p.shape)
             new_shape = p.shape if swap is None or swap.value is None else swap.value.shape
@@ -146,6 +149,7 @@ def planned(
     swaps: Iterable[Swap] = (),
     sources: Mapping[int, nn.Parameter] | None = None,
     touched: Collection[int] = (),
+    network: Listing | None = None,
     **fields: Any,
 ) -> Change:
     """The change of an edit: what happens to each parameter is worked out from what happens to modules and tensors.
@@ -158,9 +162,10 @@ def planned(
         swaps: tensors that are resized, replaced, added or removed; see ``resized``.
         sources: parameter whose optimizer state a new one copies, by ``id`` of the new one.
         touched: ids of parameters that begin to train or stop.
+        network: what the network holds, where that is known.
         fields: of the Change: ``assigns``, ``preserves``, ``how``, ...
     """
-    rewires, swaps, before = tuple(rewires), tuple(swaps), Before.of(model)
+    rewires, swaps, before = tuple(rewires), tuple(swaps), Before.of(model, network)
     after = parameters_after(model, rewires, swaps)
     moves = moves_between(before.parameters, after, sources=sources, touched=touched, swaps=swaps)
     return Change(edit, seed, rewires, swaps=swaps, moves=moves, before=before, after=after, **fields)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from auxin.anatomy.tree import AT_A_CHECKPOINT, REFUSED, unwrap
 from auxin.companion import original_of, registered
 from auxin.errors import GrowthError
+from auxin.listing import modules_in, parameters_of
 
 PREPARED = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}  # what each holds
 
@@ -69,7 +70,8 @@ def refuse_sharded(model: Any) -> None:
     if not isinstance(model, nn.Module):
         return
     own = unwrap(model)
-    kinds, parameters = set(map(type, modules_in(own))), list(parameters_in(own))
+    modules = modules_in(own)
+    kinds, parameters = set(map(type, modules)), parameters_of(modules)
     if any(issubclass(kind, DistributedDataParallel) or _refused(kind) for kind in kinds):
         _refuse_module(own)
     if any(_partial(p) for p in parameters):
@@ -111,23 +113,6 @@ def _partial(p: Any) -> bool:
     return foreign or hasattr(p, "ds_status") or hasattr(p, "ds_id")
 
 
-def modules_in(module: nn.Module) -> Iterator[nn.Module]:
-    """``module.modules()``, several times faster and in no order worth mentioning."""
-    seen: set[int] = set()
-    waiting = [module]
-    while waiting:
-        current = waiting.pop()
-        if id(current) not in seen:
-            seen.add(id(current))
-            yield current
-            waiting += [child for child in current._modules.values() if child is not None]
-
-
-def parameters_in(module: nn.Module) -> Iterator[nn.Parameter]:
-    """``module.parameters()`` as fast; a shared one as often as it is held."""
-    return (p for m in modules_in(module) if m._parameters for p in m._parameters.values() if p is not None)
-
-
 def wrappers_of(model: nn.Module) -> Iterator[nn.Module]:
     """Each wrapper between ``model`` and the user's own module that must keep step, outermost first."""
     own = unwrap(model)
@@ -165,7 +150,7 @@ def _wrapped(model: nn.Module) -> bool:
 def uncovered(wrapper: DistributedDataParallel) -> list[str]:
     """Names of trainable parameters that the wrapper does not synchronise, since it was built before they came."""
     own, ignored, known = unwrap(wrapper), wrapper.parameters_to_ignore, {id(p) for p in wrapper._module_parameters}
-    if not ignored and all(id(p) in known for p in parameters_in(own) if p.requires_grad):
+    if not ignored and all(id(p) in known for p in parameters_of(modules_in(own)) if p.requires_grad):
         return []
     names = {name: p for name, p in own.named_parameters() if p.requires_grad}
     return [name for name, p in names.items() if id(p) not in known and name not in ignored]

@@ -328,7 +328,7 @@ def _residual_role(
         else:
             items.append(New(StandIn(call)))
     rewire = container.renumbered(items)
-    return ResidualRole(context, rewire, container.aliases(context.model, rewire), assigns)
+    return ResidualRole(context, rewire, assigns)
 
 
 def _cannot_start_silent(where: str, block: nn.Module, fade: int, added: bool, call: Call | None) -> str:

@@ -86,7 +86,7 @@ class Insert:
         role = None
         if beside is not None and size and isinstance(container.module, (nn.ModuleList, nn.ModuleDict)):
             tried = rewired(New(StandIn(beside)))
-            role = ResidualRole(context, tried, container.aliases(model, tried), assigns)
+            role = ResidualRole(context, tried, assigns)
         tap = (container.child(min(position, size - 1)), position < size) if size else (container.module, True)
         begun = begin(built, self.init, InitSite(path, call, context, tap), where, self.fade, role)
         rewire = rewired(New(built, gated=begun.gated, numbers=at))

@@ -268,7 +268,7 @@ def finish(
 ) -> Change:
     """The change that splices ``rewire`` into a container: plain lists that repeat it follow."""
     aliases = container.aliases(model, rewire)
-    return planned(model, edit, context.seed, [rewire], aliases=aliases, **fields)
+    return planned(model, edit, context.seed, [rewire], aliases=aliases, network=context.network, **fields)
 
 
 def inside(path: str, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import shared_tensors
-from auxin.anatomy.placed import guarded
+from auxin.anatomy.placed import Placed, guarded
 from auxin.anatomy.probe import Call, PlanContext, untouched
 from auxin.anatomy.residual_role import PASSED, constants_of, cut_off, learns, rests
 from auxin.anatomy.zero_init import set_constants
@@ -53,6 +54,8 @@ def silence(
                 if form == PASSED and context.memory.get(kind) != constants:
                     warn_of_norms(original, call, constants, where)
                 context.memory[kind] = constants
+                if not isinstance(call, Placed):
+                    context.at_rest[id(twin)] = functools.partial(rests, call=call, form=form)
                 return constants
     context.memory[kind] = None
     return None

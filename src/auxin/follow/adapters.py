@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from auxin.anatomy.wrappers import modules_in
 from auxin.change import Change, Move
+from auxin.listing import modules_in
 
 SAVE = "save_pretrained"
 

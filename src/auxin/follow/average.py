@@ -17,7 +17,7 @@ from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.second_tree import in_step
 from auxin.follow.twins import builder
-from auxin.listing import named_parameters
+from auxin.listing import listing, named_parameters
 from auxin.record import refill
 from auxin.structure import Undo, apply, reversible, undo
 
@@ -39,30 +39,38 @@ def follow_average(average: Any, change: Change) -> Iterator[None]:
 
     def write() -> None:
         for copy, build in copies:
-            before = dict(_tensors(copy))
+            lists = _lists_of_names(average)
+            before = _tensors(copy) if lists else {}
             apply(copy, change, build, undos)
-            _rename(average, before, dict(_tensors(copy)), undos)
+            if lists:
+                _rename(lists, before, _tensors(copy), undos)
         for follow_tree in in_steps:
             follow_tree(undos)
 
     yield from reversible(write, functools.partial(undo, undos))
 
 
-def _tensors(copy: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _tensors(copy: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers."""
-    yield from copy.named_parameters()
-    yield from copy.named_buffers()
+    network = listing(copy)
+    return {**network.parameters, **network.buffers}
 
 
-def _rename(average: Any, before: dict[str, Tensor], after: dict[str, Tensor], undos: list[Undo]) -> None:
+def _lists_of_names(average: Any) -> list[Any]:
+    """Lists and sets of texts that an average keeps."""
+    held = [value for value in vars(average).values() if type(value) in (list, set) and value]
+    return [value for value in held if all(type(name) is str for name in value)]
+
+
+def _rename(lists: list[Any], before: dict[str, Tensor], after: dict[str, Tensor], undos: list[Undo]) -> None:
     """Let the names that an average keeps in lists and sets follow the tensors: else it would leave new ones out.
 
     A list of all parameters, or of all buffers (or of those that are no integers), gets the new ones too.
     """
     called = {id(tensor): name for name, tensor in after.items()}
     old = {id(tensor) for tensor in before.values()}
-    for held in vars(average).values():
-        if not (type(held) in (list, set) and held and all(type(name) is str and name in before for name in held)):
+    for held in lists:
+        if not all(name in before for name in held):
             continue
         names = {called.get(id(before[name]), name) for name in held}
         for kind in ((True, True), (True, False), (False, True), (False, False)):

@@ -17,7 +17,7 @@ from auxin import dynamo
 from auxin.change import Change, New
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.listing import module_at
+from auxin.listing import module_at, modules_in
 from auxin.structure import Undo, reversible, undo
 
 _counting: weakref.WeakKeyDictionary[nn.Module, dynamo.CompileTime] = weakref.WeakKeyDictionary()
@@ -40,7 +40,7 @@ def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
             _compile_new(change, undos)
             _look_again(change, undos)
             dynamo.see_hooks(type(module_at(model, path)) for path in change.gates)
-            compilers = (dynamo.compiler_of(module) for module in model.modules())
+            compilers = (dynamo.compiler_of(module) for module in modules_in(model))
             dynamo.make_room(compiler for compiler in compilers if compiler is not None)
 
     yield from reversible(write, functools.partial(undo, undos))

@@ -18,13 +18,12 @@ from auxin.change import MISSING, Assign, Change, New, Rewire
 from auxin.companion import SECOND_TREE
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.listing import join
+from auxin.listing import join, own_names
 from auxin.record import content_of, refill
 from auxin.structure import Undo, assign_to, splice, undo
 
 Write = Callable[[list[Undo]], None]  # brings something into step; what it is given collects the way back
 DEPTH = 4  # of lists and dicts within each other
-OWN = frozenset(nn.Module().__dict__)  # attributes of every module
 
 
 @follow(SECOND_TREE)
@@ -146,8 +145,9 @@ def _own_containers(
 
 def _beside(path: str, module: nn.Module, known: set[int]) -> Iterator[tuple[str, Any]]:
     """Where and what: containers, lists and dicts in plain attributes of a module that are no part of the network."""
-    for name, value in module.__dict__.items():
-        if name in OWN or name == "_orig_mod":
+    for name in own_names(module.__dict__):
+        value = module.__dict__[name]
+        if name == "_orig_mod" or _is_plain(value):
             continue
         level = [(join(path, name), value)]
         for depth in range(DEPTH):
