@@ -50,7 +50,8 @@ class Widen:
             function is kept. "split": copies of old entries, whose readers share the old weights unequally (Net2Wider,
             arXiv:1511.05641, LEMON, arXiv:2310.07999); kept. "pair": new entries in pairs that cancel (V, V and Z, -Z);
             kept. "random": all at random; the function changes.
-        noise: added to copies, in standard deviations of the old weights; the function is not kept exactly then.
+        noise: added to copies, in standard deviations of the old weights; they share equally then, and the function is
+            not kept exactly.
         state: "map": optimizer states go with the entries, scaled as their gradients are; "reset": those of copies
             start at zero.
         unit: what ``by`` and ``to`` count: entries (None); "heads" of attention; "groups", heads of keys with all the
