@@ -146,10 +146,17 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
         for name in reversed(writers):  # of gate and up the latter: any activation lets it learn (relu'(0) = 0)
             yield _stream(model, width, shrink, subtracts, {name})
     yield _stream(model, width, shrink, subtracts, None)
+    if not subtracts:  # what divides by a mean, and not by the root of one, shrinks by all of it
+        yield _stream(model, width, shrink, subtracts, None, power=1.0)
 
 
 def _stream(
-    model: nn.Module, width: Width, shrink: Mapping[str, float], subtracts: bool, only: set[str] | None
+    model: nn.Module,
+    width: Width,
+    shrink: Mapping[str, float],
+    subtracts: bool,
+    only: set[str] | None,
+    power: float = 0.5,
 ) -> Recipe:
     """Zeros or means in what writes to the width (``only`` in some of it), gains and epsilons rescaled."""
     recipe = Recipe("the mean of the old entries is written to the new ones" if subtracts else "new entries get zeros")
@@ -159,7 +166,7 @@ def _stream(
         owner = member.name.rpartition(".")[0]
         if owner in shrink:
             if member.role == "gain":
-                recipe.scale[key] = torch.full((len(member.index),), math.sqrt(shrink[owner]), dtype=torch.float64)
+                recipe.scale[key] = torch.full((len(member.index),), shrink[owner] ** power, dtype=torch.float64)
             else:
                 recipe.zero[key] = everything
         elif member.role == "in":
