@@ -133,6 +133,8 @@ def test_the_three_of_a_fused_projection_are_no_heads():
         ax.grow(net, ax.Widen("1.qkv", to=2, unit="heads"), probe=x)
     ax.grow(net, ax.Widen("1.qkv", to=3, unit="heads"), probe=x)
     assert (net[1].heads, net[1].qkv.out_features) == (3, 36) and off(net(x).detach(), before) < 1e-13
+    ax.grow(net, ax.Widen("1.qkv", by=2, unit="head_dim"), probe=x)
+    assert (net[1].heads, net[1].qkv.out_features) == (3, 54) and off(net(x).detach(), before) < 1e-13
 
 
 class Numbered(nn.Module):

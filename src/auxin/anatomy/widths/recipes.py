@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.widths.groups import Member, Width
-from auxin.anatomy.widths.terms import contains, find, parts, pieces
+from auxin.anatomy.widths.terms import Term, contains, factors, find, parts, pieces
 from auxin.change import Assign
 
 MANY = 3  # writers of a width inside a block
@@ -72,18 +72,22 @@ def _heads(width: Width) -> Iterator[Recipe]:
     """New entries of keys start at zero, those of queries at random, and queries are scaled where attention divides by
     the root of the size of a head (the default of torch's).
     """
-    slots = list(_slots(width))
-    if len(slots) < 2 or len(slots) % 2:
+    members = list(_slots(width))
+    slots = [slot for member in members for slot in member]
+    fused = {len(member) for member in members} == {3}  # queries, keys and values in one: which is which is tried
+    count = 3 if fused else 2
+    if len(slots) < 2 or len(slots) % count:
         return
+    names = ("queries", "keys", "values")
     for scaled in (True, False):
-        for first in (0, 1):
-            recipe = Recipe("keys zero, queries at random" if first == 0 else "queries zero, keys at random")
+        for random, zeros in ((0, 1), (1, 0)) if count == 2 else ((0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)):
+            recipe = Recipe(f"{names[zeros]} zero, {names[random]} at random")
             for number, slot in enumerate(slots):
                 for name, axis, mask in slot:
                     key = (name, axis)
-                    if number % 2 != first:
+                    if number % count == zeros:
                         recipe.zero[key] = recipe.zero.get(key, torch.zeros(len(mask)).bool()) | mask
-                    elif scaled:
+                    elif scaled and number % count == random:
                         factor = _total(width)
                         scale = recipe.scale.get(key, torch.ones(len(mask), dtype=torch.float64))
                         recipe.scale[key] = torch.where(mask, factor, scale)
@@ -102,17 +106,19 @@ def _total(width: Width) -> float:
     return math.sqrt(width.length(term) / find(term).size)
 
 
-def _slots(width: Width) -> Iterator[list[tuple[str, int, Tensor]]]:
-    """Each weight, or part of a fused one, that makes a factor of the product, with its bias: name, axis and mask."""
+def _slots(width: Width) -> Iterator[list[list[tuple[str, int, Tensor]]]]:
+    """For each weight that makes factors of the product its parts, each with its bias: name, axis and mask."""
     atoms = {id(atom) for atom, _ in _multiplied(width)}
     weights = [m for m in width.members if m.role == "out" and len(width.trace.tensors[m.name]) > 1]
     vectors = [m for m in width.members if m.role == "bias"]
     for member in weights:
         masks = _masks(width, member, atoms)
         own = [v for v in vectors if v.name.rpartition(".")[0] == member.name.rpartition(".")[0]]
-        for number, mask in enumerate(masks):
-            beside = [(v.name, v.axis, _masks(width, v, atoms)[number]) for v in own]
-            yield [(member.name, member.axis, mask), *beside]
+        beside = [(v, _masks(width, v, atoms)) for v in own]
+        yield [
+            [(member.name, member.axis, mask), *((v.name, v.axis, of[number]) for v, of in beside)]
+            for number, mask in enumerate(masks)
+        ]
 
 
 def _masks(width: Width, member: Member, atoms: set[int]) -> list[Tensor]:
@@ -122,11 +128,20 @@ def _masks(width: Width, member: Member, atoms: set[int]) -> list[Tensor]:
     for piece in pieces(term):
         length = width.length(piece)
         if any(id(part) in atoms for part in parts(piece)):
-            mask = torch.zeros(total, dtype=torch.bool)
-            mask[start : start + length] = True
-            found.append(mask)
+            count = 3 if _chooses(width, factors(piece)[0]) else 1
+            for number in range(count):
+                mask = torch.zeros(total, dtype=torch.bool)
+                mask[start + number * length // count : start + (number + 1) * length // count] = True
+                found.append(mask)
         start += length
     return found
+
+
+def _chooses(width: Width, factor: Term) -> bool:
+    """Whether the outermost factor of an axis is that of queries, keys and values: three, which no layer reads."""
+    trace = width.trace
+    read = (trace.inside(trace.tensors[name][axis]) for (name, axis), role in trace.roles.items() if role == "in")
+    return factor.size == 3 and not any(inside & trace.inside(factor) for inside in read)
 
 
 # ---- the residual stream
