@@ -206,7 +206,7 @@ def test_a_fault_at_every_point_leaves_everything_as_it_was(name, folder):
 
 def test_a_fault_that_is_not_taken_back_is_seen(monkeypatch):
     """The attack itself: where a follower forgets to take back, it says so."""
-    from auxin.follow import structure
+    from auxin import structure
 
     monkeypatch.setattr(structure, "undo", lambda undos: undos.clear())
     monkeypatch.setattr("auxin.engine.undo", lambda undos: undos.clear())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_kinds import Attention, Gated, off
+from test_layers_that_widen import Attention, Gated, off
 from torch import nn
 from torch.nn import functional as F
 

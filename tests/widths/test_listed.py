@@ -4,7 +4,7 @@ import fnmatch
 
 import pytest
 import torch
-from test_kinds import CASES, IDS, Attention, Gated, Tied, off, ready
+from test_layers_that_widen import CASES, IDS, Attention, Gated, Tied, off, ready
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

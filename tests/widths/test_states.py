@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_kinds import CASES, IDS, ROWS, Tied, ready
+from test_layers_that_widen import CASES, IDS, ROWS, Tied, ready
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

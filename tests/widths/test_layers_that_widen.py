@@ -275,7 +275,7 @@ def test_an_axis_that_a_constant_fixes_is_named_with_its_place():
     net, x = Fixed(), torch.randn(5, 4)
     with pytest.raises(ax.GrowthError, match="steps of 4 or 3; 1 is no multiple"):
         ax.grow(net, ax.Widen("a", by=1), probe=x)
-    with pytest.raises(ax.GrowthError, match=r"test_kinds\.py:\d+.*view\(len\(x\), 3, 4\)"):
+    with pytest.raises(ax.GrowthError, match=r"test_layers_that_widen\.py:\d+.*view\(len\(x\), 3, 4\)"):
         ax.grow(net, ax.Widen("a", by=4), probe=x)
 
 
