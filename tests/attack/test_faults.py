@@ -183,7 +183,8 @@ def test_a_fault_at_a_line_leaves_everything_as_it_was(every, folder):
         for line in lines:
             homes.setdefault(line, []).append(name)
     chosen = {name: set() for name in ACTIONS}
-    tried_lines = sorted(homes)[::every]
+    first = {file: (file, line) for file, line in sorted(homes, reverse=True)}
+    tried_lines = sorted({*sorted(homes)[::every], *first.values()})
     for number, line in enumerate(tried_lines):
         names = homes[line]
         name = names[number % len(names)]
