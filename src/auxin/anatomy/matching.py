@@ -136,7 +136,7 @@ def _informative(old: Tensor, axes: Axes) -> bool:
 
 
 def _with_gradient(axis: Axis) -> Axis:
-    """Copies of an entry share its gradient: together they move the network as it did (METHODS: g_new = P^T g_old)."""
+    """Copies of an entry share its gradient: together they move the network as it did."""
     if bool((axis.counts == 1).all()):
         return axis
     value = axis.value if axis.value is not None else torch.ones(len(axis.index), dtype=torch.float64)

@@ -44,12 +44,7 @@ def multiplied_by_zero(context: PlanContext, names: Iterable[str]) -> bool:
     """
     joined = False
     for network in _shaken(context, 3, buffers=False):
-        try:
-            with torch.enable_grad():
-                out = [t for t in tensors_in(context.run_of(network)) if t.is_floating_point() and t.requires_grad]
-                grads = gradients_of(torch.stack([t.float().square().sum() for t in out]).sum(), network) if out else {}
-        except Exception:
-            continue
+        grads = _gradients(network, context)
         found = [grad for name in names if (grad := grads.get(name)) is not None]
         if any(bool(grad.to_dense().any()) for grad in found):
             return False
@@ -66,17 +61,22 @@ def asleep(context: PlanContext, new: Mapping[str, Tensor]) -> bool:
         new: by name of a parameter, which of its entries are new.
     """
     for network in _shaken(context, TRIES, buffers=False, zeros=True):
-        try:
-            with torch.enable_grad():
-                out = [t for t in tensors_in(context.run_of(network)) if t.is_floating_point() and t.requires_grad]
-                grads = gradients_of(torch.stack([t.float().square().sum() for t in out]).sum(), network) if out else {}
-        except Exception:
-            continue
+        grads = _gradients(network, context)
         for name, mask in new.items():
             grad = grads.get(name)
             if grad is not None and bool(grad.to_dense()[mask.to(grad.device)].any()):
                 return True
     return False
+
+
+def _gradients(network: nn.Module, context: PlanContext) -> Mapping[str, Tensor | None]:
+    """Of the squares of all outputs on the probe; none where the network does not run with these weights."""
+    try:
+        with torch.enable_grad():
+            out = [t for t in tensors_in(context.run_of(network)) if t.is_floating_point() and t.requires_grad]
+            return gradients_of(torch.stack([t.float().square().sum() for t in out]).sum(), network) if out else {}
+    except Exception:  # other weights may lead to what forward does not take
+        return {}
 
 
 def _shaken(context: PlanContext, tries: int, buffers: bool, zeros: bool = False) -> Iterator[nn.Module]:

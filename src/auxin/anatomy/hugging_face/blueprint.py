@@ -31,7 +31,7 @@ def configured(module: nn.Module) -> bool:
 
 def configuration(module: nn.Module) -> Any:
     """A configured module's configuration, as it comes back from a file."""
-    return _from_file(module.config)
+    return from_file(module.config)
 
 
 def on_meta(module: nn.Module, config: Any) -> nn.Module:
@@ -40,7 +40,8 @@ def on_meta(module: nn.Module, config: Any) -> nn.Module:
         return type(module)(config)
 
 
-def _from_file(config: Any) -> Any:
+def from_file(config: Any) -> Any:
+    """A configuration as it comes back from a file, with the ways of computing that a file does not hold."""
     ways = {name: getattr(config, f"_{name}", None) for name in ("attn_implementation", "experts_implementation")}
     return type(config).from_dict(config.to_dict() | {name: way for name, way in ways.items() if way is not None})
 
@@ -161,7 +162,7 @@ class Blueprint:
                 target = vars(target)[part]
             vars(target)[name] = value
         try:
-            return on_meta(self.owner, _from_file(config))
+            return on_meta(self.owner, from_file(config))
         except Exception:  # whatever a configuration that cannot be brings about
             return None
 

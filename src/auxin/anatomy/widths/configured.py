@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auxin.anatomy.hugging_face.blueprint import _from_file, configuration, configured, on_meta
+from auxin.anatomy.hugging_face.blueprint import configuration, configured, from_file, on_meta
 from auxin.anatomy.widths.groups import Width
 
 LIMIT = 48  # models built from a configuration per search
@@ -65,6 +65,6 @@ def _builds(model: nn.Module, fields: Mapping[str, tuple[Any, Any]]) -> dict[str
             target = vars(target)[part]
         vars(target)[name] = value
     try:
-        return {name: t.shape for name, t in on_meta(model, _from_file(config)).state_dict().items()}
+        return {name: t.shape for name, t in on_meta(model, from_file(config)).state_dict().items()}
     except Exception:  # a configuration that cannot be
         return None

@@ -149,7 +149,8 @@ def _chooses(width: Width, factor: Term) -> bool:
 
 def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
     """Norms that divide by the root mean square need zeros in what is added to the stream; those that also subtract the
-    mean need the mean of the old entries. Gains and epsilons are rescaled (METHODS of the project's handbook).
+    mean need the mean of the old entries. Gains and epsilons are rescaled, so that a norm of the
+    longer vector gives what it gave.
     """
     norms = {event.module for event in width.mixing if event.kind in ("norm", "reduce")}
     if not all(norms):

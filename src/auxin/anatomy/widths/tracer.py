@@ -66,7 +66,6 @@ class Trace:
         events: see ``Event``.
         links: numbers computed from attributes that are lengths of axes.
         outputs: terms of the axes of the tensors that the network gave.
-        inputs: the same of what it was given.
         groups: modules whose number of groups is a length (grouped convolutions, group norms).
         work: floating-point operations of products and convolutions: each a factor, times the lengths of axes.
     """
@@ -77,7 +76,6 @@ class Trace:
     events: list[Event] = field(default_factory=list)
     links: list[tuple[Size, Term]] = field(default_factory=list)
     outputs: list[list[Term]] = field(default_factory=list)
-    inputs: list[list[Term]] = field(default_factory=list)
     groups: list[tuple[str, Term]] = field(default_factory=list)
     work: list[tuple[float, tuple[Term, ...]]] = field(default_factory=list)
     _inside: dict[int, frozenset[int]] = field(default_factory=dict)
