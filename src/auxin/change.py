@@ -335,6 +335,7 @@ class Change:
         counterparts: names (after) of the neighbour's same tensors, for the gradient ratio.
         gates: paths (after) of the new blocks that fade in.
         fade: over how many optimizer steps.
+        mup: by how much inputs and outputs of tensors (names after) have grown, whose learning rates follow their size.
         remarks: what the plan has to say.
         placement: where the new parameters go (known once the companions are).
         measured: what was measured (known once the change was carried out).
@@ -357,6 +358,7 @@ class Change:
     counterparts: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     fade: int = 0
+    mup: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     placement: Placement = Placement()
     measured: Measured = Measured()

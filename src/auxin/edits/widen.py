@@ -28,9 +28,11 @@ from auxin.anatomy.widths.tracer import Trace
 from auxin.anatomy.widths.tried import tried
 from auxin.axes import Axis
 from auxin.change import Assign, Change, Swap
+from auxin.edits.widen_init import own_start
 from auxin.errors import GrowthError, reason
 
 STATES = ("map", "reset")
+RATES = ("keep", "mup")
 UNITS = ("heads", "groups", "head_dim", "rows")
 
 
@@ -48,16 +50,24 @@ class Widen:
         to: how many there shall be; in place of ``by``.
         init: "zero": what reads the new entries does so with weights of 0, what makes them starts at random; the
             function is kept. "split": copies of old entries, whose readers share the old weights unequally (Net2Wider,
-            arXiv:1511.05641, LEMON, arXiv:2310.07999); kept. "pair": new entries in pairs that cancel (V, V and Z, -Z);
-            kept. "random": all at random; the function changes.
+            arXiv:1511.05641, LEMON, arXiv:2310.07999); kept. "tile": copies in order that share equally; kept, under
+            norms too where the size is doubled, or three times it (HyperCloning, arXiv:2409.12903). "pair": new entries
+            in pairs that cancel (V, V and Z, -Z); kept. "random": all at random; the function changes. Or an importable
+            ``init(module, site)``: it is given a copy of the smallest module that holds all that grows, wider already
+            with "zero", and writes into the new entries; it returns True where the function is kept. See
+            ``auxin.init.InitSite``.
         noise: added to copies, in standard deviations of the old weights; they share equally then, and the function is
             not kept exactly.
+        lr: "keep", or "mup": learning rates and decays follow the size, in parameter groups of their own, which the
+            schedules move along (Yang et al., arXiv:2203.03466). For Adam and its kin the rate of a tensor with m times
+            as many inputs is divided by m and its decay multiplied, and epsilon goes with 1 / outputs; for SGD rates go
+            with outputs / inputs; Muon follows the shape by itself.
         state: "map": optimizer states go with the entries, scaled as their gradients are; "reset": those of copies
             start at zero.
         unit: what ``by`` and ``to`` count: entries (None); "heads" of attention; "groups", heads of keys with all the
             queries that share them; "head_dim", entries of one head; "rows" of an embedding, its vocabulary.
         outputs: the network's own output may get wider, as for more classes.
-        axes, assigns: what was found, as a journal records it.
+        axes, assigns, ratios: what was found, as a journal records it.
 
     Raises:
         GrowthError: the width is fixed by something, which is named with its place.
@@ -73,26 +83,32 @@ class Widen:
     init: Any = "zero"
     noise: float = 0.0
     state: str = "map"
+    lr: str = "keep"
     unit: str | None = None
     outputs: bool = False
     axes: tuple[Any, ...] = ()
     assigns: tuple[Any, ...] = ()
+    ratios: tuple[Any, ...] = ()
 
     def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Find what grows, and with which values. Writes to nothing."""
         self._check()
         if self.axes:
             swaps = [self._replayed(model, *one) for one in self.axes]
-            return self._change(model, context, self, swaps, self.assigns, how="as the journal says", preserves=False)
+            return self._change(model, context, self, swaps, how="as the journal says", preserves=False)
         if not context.has_probe:
             raise GrowthError(f"{self._where}: which tensors share a width is seen in a forward; pass probe=batch.")
-        _, begun, assigns = self.tried(model, context)
+        width, begun, assigns = self.tried(model, context)
         axes = tuple(
             (s.path, s.name, tuple(None if a.is_same else a.to_json() for a in s.axes or ())) for s in begun.swaps
         )
-        written = tuple((a.path, a.name, a.old, a.value) for a in assigns)
-        edit = dataclasses.replace(self, axes=axes, assigns=written)
-        return self._change(model, context, edit, begun.swaps, written, how=begun.how, preserves=begun.preserves)
+        edit = dataclasses.replace(
+            self,
+            axes=axes,
+            assigns=tuple((a.path, a.name, a.old, a.value) for a in assigns),
+            ratios=_ratios(model, width) if self.lr == "mup" else (),
+        )
+        return self._change(model, context, edit, begun.swaps, how=begun.how, preserves=begun.preserves)
 
     def tried(self, model: nn.Module, context: PlanContext, fields: bool = True) -> tuple[Width, Begun, list[Assign]]:
         """The first way that lets the network run, and compute what it did where that is promised.
@@ -111,9 +127,16 @@ class Widen:
         wrong: list[str] = []
         for width in self.widths(model, context):
             best: tuple[float, Begun, list[Assign]] | None = None
-            for recipe in recipes(model, width, self.init):
-                begun = start(model, width, self.init, self.noise, self.state == "reset", context, self._where, recipe)
+            own = None if isinstance(self.init, str) else self.init
+            named = self.init if own is None else "zero"
+            for recipe in recipes(model, width, named):
+                begun = start(model, width, named, self.noise, self.state == "reset", context, self._where, recipe)
                 assigns = self._assigns(model, width, begun, fields)
+                if own is not None:
+                    outputs = [
+                        output_axis(width.trace, model, path, rows=self.unit == "rows") for path in self.paths(model)
+                    ]
+                    begun = own_start(model, width, outputs, begun, assigns, own, context, self._where)
                 why, difference = tried(context, begun.swaps, assigns, same=begun.preserves)
                 wrong += [why] if why else []
                 if not why and (best is None or difference < best[0]):
@@ -126,16 +149,12 @@ class Widen:
         raise GrowthError(f"{self._where}: cannot grow: {'; '.join(list(dict.fromkeys(wrong))[:3])}.")
 
     def _change(
-        self,
-        model: nn.Module,
-        context: PlanContext,
-        edit: Widen,
-        swaps: Sequence[Swap],
-        assigns: Iterable[Any],
-        **fields: Any,
+        self, model: nn.Module, context: PlanContext, edit: Widen, swaps: Sequence[Swap], **fields: Any
     ) -> Change:
-        made = [Assign(path, name, old, value) for path, name, old, value in assigns]
-        return planned(model, edit, context.seed, swaps=swaps, assigns=made, outputs=self.outputs, **fields)
+        """The change of ``edit``, in which everything that was found is recorded."""
+        made = [Assign(path, name, old, value) for path, name, old, value in edit.assigns]
+        mup = {name: (inputs, outputs) for name, inputs, outputs in edit.ratios}
+        return planned(model, edit, context.seed, swaps=swaps, assigns=made, outputs=self.outputs, mup=mup, **fields)
 
     @property
     def _where(self) -> str:
@@ -151,10 +170,15 @@ class Widen:
             raise GrowthError(
                 f"Widen({self.at!r}): pass by= (how many entries more) or to= (how many there shall be), one of them."
             )
-        if isinstance(self.init, str) and self.init not in STARTS:
-            raise GrowthError(f"{self._where}: init={self.init!r} is not known; use one of {', '.join(STARTS)}.")
+        if self.init not in STARTS if isinstance(self.init, str) else not callable(self.init):
+            raise GrowthError(
+                f"{self._where}: init={self.init!r} is not known; use one of {', '.join(STARTS)}, or an importable "
+                "init(module, site)."
+            )
         if self.state not in STATES:
             raise GrowthError(f"{self._where}: state={self.state!r} is not known; use 'map' or 'reset'.")
+        if self.lr not in RATES:
+            raise GrowthError(f"{self._where}: lr={self.lr!r} is not known; use 'keep' or 'mup'.")
         if self.unit not in (None, *UNITS):
             raise GrowthError(f"{self._where}: unit={self.unit!r} is not known; use one of {', '.join(UNITS)}.")
         if isinstance(self.noise, bool) or not isinstance(self.noise, (int, float)) or not self.noise >= 0:
@@ -292,6 +316,25 @@ class Widen:
         for path, name, old, value in fields_for(model, shapes, width) if fields else ():
             add(path, name, old, value)
         return [*found.values(), *begun.assigns]
+
+
+def _ratios(model: nn.Module, width: Width) -> tuple[tuple[str, float, float], ...]:
+    """(Name, by how much its inputs, by how much its outputs grow) of each tensor.
+
+    Classes and rows of a vocabulary are no width: nothing sums over them.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for member in width.members if not width.reaches_output else ():
+        owner = module_at(model, member.name.rpartition(".")[0])
+        if isinstance(owner, nn.Embedding) and member.axis == 0:
+            continue
+        inputs, outputs = found.get(member.name, (1.0, 1.0))
+        ratio = len(member.index) / member.size
+        if member.role == "in":
+            found[member.name] = (inputs * ratio, outputs)
+        elif member.role not in ("mean", "var"):
+            found[member.name] = (inputs, outputs * ratio)
+    return tuple((name, inputs, outputs) for name, (inputs, outputs) in found.items())
 
 
 def _namesakes(model: nn.Module, width: Width, swaps: Sequence[Swap]) -> Iterable[tuple[str, str, int, int]]:

@@ -20,6 +20,7 @@ from auxin.change import Change, Grouping, Join, OwnGroup, Placement
 from auxin.companion import registration_of
 from auxin.errors import GrowthError
 from auxin.follow.groups import RATES, assign
+from auxin.follow.mup import by_size
 from auxin.follow.scheduler import floors, optimizer_of
 from auxin.follow.self_check import SETTLED, built
 
@@ -47,8 +48,12 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
         names = ", ".join(part.name for part in change.parts)
         notes.append(f"{names} stay in their groups: some of their entries are old")
     if not isinstance(group, Mapping):
-        joins = assign(model, change, optimizers, group)
-        return Placement(optimizers, group, joins, (), rewarm, tuple(notes))
+        joins, groups = assign(model, change, optimizers, group), list[OwnGroup]()
+        joins = {**joins, **_sized(change, optimizers, companions, groups)}
+        notes += [
+            note for c in companions for own in groups if optimizer_of(c) is own.optimizer for note in floors(c, own)
+        ]
+        return Placement(optimizers, group, joins, tuple(groups), rewarm, tuple(dict.fromkeys(notes)))
     asked = checked(group, optimizers)
     joins = {**_held_already(change, optimizers), **assign(model, change, optimizers, None)}
     donors = {
@@ -67,7 +72,28 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
             count += 1
     own_of = {(id(own.optimizer), own.donor): own.index for own in groups}
     joins = {i: Join(j.optimizer, own_of[id(j.optimizer), j.group], j.sibling) for i, j in joins.items()}
+    joins = {**joins, **_sized(change, optimizers, companions, groups)}
     return Placement(optimizers, asked, joins, tuple(groups), rewarm, tuple(dict.fromkeys(notes)))
+
+
+def _sized(
+    change: Change, optimizers: Sequence[Any], companions: Sequence[Any], groups: list[OwnGroup]
+) -> dict[int, Join]:
+    """Where tensors go whose rate follows their size; their groups are added to ``groups``."""
+    if not change.mup:
+        return {}
+    known = {id(p): p for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
+    joins: dict[int, Join] = {}
+    for own, moving in by_size(
+        change,
+        optimizers,
+        lambda join, index, asked: _planned(join, index, asked, companions),
+        lambda optimizer: len(optimizer.param_groups) + sum(own.optimizer is optimizer for own in groups),
+    ):
+        _check(own, known[moving[0]])
+        groups.append(own)
+        joins |= {parameter: Join(own.optimizer, own.index, None) for parameter in moving}
+    return joins
 
 
 def optimizers_in(companions: Sequence[Any]) -> tuple[Any, ...]:

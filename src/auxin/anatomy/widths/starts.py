@@ -18,10 +18,12 @@ from auxin.axes import Axis
 from auxin.change import Assign, Swap
 from auxin.errors import GrowthError
 
-STARTS = ("zero", "split", "pair", "random")
+STARTS = ("zero", "split", "tile", "pair", "random")
+COPIES = ("split", "tile")
 HOW = {
     "zero": "new entries at random, read with zero weights",
     "split": "copies that share what reads them",
+    "tile": "copies that share equally what reads them",
     "pair": "new entries in pairs that cancel",
     "random": "new entries at random",
 }
@@ -102,17 +104,17 @@ def _entries(width: Width, init: str, generator: torch.Generator, where: str, al
     partner: dict[int, list[int]] = {}
     for key, (atom, by) in width.growth.items():
         n = atom.size
-        if init != "split":
+        if init not in COPIES:
             index[key] = [*range(n), *([BORN] * by)]
         if init == "pair":
             if by % 2:
                 raise GrowthError(f"{where}: init='pair' adds entries two by two; {by} is odd.")
             partner[key] = [*range(n), *(n + 2 * (i // 2) for i in range(by))]
-        if init == "split":
-            order = torch.randperm(n, generator=generator).tolist()
+        if init in COPIES:
+            order = torch.randperm(n, generator=generator).tolist() if init == "split" else range(n)
             sources = [order[i % n] for i in range(by)]
             index[key] = [*range(n), *sources]
-            share[key] = _shares(index[key], n, None if alike else generator)
+            share[key] = _shares(index[key], n, generator if init == "split" and not alike else None)
     return Entries(index, share, partner)
 
 
