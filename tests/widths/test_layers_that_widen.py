@@ -238,7 +238,7 @@ def test_a_pattern_widens_all_blocks_alike():
         (lambda: ax.Widen("0", to=6), "6 wide already"),
         (lambda: ax.Widen("0", to=3), "6 wide already"),
         (lambda: ax.Widen("0", by=0), "whole number from 1"),
-        (lambda: ax.Widen("0", by=1, init="zeros"), "zero, split, pair, random"),
+        (lambda: ax.Widen("0", by=1, init="zeros"), "zero, split, tile, pair, random"),
         (lambda: ax.Widen("0", by=1, state="none"), "'map' or 'reset'"),
         (lambda: ax.Widen("0", by=1, unit="units"), "heads, groups"),
         (lambda: ax.Widen("0", by=1, unit="heads"), "has no heads"),
