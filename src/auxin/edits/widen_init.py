@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -82,12 +83,7 @@ def _homes(width: Width, outputs: Sequence[Term]) -> list[str]:
         growing = [width.growth[id(find(atom))] for atom in atoms(term) if id(find(atom)) in width.growth]
         members = closure(width.trace, growing).members
         paths = [member.name.rpartition(".")[0].split(".") for member in members]
-        shared = []
-        for parts in zip(*paths, strict=False):  # as far as the shortest of them goes
-            if len(set(parts)) > 1:
-                break
-            shared.append(parts[0])
-        found[".".join(shared)] = None
+        found[".".join(os.path.commonprefix(paths))] = None
     return [path for path in found if not any(_holds(other, path) for other in found if other != path)]
 
 
