@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from auxin import choose, init, schedule, when
+from auxin import choose, init, schedule, score, when
 from auxin.change import Change, Edit
 from auxin.checkpoint import load, save
 from auxin.edits.after import After
@@ -56,6 +56,7 @@ __all__ = [
     "replay",
     "save",
     "schedule",
+    "score",
     "sites",
     "surgery",
     "testing",

@@ -1,0 +1,219 @@
+"""Sums over rows, and the second moments that they come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from auxin.errors import GrowthError
+from auxin.statistics.places import Pair, Proposal, Site
+from auxin.statistics.rows import Geometry
+
+WORKSPACE = 64 * 2**20  # bytes of rows that are looked at at once
+
+
+@dataclass(frozen=True, eq=False)
+class PairMoments:
+    """Second moments at a pair of layers: sums over places, means over samples, in float64.
+
+    With i features of X and n of H (the one for a bias included, where the layer has one), o outputs of the consumer
+    and K places of its kernel (1 for a Linear). Where K > 1, D is what each place of the kernel asks of the hidden unit
+    that it reads, and columns are ordered (place, output).
+
+    Attributes:
+        pair: the layers.
+        samples: N, seen with a gradient.
+        kernel: K.
+        biased: whether X, and whether H, ends with a column of ones.
+        S_X: X^T X / N, (i, i); None where the pair has no producer.
+        S_H: H^T H / N, (n, n).
+        S_XH: X^T H / N, (i, K n); None without a producer.
+        M: X^T D / N, (i, K o); None without a producer.
+        M_H: H^T D / N, (n, o). Minus the gradient of the loss by the consumer's weights and bias, transposed.
+        S_D: D^T D / N, (o, o).
+        M_new: s(X A)^T D / N, (k, K o), for a proposal (A, s); None without one.
+        rank: how many rows of X there were, and of H.
+        mixing: the part of the gradient between hidden units (squared) that comes from other places or channels than
+            their own; None: not looked at.
+        tolerance: below which, relative to the largest, an eigenvalue is rounding.
+    """
+
+    pair: Pair
+    samples: int
+    kernel: int
+    biased: tuple[bool, bool]
+    S_X: Tensor | None
+    S_H: Tensor
+    S_XH: Tensor | None
+    M: Tensor | None
+    M_H: Tensor
+    S_D: Tensor
+    M_new: Tensor | None
+    rank: tuple[int, int]
+    mixing: float | None
+    tolerance: float
+
+    def whole(self, call: str) -> tuple[Tensor, Tensor, Tensor]:
+        """S_X, S_XH and M.
+
+        Raises:
+            GrowthError: the pair has no producer, or more than an elementwise function stands between its layers.
+        """
+        if self.S_X is None or self.S_XH is None or self.M is None:
+            raise GrowthError(
+                f"{call}: {self.pair} has no producer, so nothing is known of what new units could read. Take "
+                f"Pair(producer, {self.pair.consumer!r})."
+            )
+        if self.mixing is not None and self.mixing > MIXED:
+            raise GrowthError(
+                f"{call}: between {self.pair.producer} and {self.pair.consumer} hidden units mix with other places or "
+                f"channels ({self.mixing:.0%} of the gradient, as in attention), so X^T D / N is not the gradient of a "
+                f"unit. Pair(None, {self.pair.consumer!r}) says what the second layer alone can gain, and Site(path) "
+                "what a layer behind could."
+            )
+        return self.S_X, self.S_XH, self.M
+
+
+MIXED = 0.05  # between units that keep to themselves it is 0, through a batch's norm about 1 / rows
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMoments:
+    """Second moments behind a module: sums over places, means over samples, in float64, for c channels.
+
+    Attributes:
+        site: the place.
+        samples: N.
+        S: X^T X / N, (c, c), of what comes out there.
+        M: X^T D / N, (c, c); minus the transposed gradient of the loss by P in x + P x.
+        S_D: D^T D / N, (c, c).
+        rows: of X.
+        tolerance: below which, relative to the largest, an eigenvalue is rounding.
+    """
+
+    site: Site
+    samples: int
+    S: Tensor
+    M: Tensor
+    S_D: Tensor
+    rows: int
+    tolerance: float
+
+
+@dataclass(eq=False)
+class Sums:
+    """Sums of products of rows, by name. ``add`` takes rows in pieces, so that memory stays bounded.
+
+    Attributes:
+        sums: by name, float64.
+        samples: N so far.
+        rows: of X and of H so far.
+        mixing: see ``PairMoments``.
+    """
+
+    sums: dict[str, Tensor]
+    samples: int = 0
+    rows: list[int] = field(default_factory=lambda: [0, 0])
+    mixing: float | None = None
+    tolerance: float = 1e-6
+
+    @classmethod
+    def zeros(cls, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Sums:
+        """Of these shapes."""
+        return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
+
+    def product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add left^T right, over all axes but the last."""
+        self.sums[name] += (left.flatten(0, -2).T @ right.flatten(0, -2)).double()
+
+    def tensors(self) -> list[Tensor]:
+        """The sums in order."""
+        return [self.sums[name] for name in sorted(self.sums)]
+
+
+def pair_shapes(producer: Geometry | None, consumer: Geometry, proposal: Proposal | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the sums of a pair."""
+    n, o, K = consumer.features, consumer.outputs, consumer.places
+    shapes: dict[str, tuple[int, ...]] = {"S_H": (n, n), "M_H": (n, o), "S_D": (o, o)}
+    if producer is not None:
+        i = producer.features
+        shapes |= {"S_X": (i, i), "S_XH": (i, K * n), "M": (i, K * o)}
+        if proposal is not None:
+            shapes["M_new"] = (proposal.A.shape[1], K * o)
+    return shapes
+
+
+def bytes_of(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Of sums of these shapes."""
+    return sum(8 * math.prod(shape) for shape in shapes.values())
+
+
+def add_pair(
+    sums: Sums,
+    layers: tuple[Geometry | None, Geometry],
+    tensors: tuple[Tensor | None, Tensor, Tensor],
+    proposal: Proposal | None,
+) -> None:
+    """Add one call of a pair: (input of the producer, input of the consumer, D at the consumer's output)."""
+    producer, consumer = layers
+    per_sample = 8 * sum(t[0].numel() for t in tensors if t is not None) * consumer.places
+    per_sample *= 1 if producer is None else producer.places
+    for x, h, d in _pieces(tensors, max(1, WORKSPACE // max(1, per_sample))):
+        H, D = consumer.read(h), consumer.made(d)
+        sums.product("S_H", H, H)
+        sums.product("M_H", H, D)
+        sums.product("S_D", D, D)
+        sums.rows[1] += H.shape[0] * H.shape[1]
+        if producer is None:
+            continue
+        X = producer.read(x)
+        sums.product("S_X", X, X)
+        sums.rows[0] += X.shape[0] * X.shape[1]
+        if consumer.kernel:
+            D = consumer.brought_back(d, h.shape[2:]).flatten(2)
+            square = H.transpose(1, 2).reshape(len(H), -1, *d.shape[2:])
+            H = consumer.brought_back(square, h.shape[2:]).flatten(2)
+        sums.product("S_XH", X, H)
+        sums.product("M", X, D)
+        if proposal is not None:
+            sums.product("M_new", proposal.activation(X @ proposal.A.to(X)), D)
+
+
+def _pieces(tensors: tuple[Tensor | None, ...], size: int) -> Iterator[list[Tensor]]:
+    length = next(len(t) for t in reversed(tensors) if t is not None)
+    for begin in range(0, length, size):
+        yield [t if t is None else t[begin : begin + size] for t in tensors]  # type: ignore[misc]
+
+
+def add_site(sums: Sums, rows: Tensor, wanted: Tensor) -> None:
+    """Add one call of a site: what came out, and what the loss asks of it, channels last."""
+    sums.product("S", rows, rows)
+    sums.product("M", rows, wanted)
+    sums.product("S_D", wanted, wanted)
+    sums.rows[0] += rows.shape[:-1].numel()
+
+
+def pair_moments(pair: Pair, sums: Sums, layers: tuple[Geometry | None, Geometry], samples: int) -> PairMoments:
+    """The means."""
+    producer, consumer = layers
+    means = {name: total / samples for name, total in sums.sums.items()}
+    return PairMoments(
+        pair,
+        samples,
+        consumer.places,
+        (producer is not None and producer.bias, consumer.bias),
+        means.get("S_X"),
+        means["S_H"],
+        means.get("S_XH"),
+        means.get("M"),
+        means["M_H"],
+        means["S_D"],
+        means.get("M_new"),
+        (sums.rows[0], sums.rows[1]),
+        sums.mixing,
+        sums.tolerance,
+    )
