@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,9 +151,15 @@ class Newborn:
         """Whether all entries have grown up."""
         return not self.held
 
-    def take(self, held: Held) -> None:
-        """Go on with other entries."""
+    def take(self, held: Held) -> Callable[[], None]:
+        """Go on with other entries; returns what goes back to those of before."""
+        before = self.held, self._blocks
         self.held, self._blocks = held, {}
+
+        def undo() -> None:
+            self.held, self._blocks = before
+
+        return undo
 
     def before_step(self, optimizer: Any) -> None:
         """Remember where young entries stood, and the counts."""

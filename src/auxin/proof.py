@@ -16,6 +16,7 @@ from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.shaken import asleep, multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at, runs_by_parts
 from auxin.anatomy.wrappers import networks_of
+from auxin.axes import Part
 from auxin.change import Change, New
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import counterparts, inside, ratio, sizes, units
@@ -549,13 +550,19 @@ def _silent(change: Change, grads: dict[str, Any], context: PlanContext) -> Iter
     dead = [name for name, (new, _) in sizes_of.items() if new is None or not new.count_nonzero()]
     if not dead:
         return
-    masks = {part.name: part.mask for part in change.parts if part.name in dead}
-    if change.preserves and len(dead) == len(sizes_of) and not asleep(context, masks):
+    masks = {part.name: part.mask for part in change.parts if part.name in dead and not _looked_up(part, context)}
+    if change.preserves and len(dead) == len(sizes_of) and masks and not asleep(context, masks):
         raise GrowthError(
             f"{', '.join(dead[:3])}: no gradient reaches the new entries on the probe, so they would never learn (both "
             "factors of a product are zero). Let one side start at random."
         )
     yield f"no gradient at the new entries of {in_words(dead)} on the probe"
+
+
+def _looked_up(part: Part, context: PlanContext) -> bool:
+    """Whether all that is new are rows of an embedding, which no number in the probe can name yet."""
+    owner = context.model.get_submodule(part.name.rpartition(".")[0])
+    return isinstance(owner, nn.Embedding | nn.EmbeddingBag) and not bool(part.new[1].any())
 
 
 def _idle(change: Change, grads: dict[str, Any]) -> list[str]:

@@ -231,8 +231,7 @@ def _correct(optimizer: Any, change: Change, undos: list[Callable[[], None]]) ->
     known = next((r for r in (riding.ramps if riding is not None else ()) if isinstance(r, Newborn)), None)
     held = grown({} if known is None else known.held, change, optimizer)
     if known is not None:
-        undos.append(functools.partial(known.take, dict(known.held)))
-        known.take(held)
+        undos.append(known.take(held))
     elif held:
         _ride(optimizer, Newborn(held), undos)
 

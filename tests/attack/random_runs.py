@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,10 +27,10 @@ def silent(*_: Any) -> None:
 class Plain(nn.Module):
     """x + W f(V norm(x))."""
 
-    def __init__(self, wrap: Any = None, dropout: float = 0.0):
+    def __init__(self, wrap: Any = None, dropout: float = 0.0, dim: int = DIM):
         super().__init__()
-        self.norm, self.drop = nn.LayerNorm(DIM), nn.Dropout(dropout)
-        self.up, self.down = nn.Linear(DIM, 6), nn.Linear(6, DIM)
+        self.norm, self.drop = nn.LayerNorm(dim), nn.Dropout(dropout)
+        self.up, self.down = nn.Linear(dim, 6), nn.Linear(6, dim)
         if wrap is not None:
             wrap(self.up)
 
@@ -40,10 +41,10 @@ class Plain(nn.Module):
 class Conv(nn.Module):
     """A residual block with BatchNorm."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int = DIM) -> None:
         super().__init__()
-        self.first, self.bn1 = nn.Conv2d(DIM, DIM, 3, padding=1, bias=False), nn.BatchNorm2d(DIM)
-        self.second, self.bn2 = nn.Conv2d(DIM, DIM, 3, padding=1, bias=False), nn.BatchNorm2d(DIM)
+        self.first, self.bn1 = nn.Conv2d(dim, DIM, 3, padding=1, bias=False), nn.BatchNorm2d(DIM)
+        self.second, self.bn2 = nn.Conv2d(DIM, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bn2(self.second(torch.relu(self.bn1(self.first(x)))))
@@ -52,11 +53,11 @@ class Conv(nn.Module):
 class Attention(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int = DIM) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
-        self.mix = nn.MultiheadAttention(DIM, 2, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(DIM, 8), nn.GELU(), nn.Linear(8, DIM))
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mix = nn.MultiheadAttention(dim, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(dim, 8), nn.GELU(), nn.Linear(8, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x)
@@ -68,9 +69,9 @@ class Attention(nn.Module):
 class Recurrent(nn.Module):
     """A residual LSTM."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int = DIM) -> None:
         super().__init__()
-        self.lstm, self.out = nn.LSTM(DIM, 5, batch_first=True), nn.Linear(5, DIM)
+        self.lstm, self.out = nn.LSTM(dim, 5, batch_first=True), nn.Linear(5, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(self.lstm(x)[0])
@@ -79,12 +80,42 @@ class Recurrent(nn.Module):
 class Post(nn.Module):
     """norm(x + W f(V x)), which no zeros make the identity: it fades in."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int = DIM) -> None:
         super().__init__()
-        self.up, self.down, self.norm = nn.Linear(DIM, 6), nn.Linear(6, DIM), nn.LayerNorm(DIM)
+        self.up, self.down, self.norm = nn.Linear(dim, 6), nn.Linear(6, dim), nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x + self.down(torch.relu(self.up(x))))
+
+
+class Gated(nn.Module):
+    """SwiGLU with a fused projection behind an RMSNorm, and a GLU beside it."""
+
+    def __init__(self, dim: int = DIM) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.RMSNorm(dim), nn.Linear(dim, 12), nn.Linear(6, dim)
+        self.wide, self.back = nn.Linear(dim, 8), nn.Linear(4, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        gate, up = self.up(y).chunk(2, -1)
+        return x + self.down(functional.silu(gate) * up) + self.back(functional.glu(self.wide(y), -1))
+
+
+class Joined(nn.Module):
+    """Two branches of unequal width, one of them in groups, concatenated, and split in unequal parts."""
+
+    def __init__(self, dim: int = DIM) -> None:
+        super().__init__()
+        self.left, self.right = 3, 5
+        self.up, self.norm, self.other = nn.Linear(dim, 6), nn.GroupNorm(3, 6), nn.Linear(dim, 4)
+        self.mix = nn.Linear(10, self.left + self.right)
+        self.one, self.two = nn.Linear(self.left, dim), nn.Linear(self.right, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(torch.cat([self.other(x), torch.relu(self.norm(self.up(x)))], -1))
+        a, b = y.split([self.left, self.right], -1)
+        return x + self.one(torch.relu(a)) + self.two(torch.tanh(b))
 
 
 class Net(nn.Module):
@@ -103,6 +134,8 @@ class Net(nn.Module):
             "gpt": Attention,
             "lstm": Recurrent,
             "post": Post,
+            "gated": Gated,
+            "joined": Joined,
         }[kind]
         self.blocks = nn.ModuleList(make() for _ in range(depth))
         self.tail = nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh(), nn.Linear(DIM, DIM))
@@ -142,7 +175,10 @@ BLOCKS = {
     "gpt": Attention,
     "lstm": Recurrent,
     "post": Post,
+    "gated": Gated,
+    "joined": Joined,
 }
+UNITS = {"cnn": "first", "gpt": "mlp.0", "lstm": "lstm"}  # what makes the hidden units of a block; elsewhere "up"
 OPTIMIZERS = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
     "fused sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, fused=True),
@@ -199,7 +235,7 @@ class Run:
         self.grower = ax.Grower(
             self.model,
             *self.companions,
-            edits=self.edits(),
+            edits=[*self.edits(), *self.widenings()],
             when=ax.when.every(10**6),
             probe=self.probe,
             keep=words["keep"],
@@ -219,17 +255,51 @@ class Run:
         rest = [p for _, p in named if not any(p is q for q in first)]
         return [{"params": first, "lr": 0.02}, {"params": rest}] if first and rest else [*first, *rest]
 
+    @property
+    def dim(self) -> int:
+        """Of the residual stream."""
+        return self.model.tail[0].in_features
+
+    def block(self) -> Any:
+        """What makes one more block that fits."""
+        return BLOCKS[self.kind] if self.dim == DIM else functools.partial(BLOCKS[self.kind], dim=self.dim)
+
     def edits(self) -> list[Any]:
-        """What may be grown."""
+        """What may be grown in depth."""
+        inner, last = self.model.tail[0].out_features, self.model.exit.in_features
+        wakes = isinstance(self.model.extra, ax.Dormant) and self.model.extra.layer.in_features == last
         return [
             ax.Duplicate("blocks", by=1, fade=5),
             ax.Duplicate("blocks", by=1, order="last", state="copy", fade=2),
             ax.Duplicate("blocks", by=2, order="stack", output="keep"),
-            ax.Insert("blocks", BLOCKS[self.kind], index=0, fade=3),
-            ax.Insert("tail", functools.partial(nn.Linear, DIM, DIM), index=1, init="identity"),
-            ax.Insert("tail", functools.partial(nn.Linear, DIM, DIM), init="kaiming"),
+            ax.Insert("blocks", self.block(), index=0, fade=3),
+            ax.Insert("tail", functools.partial(nn.Linear, inner, inner), index=1, init="identity"),
+            ax.Insert("tail", functools.partial(nn.Linear, last, last), init="kaiming"),
             ax.Replace("tail.1", nn.Sigmoid),
-            *([ax.Wake("extra", fade=4 * self.words["rewarm"])] if isinstance(self.model.extra, ax.Dormant) else []),
+            *([ax.Wake("extra", fade=4 * self.words["rewarm"])] if wakes else []),
+        ]
+
+    def widenings(self) -> list[Any]:
+        """What may be grown in width."""
+        units = UNITS.get(self.kind, "up")
+        step = {"gated": 2, "joined": 2}.get(self.kind, 1)
+        others = {
+            "gated": ax.Widen("blocks.*.wide", by=4, init="split"),
+            "joined": ax.Widen("blocks.*.other", by=2, init="pair"),
+            "gpt": ax.Widen("blocks.0.mix", by=2, unit="heads"),
+        }
+        rows = ax.Widen("entry", by=2, unit="rows", outputs=True)
+        return [
+            ax.Widen(f"blocks.*.{units}", by=2 * step),
+            ax.Widen(f"blocks.*.{units}", by=2 * step, init="split"),
+            ax.Widen("blocks.0." + units, by=2 * step, init="pair"),
+            ax.Widen(f"blocks.*.{units}", by=step, init="split", noise=0.1, state="reset"),
+            ax.Widen("entry", by=2),
+            ax.Widen("entry", by=2, init="split"),
+            ax.Widen("tail.0", by=1),
+            ax.Widen("tail.2", by=2, init="pair"),
+            rows if self.kind == "gpt" else ax.Widen("exit", by=1, outputs=True),
+            others.get(self.kind, ax.Widen("entry", by=1, init="random")),
         ]
 
     def _batch(self, generator: torch.Generator | None = None) -> Tensor:
@@ -258,20 +328,20 @@ class Run:
         """By hand, as a user would."""
         model = self.model
         if deed == "block" and self.kind != "normed":  # what a parametrization is made of has no plain form
-            model.blocks.append(BLOCKS[self.kind]())
+            model.blocks.append(self.block()())
         elif deed == "tail":
-            model.tail.append(nn.Linear(DIM, DIM))
+            model.tail.append(nn.Linear(model.exit.in_features, model.exit.in_features))
         elif deed == "thaw":
             model.side.requires_grad_(not model.side.weight.requires_grad)
         elif deed == "rows" and self.kind != "gpt":
             exit_ = model.exit
-            exit_.weight.data = torch.cat([exit_.weight.data, torch.zeros(1, DIM)])
+            exit_.weight.data = torch.cat([exit_.weight.data, torch.zeros(1, exit_.in_features)])
             exit_.bias.data = torch.cat([exit_.bias.data, torch.zeros(1)])
             exit_.out_features += 1
         elif deed in ("units", "order", "fewer") and self.kind in ("mlp", "shared", "post", "lstm"):
             self._reshape(deed)
         else:
-            model.tail[0] = nn.Linear(DIM, DIM)
+            model.tail[0] = nn.Linear(model.tail[0].in_features, model.tail[0].out_features)
 
     def _reshape(self, deed: str) -> None:
         """Hidden units of the first block are added, reordered or taken out, drawn by the numbers of its size."""

@@ -287,7 +287,7 @@ class Widen:
         sizes = {id(named[join(s.path, s.name)]): s.value.shape for s in swaps if s.value is not None}
         shapes = {name: sizes[id(tensor)] for name, tensor in named.items() if id(tensor) in sizes}
         found: dict[tuple[int, str], Assign] = {}
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))
 
         def add(path: str, name: str, old: Any, value: Any) -> None:
             holder: Any = modules[path]

@@ -294,6 +294,12 @@ def _said(
             for start in ("weight_ih", "weight_hh")
         )
         return {"hidden_size": hidden[1], "input_size": read[1]}
+    if isinstance(module, nn.MultiheadAttention):
+        own = {name: shapes.get(prefix + name, t.shape) for name, t in module.named_parameters()}
+        size, heads = own["out_proj.weight"][0], groups or module.num_heads
+        read = {"kdim": "k_proj_weight", "vdim": "v_proj_weight"}
+        dims = {key: own[name][1] if name in own else size for key, name in read.items()}
+        return {"embed_dim": size, "num_heads": heads, "head_dim": size // heads, **dims}
     if isinstance(module, nn.Bilinear) and weight is not None:
         return {"out_features": weight[0], "in1_features": weight[1], "in2_features": weight[2]}
     return {}

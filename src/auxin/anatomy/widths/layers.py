@@ -15,7 +15,7 @@ from auxin.anatomy.widths.tracer import Axes, Tracer
 def _contracted(tracer: Tracer, a: Axes, b: Axes, x: Term, y: Term, what: str) -> None:
     """Axis ``x`` of ``a`` and ``y`` of ``b`` are multiplied and summed up."""
     sourced = [axes for axes in (a, b) if axes.source is not None]
-    for axes, term in ((a, x), (b, y)):
+    for axes, term, other in ((a, x, b), (b, y, a)):
         if axes.source is not None:
             own = tracer.trace.tensors[axes.source]
             here = [n for n, t in enumerate(own) if t is term] or [
@@ -25,9 +25,12 @@ def _contracted(tracer: Tracer, a: Axes, b: Axes, x: Term, y: Term, what: str) -
             for number in here:  # a square matrix may have one width along both axes: the axis itself tells
                 if tracer.trace.roles.get((axes.source, number)) != "embedding":
                     tracer.trace.roles[axes.source, number] = "in"
+                    if not other.centred:
+                        tracer.trace.direct.add((axes.source, number))
     tracer.meet(x, y, what)
     if not sourced:
         tracer.event("product", x, what)
+        tracer.trace.attended |= a.writers | b.writers
 
 
 @rule("mm", "bmm", "matmul")
@@ -122,9 +125,11 @@ def _convolution(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], giv
 @rule("_weight_norm_interface", "_weight_norm")
 def _weight_norm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
     direction, gain = given
-    for a, b in zip(direction.terms, gain.terms, strict=True):
+    for number, (a, b) in enumerate(zip(direction.terms, gain.terms, strict=True)):
         if find(a).size == find(b).size:
             tracer.meet(a, b, "weight norm")
+        elif direction.source is not None:
+            tracer.trace.scaled.add((direction.source, number))
     tracer.give(made[0], direction.terms, direction.source)
     for tensor in made[1:]:
         tracer.give(tensor, gain.terms)
@@ -155,6 +160,7 @@ def _attention(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given
     tracer.meet(k[-2], v[-2], "attention")
     tracer.meet(q[-1], k[-1], "attention")
     tracer.event("product", q[-1], "attention")
+    tracer.trace.attended = tracer.trace.attended.union(*(axes.writers for axes in given[:3]))
     tracer.trace.work += [(2, (*q, k[-2])), (2, (*q[:-1], k[-2], v[-1]))]
     tracer.give(made[0], [*q[:-1], v[-1]])
     for tensor in made[1:]:

@@ -186,9 +186,14 @@ def _stream(
             else:
                 recipe.zero[key] = everything
         elif member.role == "in":
-            recipe.free.add(key)
+            # Behind a norm that subtracts the mean the new entries are 0. What reads the mean itself must not use it,
+            # and new entries of a weight that is divided by its norm would change the norm.
+            own = (width.trace.first[member.name], member.axis)
+            if own not in width.trace.scaled and not (subtracts and own in width.trace.direct):
+                recipe.free.add(key)
         elif subtracts:
-            recipe.mean.add(key)
+            if member.name not in width.trace.attended:  # queries, keys and values of new heads, which nothing reads
+                recipe.mean.add(key)
         elif only is None or member.name in only:
             recipe.zero[key] = everything
     for path, share in shrink.items():

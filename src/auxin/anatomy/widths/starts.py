@@ -108,7 +108,9 @@ def _entries(width: Width, init: str, generator: torch.Generator, where: str, al
             index[key] = [*range(n), *([BORN] * by)]
         if init == "pair":
             if by % 2:
-                raise GrowthError(f"{where}: init='pair' adds entries two by two; {by} is odd.")
+                raise GrowthError(
+                    f"{where}: init='pair' adds units two by two, and this adds {by} of them; add an even number."
+                )
             partner[key] = [*range(n), *(n + 2 * (i // 2) for i in range(by))]
         if init in COPIES:
             order = torch.randperm(n, generator=generator).tolist() if init == "split" else range(n)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxin.anatomy.widths.sizes import Size, remembered
-from auxin.anatomy.widths.terms import Mixed, Term, atoms, find, unify
+from auxin.anatomy.widths.terms import Mixed, Term, atoms, find, split, unify
 
 SHAPING = {  # functions whose whole numbers are lengths
     *("view", "reshape", "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "expand"),
@@ -25,14 +25,22 @@ SHAPING = {  # functions whose whole numbers are lengths
     *("new_empty", "new_full", "repeat_interleave", "multi_head_attention_forward", "one_hot", "group_norm"),
     *("layer_norm", "rms_norm", "fold", "chunk", "broadcast_to", "tensor_split", "as_strided"),
 }
+CENTRING = ("native_layer_norm", "layer_norm")
+SUMMING = ("mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "convolution", "_convolution", "mv", "dot", "addmv")
 
 
 @dataclass(eq=False)
 class Axes:
-    """What is known of a tensor: a term for each axis, and the parameter that it is a view of."""
+    """What is known of a tensor: a term for each axis, and the parameter that it is a view of.
+
+    ``centred``: a norm that subtracts a mean has made it, and so far only operations entry by entry went over it.
+    ``writers``: names of the parameters of the last layers that have made it.
+    """
 
     terms: list[Term]
     source: str | None = None
+    centred: bool = False
+    writers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +74,10 @@ class Trace:
         events: see ``Event``.
         links: numbers computed from attributes that are lengths of axes.
         outputs: terms of the axes of the tensors that the network gave.
-        groups: modules whose number of groups is a length (grouped convolutions, group norms).
+        direct: by (name, axis) the axes along which a weight reads what no norm has centred before.
+        attended: names of the parameters that make queries, keys and values.
+        scaled: by (name, axis) the axes along which a weight is divided by its norm, as ``weight_norm`` does.
+        groups: modules whose number of groups is a length (grouped convolutions, group norms, heads of attention).
         work: floating-point operations of products and convolutions: each a factor, times the lengths of axes.
     """
 
@@ -76,6 +87,9 @@ class Trace:
     events: list[Event] = field(default_factory=list)
     links: list[tuple[Size, Term]] = field(default_factory=list)
     outputs: list[list[Term]] = field(default_factory=list)
+    direct: set[tuple[str, int]] = field(default_factory=set)
+    scaled: set[tuple[str, int]] = field(default_factory=set)
+    attended: set[str] = field(default_factory=set)
     groups: list[tuple[str, Term]] = field(default_factory=list)
     work: list[tuple[float, tuple[Term, ...]]] = field(default_factory=list)
     _inside: dict[int, frozenset[int]] = field(default_factory=dict)
@@ -106,6 +120,7 @@ class Tracer(TorchDispatchMode):
             self.trace.tensors[name], self.trace.first[name] = known.terms, known.source or name
         self.sizes: list[Any] = []
         self.sliced: dict[int, Size] = {}
+        self.attends = False  # in nn.MultiheadAttention, whose mean of the weights over heads few networks use
 
     def axes(self, tensor: Tensor) -> Axes:
         """What is known of a tensor; new atoms for one that comes from elsewhere."""
@@ -126,7 +141,7 @@ class Tracer(TorchDispatchMode):
 
     def event(self, kind: str, term: Term, detail: str = "") -> None:
         """Note something that happens along an axis."""
-        if find(term).size > 1:
+        if find(term).size > 1 and not (self.attends and kind == "reduce"):
             where, module = self.place()
             self.trace.events.append(Event(kind, term, where, module, detail))
 
@@ -157,7 +172,35 @@ class Tracer(TorchDispatchMode):
             for tensor, axes in before:
                 for term in axes.terms if tensor.dim() else ():
                     self.event("mixed", term, f"{func} ({error})")
+        self._remember(func._schema.name.rpartition("::")[2], made, [axes for tensor, axes in before if tensor.dim()])
         return out
+
+    def _remember(self, name: str, made: Sequence[Tensor], given: Sequence[Axes]) -> None:
+        """Note which layers have made results, and whether a norm has centred them: entries that are the mean are 0.
+
+        A product is 0 where one factor is; of anything else all that goes into it has to be.
+        """
+        activations = [axes for axes in given if axes.source is None]
+        own = frozenset(axes.source for axes in given if axes.source is not None)
+        if name in SUMMING and own:
+            centred, writers = False, own
+        else:
+            each = [axes.centred for axes in activations]
+            kept = any(each) if name in ("mul", "mul_", "div") else bool(each) and all(each)
+            centred = name in CENTRING or (kept and name not in SUMMING)
+            writers = frozenset().union(*(axes.writers for axes in activations))
+        for tensor in made:
+            if id(tensor) not in self.owned:
+                axes = self.axes(tensor)
+                axes.centred, axes.writers = centred, writers
+
+    def heads(self, count: int, query: Tensor, weight: Tensor) -> None:
+        """Note the heads of ``nn.MultiheadAttention``: their entries are as many as it reads, and as it makes."""
+        made, term = self.axes(weight).terms
+        for other in (self.axes(query).terms[-1], made):
+            self.meet(other, term, "attention")
+        outer, _ = split(term, find(term).size // count)
+        self.trace.groups.append((self.place()[1], outer))
 
     def give(self, tensor: Tensor, terms: Sequence[Term], source: str | None = None) -> None:
         """Say what the axes of a new tensor are."""
@@ -179,13 +222,19 @@ class Sizes(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         shapes = name in SHAPING or name.rstrip("_") in SHAPING
-        given = list(_numbers((args, kwargs))) if shapes else []
+        attends = name == "multi_head_attention_forward"  # its numbers are those of the module, see ``groups``
+        given = list(_numbers((args, kwargs))) if shapes and not attends else []
         before, self.tracer.sizes = self.tracer.sizes, given if any(isinstance(g, Size) for g in given) else []
         self.tracer.sliced = _sliced(args[1]) if name == "__getitem__" else {}
+        self.tracer.attends = self.tracer.attends or attends
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if attends:
+                self.tracer.heads(int(args[4]), args[0], args[11])
+            return result
         finally:
             self.tracer.sizes, self.tracer.sliced = before, {}
+            self.tracer.attends = self.tracer.attends and not attends
 
 
 def _sliced(index: Any) -> dict[int, Size]:

@@ -24,7 +24,7 @@ FINE = 16.0  # where the outputs are float64: what computes in float32 inside ro
 @contextlib.contextmanager
 def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign]) -> Iterator[None]:
     """Let other tensors and attributes stand in the network inside."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))  # a list may be registered under two names
     named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     values = {id(named[join(s.path, s.name)]): s.value for s in swaps if s.value is not None}
     changed: list[tuple[dict[str, Any], str, Any]] = []
@@ -34,7 +34,7 @@ def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign])
         own[name] = value
 
     try:
-        for module in modules.values():
+        for module in dict.fromkeys(modules.values()):
             for held in (module._parameters, module._buffers):
                 for name, tensor in list(held.items()):
                     value = values.get(id(tensor))
