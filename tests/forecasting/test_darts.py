@@ -117,6 +117,64 @@ def test_grown_between_two_fits_and_loaded_again(name, tmp_path):
     assert len(loaded.model.stacks) == 3 and np.array_equal(forecast(loaded), after)
 
 
+# model: options, what gets wider and by how many, what the library builds it from then (None: nothing can say it)
+WIDER = {
+    "NHiTSModel": (
+        BEATS, [(f"stacks.*.blocks.*.layers.{i}", 8) for i in (0, 3)], {"layer_widths": [24, 24]},
+    ),
+    "TransformerModel": (
+        HEADS, [(f"transformer.{part}.layers.*.linear1", 8) for part in ("encoder", "decoder")],
+        {"dim_feedforward": 24},
+    ),
+    "BlockRNNModel": (dict(model="LSTM", hidden_dim=8), [("rnn", 8)], {"hidden_dim": 16}),
+    "TCNModel": (dict(num_filters=4, num_layers=3, kernel_size=3, dropout=0.0), [("res_blocks.1.conv1", 4)], None),
+    "TiDEModel": (DENSE | {"dropout": 0.0}, [("temporal_decoder.dense.0", 8)], {"temporal_decoder_hidden": 16}),
+    "TFTModel": (
+        dict(hidden_size=8, add_relative_index=True, dropout=0.0, likelihood=None, loss_fn=torch.nn.MSELoss()),
+        [("feed_forward_block.fc1", 4)], None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_widened_between_two_fits_and_loaded_again(name, tmp_path):
+    """By auxin in any case; by the library where its own words can say the new widths, and else it refuses the file."""
+    options, edits, said = WIDER[name]
+    model = made(name, **options)
+    model.fit(series(), verbose=False)
+    net = model.model
+    before, probe = given(net, lambda: forecast(model))
+    grower = ax.Grower(net, torch.optim.Adam(net.parameters()), edits=[], when=ax.when.every(10**9), probe=(probe[0],))
+    shapes = {p.shape for p in net.parameters()}
+    for at, by in edits:
+        grower.grow(ax.Widen(at, by=by))
+    assert np.allclose(forecast(model), before, rtol=0, atol=1e-5)
+    grown = [p for p in net.parameters() if p.requires_grad and p.shape not in shapes]
+    start = [p.detach().clone() for p in grown]
+    model.fit(series(), epochs=6, verbose=False)  # at least 20 steps
+    assert model.model is net and grown
+    assert not any(torch.equal(a, b) for a, b in zip(start, grown, strict=True))
+    after = forecast(model)
+
+    ax.save(grower, tmp_path / "run")
+    again = made(name, **options)
+    again.fit(series(), verbose=False)
+    fresh = again.model
+    other = ax.Grower(
+        fresh, torch.optim.Adam(fresh.parameters()), edits=[], when=ax.when.every(10**9), probe=(probe[0],)
+    )
+    ax.load(tmp_path / "run", other)
+    assert np.array_equal(forecast(again), after)
+
+    model.save(str(tmp_path / "as it is.pt"))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        type(model).load(str(tmp_path / "as it is.pt"))
+    if said is not None:
+        net.hparams.update(said)
+        model.save(str(tmp_path / "said.pt"))
+        assert np.array_equal(forecast(type(model).load(str(tmp_path / "said.pt"))), after)
+
+
 def test_by_hand_a_block_in_the_module_list_alone_never_runs():
     import copy
 

@@ -116,6 +116,66 @@ def test_grown_between_two_fits_and_loaded_again(name, tmp_path):
     assert len(loaded.models[0].blocks) == 4 and np.array_equal(forecast(loaded), after)
 
 
+# model: options, what gets wider and by how many, what the library builds it from then (None: nothing can say it)
+WIDER = {
+    "NHITS": (
+        MLP, [(f"blocks.*.layers.{i}", 8) for i in (0, 1, 3, 5)], {"mlp_units": 3 * [[24, 24]]},
+    ),
+    "NBEATS": (MLP, [("blocks.1.layers.0", 8)], None),
+    "MLP": (dict(hidden_size=8, num_layers=2), [("mlp.*", 8)], {"hidden_size": 16}),
+    "PatchTST": (
+        dict(hidden_size=8, n_heads=2, encoder_layers=2, linear_hidden_size=16, patch_len=4, stride=2),
+        [("model.backbone.encoder.layers.*.ff.0", 8)], {"linear_hidden_size": 24},
+    ),
+    "TFT": (dict(hidden_size=8, n_head=2), [("temporal_fusion_decoder.positionwise_grn.lin_a", 4)], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_widened_between_two_fits_and_loaded_again(name, tmp_path):
+    """By auxin in any case; by the library where its own words can say the new widths, and else it refuses the file."""
+    options, edits, said = WIDER[name]
+    library = fitted(name, 3, **options)
+    net = library.models[0]
+    before, probe = given(net, lambda: forecast(library))
+    grower = ax.Grower(net, torch.optim.Adam(net.parameters()), edits=[], when=ax.when.every(10**9), probe=probe)
+    shapes = {p.shape for p in net.parameters()}
+    for at, by in edits:
+        grower.grow(ax.Widen(at, by=by))
+    assert np.allclose(forecast(library), before, rtol=0, atol=1e-6)
+    net.max_steps = net.trainer_kwargs["max_steps"] = 20
+    grown = [p for p in net.parameters() if p.requires_grad and p.shape not in shapes]
+    start = [p.detach().clone() for p in grown]
+    library.fit(frame())
+    assert library.models[0] is net and grown
+    assert not any(torch.equal(a, b) for a, b in zip(start, grown, strict=True))
+    after = forecast(library)
+
+    ax.save(grower, tmp_path / "run")
+    again = fitted(name, 1, **options)
+    fresh = again.models[0]
+    other = ax.Grower(fresh, torch.optim.Adam(fresh.parameters()), edits=[], when=ax.when.every(10**9), probe=probe)
+    ax.load(tmp_path / "run", other)
+    assert np.array_equal(forecast(again), after)
+
+    library.save(str(tmp_path / "as it is"), overwrite=True, save_dataset=True)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        nf.NeuralForecast.load(str(tmp_path / "as it is"))
+    if said is not None:
+        net.hparams.update(said)
+        library.save(str(tmp_path / "said"), overwrite=True, save_dataset=True)
+        assert np.array_equal(forecast(nf.NeuralForecast.load(str(tmp_path / "said"))), after)
+
+
+def test_widths_that_the_forward_takes_from_another_tensor_are_refused():
+    """Without static inputs TFT makes zeros as long as another tensor is; the layer that reads them does not follow."""
+    library = fitted("TFT", 3, hidden_size=8, n_head=2)
+    net = library.models[0]
+    _, probe = given(net, lambda: forecast(library))
+    with pytest.raises(ax.GrowthError, match=r"would not run on the probe: .*tft.py:\d+"):
+        ax.grow(net, ax.Widen("embedding", by=8), probe=probe)
+
+
 def test_by_hand_a_copied_block_changes_the_forecast():
     import copy
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.gradients import gradients_of
-from auxin.anatomy.probe import PlanContext, tensors_in
+from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import parts, registrations
 from auxin.anatomy.zero_init import copy_of
 from auxin.randomness import random_state
@@ -53,14 +53,18 @@ def multiplied_by_zero(context: PlanContext, names: Iterable[str]) -> bool:
 
 
 def asleep(context: PlanContext, new: Mapping[str, Tensor]) -> bool:
-    """Whether new entries that get no gradient would get one with other weights in place of those that are not zero: a
-    ReLU that is off on this probe, and not two factors of a product that are both zero.
+    """Whether new entries that get no gradient would get one with other weights in place of those that move: a ReLU
+    that is off on this probe, or a gain that still stands at zero (the last norm of a block of a ResNet, as it is
+    built), and not two factors of a product that are both zero and stay so.
 
     Args:
         context: holds the probe.
         new: by name of a parameter, which of its entries are new.
     """
-    for network in _shaken(context, TRIES, buffers=False, zeros=True):
+    with untouched(context.model):
+        now = _gradients(context.model, context)
+    moving = {name for name, grad in now.items() if grad is not None and bool(grad.to_dense().any())}
+    for network in _shaken(context, TRIES, buffers=False, zeros=(new, moving)):
         grads = _gradients(network, context)
         for name, mask in new.items():
             grad = grads.get(name)
@@ -79,8 +83,14 @@ def _gradients(network: nn.Module, context: PlanContext) -> Mapping[str, Tensor 
         return {}
 
 
-def _shaken(context: PlanContext, tries: int, buffers: bool, zeros: bool = False) -> Iterator[nn.Module]:
-    """A copy of the network in eval mode, with drawn weights, again and again; ``zeros`` stay if that is asked for."""
+def _shaken(
+    context: PlanContext, tries: int, buffers: bool, zeros: tuple[Mapping[str, Tensor], Set[str]] | None = None
+) -> Iterator[nn.Module]:
+    """A copy of the network in eval mode, with drawn weights, again and again.
+
+    With ``zeros``, which entries are new and which parameters move, entries that are zero stay so, but for old ones of
+    parameters that move.
+    """
     network: nn.Module | None = None
     for seed in range(tries):
         try:
@@ -90,12 +100,19 @@ def _shaken(context: PlanContext, tries: int, buffers: bool, zeros: bool = False
         with random_state(seed), torch.no_grad():
             for module in network.modules():
                 module.training = False
-            for p in network.parameters():
+            for name, p in network.named_parameters():
                 if p.is_floating_point():
                     drawn = torch.randn(p.shape) / max(1, p[0].numel() if p.dim() > 1 else 4) ** 0.5
                     drawn = drawn + (0.5 if p.dim() < 2 else 0.0)
-                    p.copy_(drawn.to(p) * (p != 0) if zeros else drawn)
+                    p.copy_(drawn if zeros is None else drawn.to(p) * ~_stay_zero(name, p, *zeros))
             for b in network.buffers() if buffers else ():
                 if b.is_floating_point():
                     b.copy_(0.1 + torch.rand(b.shape))
             yield network
+
+
+def _stay_zero(name: str, p: Tensor, new: Mapping[str, Tensor], moving: Set[str]) -> Tensor:
+    """Bool: which entries are zero and will be after a step too, as far as is known."""
+    if name not in moving:
+        return p == 0
+    return (p == 0) & new[name].to(p.device) if name in new else torch.zeros_like(p, dtype=torch.bool)

@@ -362,8 +362,10 @@ def _namesakes(model: nn.Module, width: Width, swaps: Sequence[Swap]) -> Iterabl
         terms = (term for name, _ in module.named_parameters() for term in width.trace.tensors.get(prefix + name, ()))
         other |= {atom.size for term in terms for atom in atoms(term) if id(atom) not in width.growth}
         for name, value in vars(module).items():
+            if type(value) is not int:
+                continue
             new = {after for before, after in changes if before == value}
-            known = (path, name) in seen or type(value) is not int or _is_position(model, path, name)
+            known = (path, name) in seen or _is_position(model, path, name)
             if not known and value > 1 and value not in other and len(new) == 1:
                 yield path, name, value, new.pop()
 

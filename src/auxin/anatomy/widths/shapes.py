@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from auxin.anatomy.widths.registry import axis_of, ends, rule
+from auxin.anatomy.widths.sizes import Size
 from auxin.anatomy.widths.terms import Mixed, Term, concatenation, cut, find, product, split
 from auxin.anatomy.widths.tracer import Axes, Tracer
 
@@ -219,11 +220,17 @@ def _moved(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: li
 @rule("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "pad")
 def _pad(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
     terms, pad = list(given[0].terms), list(args[1])
+    # The numbers are how much is added, not how long an axis is: they are the lengths of what stands around it.
+    said, tracer.sizes = tracer.sizes[: len(pad)], []
+    said = said if [int(size) for size in said] == pad else pad
     for number in range(len(pad) // 2):
         axis = len(terms) - 1 - number
         before, after = pad[2 * number], pad[2 * number + 1]
         if before >= 0 and after >= 0 and before + after:
-            terms[axis] = concatenation([Term(before), terms[axis], Term(after)])
+            around = [Term(before), Term(after)]
+            pairs = zip(said[2 * number : 2 * number + 2], around, strict=True)
+            tracer.trace.links += [(size, term) for size, term in pairs if isinstance(size, Size) and size]
+            terms[axis] = concatenation([around[0], terms[axis], around[1]])
         elif before or after:
             terms[axis] = Term(made[0].shape[axis])
     tracer.give(made[0], terms)

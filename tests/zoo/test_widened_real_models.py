@@ -1,0 +1,143 @@
+"""Real models of timm, segmentation-models-pytorch and monai get wider where they were built, train, and load again."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from models import has_timm, timm
+from torch.nn import functional
+
+import auxin as ax
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not has_timm(), reason="timm is not installed; `make zoo` brings it"),
+]
+NEVER = dict(edits=[], when=ax.when.every(10**9))
+IMAGE, SLICE = (2, 3, 64, 64), (2, 1, 32, 32)
+
+
+def resnet():
+    return timm().create_model("resnet18", num_classes=10), IMAGE
+
+
+def convnext():
+    return timm().create_model("convnext_atto", num_classes=10), IMAGE
+
+
+def unet():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    return smp.Unet("resnet18", encoder_weights=None, classes=2), IMAGE
+
+
+def monai_net(name, **options):
+    pytest.importorskip("monai")
+    return getattr(importlib.import_module("monai.networks.nets"), name)(
+        spatial_dims=2, in_channels=1, out_channels=2, **options
+    )
+
+
+def monai_unet():
+    return monai_net("UNet", channels=(8, 16, 32), strides=(2, 2), num_res_units=2, norm="batch"), SLICE
+
+
+def segresnet():
+    return monai_net("SegResNet", init_filters=8), SLICE
+
+
+# model: the edits that make it wider, a shape that must have grown
+CASES = {
+    "resnet": (resnet, [("layer1.0.conv1", 16), ("conv1", 8)], ("layer1.0.conv1.weight", (80, 72, 3, 3))),
+    "convnext": (convnext, [("stages.0.blocks.*.mlp.fc1", 32), ("stem.0", 8)], ("stem.0.weight", (48, 3, 4, 4))),
+    "unet": (
+        unet,
+        [("encoder.layer1.0.conv1", 16), ("decoder.blocks.0.conv1.0", 32), ("encoder.conv1", 8)],
+        ("decoder.blocks.0.conv2.0.weight", (256, 288, 3, 3)),
+    ),
+    "monai_unet": (
+        monai_unet,
+        [("model.0.conv.unit0.conv", 4), ("model.1.submodule.0.conv.unit1.conv", 8)],
+        ("model.0.conv.unit1.conv.weight", (8, 12, 3, 3)),
+    ),
+    "segresnet": (
+        segresnet, [("convInit.conv", 4), ("down_layers.1.0.conv", 2)], ("convInit.conv.weight", (12, 1, 3, 3)),
+    ),
+}  # fmt: skip
+
+
+def built(name):
+    torch.manual_seed(0)
+    model, shape = CASES[name][0]()
+    return model, torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def trained(model, optimizer, x, steps):
+    losses = []
+    model.train()
+    for _ in range(steps):
+        out = model(x)
+        loss = functional.mse_loss(out, torch.ones_like(out))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    return losses
+
+
+def outputs(model, x):
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_widened_trained_saved_and_loaded(name, steps, tmp_path):
+    model, x = built(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trained(model, optimizer, x, steps)
+    grower = ax.Grower(model, optimizer, **NEVER, probe=x)
+    edits, (tensor, shape) = CASES[name][1:]
+    before = outputs(model, x)
+    for at, by in edits:
+        change = grower.grow(ax.Widen(at, by=by))
+        assert change.preserves
+    assert tuple(model.state_dict()[tensor].shape) == shape
+    assert torch.allclose(outputs(model, x), before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+
+    start = copy.deepcopy(model.state_dict())
+    losses = trained(model, optimizer, x, 20)
+    assert losses[-1] < losses[0] and all(loss == loss for loss in losses)
+    now = model.state_dict()
+    still = [n for n, p in model.named_parameters() if p.requires_grad and torch.equal(now[n], start[n])]
+    assert still == []
+
+    ax.save(grower, tmp_path / "run")
+    again, _ = built(name)
+    fresh = ax.Grower(again, torch.optim.AdamW(again.parameters(), lr=1e-3), **NEVER, probe=x)
+    ax.load(tmp_path / "run", fresh)
+    assert torch.equal(outputs(again, x), outputs(model, x))
+
+
+def test_entries_behind_a_gain_of_zero_learn_once_it_has_moved():
+    """The last norm of every block of a fresh ResNet has a gain of 0, as timm builds it."""
+    model, x = built("resnet")
+    assert not model.layer1[0].bn2.weight.any()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    change = ax.grow(model, ax.Widen("layer1.0.conv1", by=16), optimizer, probe=x)
+    assert any("no gradient at the new entries" in note for note in change.notes)
+    readers = []
+    for _ in range(3):
+        trained(model, optimizer, x, 1)
+        readers.append(bool(model.layer1[0].conv2.weight[:, 64:].any()))
+    assert readers == [False, True, True]
+
+
+def test_a_width_that_a_forward_takes_from_another_one_is_refused_with_its_line():
+    """Queries of a SegFormer are reshaped by the width of the stream: they cannot have one of their own."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet("mit_b0", encoder_weights=None, classes=2)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(ax.GrowthError, match=r"mix_transformer.py:\d+: .reshape\(batch_size, N, self.num_heads"):
+        ax.grow(model, ax.Widen("encoder.block1.0.attn.q", by=8), probe=torch.randn(IMAGE))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
