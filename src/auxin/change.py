@@ -105,13 +105,19 @@ class Alias:
 class Assign:
     """A plain attribute of the module at ``path``: ``value`` after, ``old`` before (``MISSING``: it was not there).
 
-    ``name`` may lead through objects that the module refers to, as in ``config.vocab_size``.
+    ``name`` may lead through objects that the module refers to, and through dictionaries, as in ``config.vocab_size``
+    and ``r.default``.
     """
 
     path: str
     name: str
     old: Any
     value: Any
+
+
+def entries_of(holder: Any) -> dict[str, Any]:
+    """What an object on the way of a dotted name holds: a dictionary its entries, anything else its attributes."""
+    return holder if isinstance(holder, dict) else vars(holder)
 
 
 @dataclass(frozen=True, eq=False)

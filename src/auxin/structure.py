@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.axes import carried, check
-from auxin.change import MISSING, Assign, Before, Change, New, Rewire, Swap
+from auxin.change import MISSING, Assign, Before, Change, New, Rewire, Swap, entries_of
 from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, open_gate
@@ -181,7 +181,7 @@ def assign_to(module: nn.Module, assign: Assign, undos: list[Undo]) -> None:
     *through, name = assign.name.split(".")
     own = module.__dict__
     for part in through:
-        own = vars(own[part])
+        own = entries_of(own[part])
     before = own.get(name, MISSING)
 
     def undo() -> None:

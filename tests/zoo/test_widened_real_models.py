@@ -49,7 +49,7 @@ def segresnet():
 # model: the edits that make it wider, a shape that must have grown
 CASES = {
     "resnet": (resnet, [("layer1.0.conv1", 16), ("conv1", 8)], ("layer1.0.conv1.weight", (80, 72, 3, 3))),
-    "convnext": (convnext, [("stages.0.blocks.*.mlp.fc1", 32), ("stem.0", 8)], ("stem.0.weight", (48, 3, 4, 4))),
+    "convnext": (convnext, [("stages.0.blocks.*.mlp.fc1", 32)], ("stages.0.blocks.1.mlp.fc2.weight", (40, 192, 1, 1))),
     "unet": (
         unet,
         [("encoder.layer1.0.conv1", 16), ("decoder.blocks.0.conv1.0", 32), ("encoder.conv1", 8)],
@@ -131,6 +131,16 @@ def test_entries_behind_a_gain_of_zero_learn_once_it_has_moved():
         trained(model, optimizer, x, 1)
         readers.append(bool(model.layer1[0].conv2.weight[:, 64:].any()))
     assert readers == [False, True, True]
+
+
+def test_a_stream_whose_new_channels_cannot_be_the_mean_of_the_others_is_refused():
+    """A depthwise convolution gives no mean of what it gives for others, which the norm behind it would need."""
+    model, x = built("convnext")
+    with torch.no_grad():
+        for block in model.stages[0].blocks:
+            block.gamma.fill_(1.0)  # as large as training makes it: at 1e-6 nothing of this is seen
+    with pytest.raises(ax.GrowthError, match="the outputs on the probe would change"):
+        ax.grow(model, ax.Widen("stem.0", by=8), probe=x)
 
 
 def test_a_width_that_a_forward_takes_from_another_one_is_refused_with_its_line():

@@ -11,6 +11,7 @@ from torch import nn
 
 from auxin.anatomy.probe import PlanContext
 from auxin.anatomy.tree import join, module_at, planned, resized
+from auxin.anatomy.widths.adapters import adapter_fields, half_grown
 from auxin.anatomy.widths.configured import fields_for
 from auxin.anatomy.widths.groups import (
     Width,
@@ -21,6 +22,7 @@ from auxin.anatomy.widths.groups import (
     refusals,
     trace_of,
 )
+from auxin.anatomy.widths.quantized import stored_otherwise
 from auxin.anatomy.widths.recipes import needed, recipes
 from auxin.anatomy.widths.starts import STARTS, Begun, start
 from auxin.anatomy.widths.terms import Term, atoms, factors, find, pieces, product
@@ -195,6 +197,9 @@ class Widen:
             GrowthError: nothing can.
         """
         paths = self.paths(model)
+        quantized = [*stored_otherwise(model, paths)]
+        if quantized:
+            raise GrowthError(f"{self._where}: cannot grow: {quantized[0]}.")
         try:
             trace = trace_of(context)
         except GrowthError:
@@ -211,6 +216,8 @@ class Widen:
             growth = {id(atom): (atom, by) for atom, by in (one[min(way, len(one) - 1)] for one in ways)}
             width = closure(trace, growth.values())
             width.why_not += [] if self.unit else self._other(terms, width)
+            width.why_not += [*stored_otherwise(model, {m.name for m in width.members})]
+            width.why_not += half_grown(model, {(m.name, m.axis) for m in width.members})
             if not refusals(width) and width.reaches_output and not self.outputs:
                 width.why_not.append("the network's own output would get wider; if it shall, pass outputs=True")
             found.append(width)
@@ -293,7 +300,7 @@ class Widen:
             holder: Any = modules[path]
             *through, leaf = name.split(".")
             for part in through:
-                holder = getattr(holder, part)
+                holder = holder[part] if isinstance(holder, dict) else getattr(holder, part)
             found.setdefault((id(getattr(holder, "__dict__", holder)), leaf), Assign(path, name, old, value))
 
         for path, name, old, value in module_attributes(model, shapes, dict(width.groups)):
@@ -314,6 +321,8 @@ class Widen:
         for path, name, old, value in _namesakes(model, width, swaps):
             add(path, name, old, value)
         for path, name, old, value in fields_for(model, shapes, width) if fields else ():
+            add(path, name, old, value)
+        for path, name, old, value in adapter_fields(model, shapes):
             add(path, name, old, value)
         return [*found.values(), *begun.assigns]
 

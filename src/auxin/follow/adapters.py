@@ -51,7 +51,7 @@ def follow_adapters(model: nn.Module, change: Change) -> Iterator[None]:
     configs = list(_configs(model)) if "peft" in sys.modules and (change.rewires or change.swaps) else []
     before = [config.__dict__.get(SAVE) for config in configs]
     adapters = tuple(f".{name}." for module in modules_in(model) for name in _held(module)) if configs else ()
-    below = [move for move in change.moves if not any(name in f"{move.name} {move.old_name}" for name in adapters)]
+    below = [move for move in change.moves if not any(name in f"{move.name}. {move.old_name}." for name in adapters)]
     found = [
         _path(move, change)
         for move in below

@@ -27,7 +27,10 @@ def apply(tracer: Tracer, func: Any, args: Any, kwargs: Any, made: list[Tensor],
     """Give the results of an operation their axes."""
     name = func._schema.name.rpartition("::")[2]
     known = RULES.get(name)
-    if known is not None:
+    if func._schema.name.startswith("quantized"):  # by weights that are no tensors of the network
+        for term in [term for axes in given for term in axes.terms]:
+            tracer.event("unknown", term, func._schema.name)
+    elif known is not None:
         known(tracer, args, kwargs, made, given)
     elif name in SAME and made and given:
         tracer.give(made[0], given[0].terms, given[0].source)

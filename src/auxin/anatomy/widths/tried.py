@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import join
-from auxin.change import MISSING, Assign, Swap
+from auxin.change import MISSING, Assign, Swap, entries_of
 from auxin.errors import reason
 
 ROUNDING = 256.0  # of the epsilon of the outputs' dtype (at best float32's), times their size
@@ -45,7 +45,7 @@ def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign])
             *through, name = assign.name.split(".")
             own = modules[assign.path].__dict__
             for part in through:
-                own = vars(own[part])
+                own = entries_of(own[part])
             put(own, name, assign.value)
         yield
     finally:
