@@ -28,7 +28,7 @@ SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/", "ups
 
 PUBLIC = """
 After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace Site Wake
-Widen choose follow grow init load replay save schedule score sites surgery testing verify when
+Widen auto candidates choose follow grow init load replay save schedule score sites surgery testing verify when
 """.split()
 
 

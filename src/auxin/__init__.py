@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from auxin import choose, init, schedule, score, when
+from auxin.auto import auto
+from auxin.candidates import candidates
 from auxin.change import Change, Edit
 from auxin.checkpoint import load, save
 from auxin.edits.after import After
@@ -48,6 +50,8 @@ __all__ = [
     "Site",
     "Wake",
     "Widen",
+    "auto",
+    "candidates",
     "choose",
     "follow",
     "grow",

@@ -12,6 +12,9 @@ from typing import Any, TypeVar, cast
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
+from auxin.ledger import flops_of
+from auxin.race import Probed, Race, probed
+from auxin.race import check as check_race
 from auxin.run_state import Run
 
 E = TypeVar("E")
@@ -198,6 +201,64 @@ class _ByTrial:
 
     def __repr__(self) -> str:
         return f"by_trial(steps={self.steps!r}, margin={self.margin!r})"
+
+
+def by_race(
+    cost: float = 1.0, rivals: int = 2, least: int = 20, shrink: float = 0.5, averaged: float = 0.5
+) -> "_ByRace":
+    """Let the most promising edits race against the network as it is, and go on as the winner.
+
+    Each edit is carried out for a look, which tells what a training step then costs, and how much the first step on
+    what is new takes off the loss. Those with most of it per added FLOP race, for equal steps on the same batches; all
+    branches begin with weights that are shrunk alike (`Grower.race`). The winner's training is kept, so that a race
+    costs what its losers cost.
+
+    Args:
+        cost: of a race, as a part of all that was spent before it.
+        rivals: most edits that race.
+        least: fewest steps of a race.
+        shrink: factor of all weights as a race begins; 1 leaves them.
+        averaged: part of the steps over which the weights that are judged are averaged.
+
+    Returns:
+        A chooser; its `races` hold what was decided and on what.
+
+    Raises:
+        GrowthError: when it is asked, if the Grower has no evidence, or runs in several processes.
+    """
+    return _ByRace(cost, rivals, least, shrink, averaged)
+
+
+class _ByRace:
+    def __init__(self, cost: float, rivals: int, least: int, shrink: float, averaged: float) -> None:
+        for name, value in (("rivals", rivals), ("least", least)):
+            if type(value) is not int or value < 1:
+                raise GrowthError(f"by_race({name}={value!r}): pass a whole number from 1.")
+        if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not cost > 0:
+            raise GrowthError(f"by_race(cost={cost!r}): pass a part of what was spent, above 0.")
+        check_race(least, shrink, averaged)
+        self.cost, self.rivals, self.least, self.shrink, self.averaged = cost, rivals, least, shrink, averaged
+        self.races: list[Race] = []
+        self.looks: list[list[Probed]] = []
+
+    def __call__(self, edits: Sequence[Any], grower: Run) -> Any:
+        before = grower.ledger.total
+        looks = [probed(grower, edit) for edit in edits]
+        self.looks.append(looks)
+        known = [look for look in looks if not look.why_not]
+        if not known:
+            return edits[0] if edits else None  # for the Grower to say why not
+        assert grower.evidence is not None  # probed() has said so
+        alone = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
+        known.sort(key=lambda look: -_worst_if_nan(look.gain / max(look.flops - alone, 1.0)))
+        chosen = known[: self.rivals]
+        steps = int(self.cost * before / (alone + sum(look.flops for look in chosen)))
+        race = grower.race([look.edit for look in chosen], max(self.least, steps), self.shrink, self.averaged)
+        self.races.append(race)
+        return race.change
+
+    def __repr__(self) -> str:
+        return f"by_race(cost={self.cost!r}, rivals={self.rivals!r}, shrink={self.shrink!r})"
 
 
 def _worst_if_nan(value: float) -> float:

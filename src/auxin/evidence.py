@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from auxin.errors import GrowthError
 
@@ -18,7 +19,11 @@ class Evidence:
 
     Args:
         loss: ``loss(model, batch) -> scalar``, a mean over samples.
-        batches: in memory, used in this order every time, so that candidates see the same data.
+        batches: to train on, in memory, used in this order every time, so that candidates see the same data.
+        validation: to judge on, batches that training does not see; None: ``batches`` themselves.
+        step: ``step(model, batch)`` takes one training step as your loop does, the optimizer's step included, where a
+            plain one will not do (clipping, accumulation, a scaler). A plain one clears gradients, goes backward, and
+            steps every optimizer, every schedule but those that wait for a metric, and every ``AveragedModel``.
 
     Example:
         >>> from torch.nn.functional import mse_loss
@@ -30,29 +35,72 @@ class Evidence:
 
     loss: Callable[[nn.Module, Any], Tensor]
     batches: Sequence[Any]
+    validation: Sequence[Any] | None = None
+    step: Callable[[nn.Module, Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.loss) or not hasattr(self.batches, "__getitem__") or len(self.batches) == 0:
+        if not callable(self.loss) or not _is_list(self.batches):
             raise GrowthError("Evidence(loss, batches): pass loss(model, batch) -> scalar and a list of batches.")
+        if self.validation is not None and not _is_list(self.validation):
+            raise GrowthError("Evidence(validation=...): pass a list of batches that training does not see, or None.")
+        if self.step is not None and not callable(self.step):
+            raise GrowthError("Evidence(step=...): pass step(model, batch), which takes one training step, or None.")
 
     def mean(self, model: nn.Module) -> float:
-        """Mean loss over the batches in eval mode; train flags are put back."""
+        """Mean loss over ``batches`` in eval mode; train flags are put back."""
+        return self._mean(model, self.batches)
+
+    def validate(self, model: nn.Module) -> float:
+        """Mean loss over ``validation`` in eval mode, or over ``batches`` where there is none."""
+        return self._mean(model, self.batches if self.validation is None else self.validation)
+
+    def _mean(self, model: nn.Module, batches: Sequence[Any]) -> float:
         modes = {m: m.training for m in model.modules()}
         model.eval()
         try:
             with torch.no_grad():
-                return sum(float(self.loss(model, batch)) for batch in self.batches) / len(self.batches)
+                return sum(float(self.loss(model, batch)) for batch in batches) / len(batches)
         finally:
             for module, mode in modes.items():
                 module.training = mode
 
-    def train(self, model: nn.Module, optimizers: Sequence[Any], steps: int) -> None:
-        """Take ``steps`` plain optimizer steps over the batches, round and round."""
-        for step in range(steps):
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            self.loss(model, self.batches[step % len(self.batches)]).backward()
-            for optimizer in optimizers:
-                optimizer.step()
+    def train(
+        self,
+        model: nn.Module,
+        companions: Sequence[Any],
+        steps: int,
+        begin: int = 0,
+        each: Callable[[int], None] | None = None,
+    ) -> None:
+        """Take ``steps`` optimizer steps over the batches, round and round.
+
+        Args:
+            model: the network.
+            companions: optimizers, schedules and averages that take the steps with it.
+            steps: how many.
+            begin: number of the first batch.
+            each: called after each step with its number from 0.
+        """
+        optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
+        schedules = [c for c in companions if isinstance(c, LRScheduler)]
+        averages = [c for c in companions if hasattr(c, "update_parameters")]
+        for number in range(steps):
+            batch = self.batches[(begin + number) % len(self.batches)]
+            if self.step is not None:
+                self.step(model, batch)
+            else:
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                self.loss(model, batch).backward()
+                for taken in (*optimizers, *schedules):
+                    taken.step()
+                for average in averages:
+                    average.update_parameters(model)
+            if each is not None:
+                each(number)
         for optimizer in optimizers:
             optimizer.zero_grad()
+
+
+def _is_list(batches: Any) -> bool:
+    return hasattr(batches, "__getitem__") and hasattr(batches, "__len__") and len(batches) > 0

@@ -26,19 +26,23 @@ from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.follow.own_groups import check_own_group, checked
 from auxin.journal import Journal, fingerprint, references, replayed
+from auxin.ledger import Ledger, flops_of
 from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
 from auxin.probation import Probation, TakenBack
 from auxin.progress import Progress, Standing
+from auxin.race import Race, raced
+from auxin.race import check as check_race
 from auxin.rank_consensus import RankConsensus
 from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.structure import Undo
 from auxin.structure_history import StructureHistory
 from auxin.surgery import surgery
-from auxin.trial import Rollback, Store
+from auxin.trial import Rollback, Snapshot, Store
 from auxin.verify import verify, verify_here
 from auxin.when import Reading
+from auxin.when.inner import inside
 
 
 class Grower:
@@ -146,6 +150,9 @@ class Grower:
         self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it locks a directory
         self.flow.on_reading, self.log.rollback = self.log.flow, self.rollback
         self._standing.begin_parts()
+        asks = any(getattr(part, "counts_flops", False) for part in inside(when))
+        self._costs: dict[str, float] | None = {} if asks and evidence is not None else None
+        self._counted, self._raced = 0, None
 
     def __repr__(self) -> str:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
@@ -205,6 +212,11 @@ class Grower:
         """Steps of the first optimizer since the run began, restored ones included."""
         return self._standing.optimizer_steps
 
+    @property
+    def ledger(self) -> Ledger:
+        """FLOPs and seconds that were spent; training steps are counted where a trigger asks for FLOPs."""
+        return self._standing.ledger
+
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from now."""
         given = self._edits(self.model) if callable(self._edits) else self._edits
@@ -230,11 +242,11 @@ class Grower:
         """
         if self.rollback.in_branch:
             return None
-        undone = len(self.undone)
+        undone, self._raced = len(self.undone), None
         self.progress.pending = self.decide(metric, **metrics)
         if len(self.undone) > undone:
             return TakenBack(self.undone[-1])
-        return self.carry_out()
+        return self._raced or self.carry_out()
 
     def carry_out(self) -> Change | None:
         """Grow what ``decide`` has decided and left in ``progress.pending``; at a bad moment it stays there.
@@ -269,6 +281,7 @@ class Grower:
         value, named = self._all.read(metric, metrics)
         state = self.progress
         state.read(value, named)
+        self._count_steps()
         self.log.reading(self, value, named)
         self._standing.moments.call()
         undone = len(state.undone)
@@ -280,7 +293,8 @@ class Grower:
             state = self.progress
         if self._all.done(self):
             return None
-        reading = Reading(value, named, state.calls, self.optimizer_steps, len(state.entries), state.since_growth)
+        counts = state.calls, self.optimizer_steps, len(state.entries), state.since_growth
+        reading = Reading(value, named, *counts, self.ledger.total)
         state.fired = self._all.fired(when, reading) or state.fired
         if len(state.undone) > undone:
             return None  # a call that takes back grows nothing: what has fired is decided at the next one
@@ -292,6 +306,8 @@ class Grower:
             self._wait(str(error))
             return None
         self.progress.fired = False  # not `state`: a chooser that tries growths has put another object in its place
+        if isinstance(edit, Change):  # a chooser that races has carried its growth out
+            self._raced, edit = edit, None
         self.log.decision(self, edit)
         return None if edit is None else (edit, seed_of(self.model, edit))
 
@@ -303,6 +319,7 @@ class Grower:
         """
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
+        self._count_steps()
         edit, mark, sight = as_edit(edit), self._standing.mark(), self.rollback.look()
         try:
             with self.rollback.growing(mark) as held, self._standing.thawed():
@@ -352,6 +369,44 @@ class Grower:
             with self._standing.thawed():
                 grown = None if edit is None else transact(self.model, edit, self.companions, self._options(seed))
             yield grown
+
+    def race(self, edits: Sequence[Edit], steps: int, shrink: float = 1.0, averaged: float = 0.5) -> Race:
+        """Train on as it is and grown by each edit, on the same batches; the run goes on as the best branch.
+
+        Every branch starts from this very state and takes as many steps on the batches of ``evidence``. It is judged by
+        ``evidence.validate`` on its weights, averaged over the last ``averaged`` part of the steps. The steps of the
+        winner are kept: network, optimizers, schedules and averages are where its branch ended, and its growth is in
+        the journal. Costs two copies of the run in memory; what was spent is in ``ledger``.
+
+        Args:
+            edits: the rivals of the network as it is. What is refused, or beyond the limit, is passed over.
+            steps: training steps of each branch.
+            shrink: factor of weights at the beginning of every branch; see ``auxin.race.shrink_weights``.
+            averaged: part of the steps over which weights are averaged for the score.
+
+        Raises:
+            GrowthError: no evidence, several processes, or a bad moment; nothing has happened then.
+        """
+        check_race(steps, shrink, averaged)
+        if not self._all.ranks.alone:
+            raise GrowthError("race(...) runs in one process: race there, and carry out what wins on all: grow(edit).")
+        winner, marks = Snapshot([self.model, *self.companions]), list[Any]()
+
+        def keep() -> None:
+            winner.take()
+            marks[:] = [self._standing.mark()]
+
+        self._count_steps()
+        race = raced(self, edits, steps, shrink, averaged, keep)
+        with self.or_as_before():
+            winner.restore()
+            self._standing.return_to(marks[0])
+            self.rollback.forget()
+            if race.change is not None:
+                self._write_down(race.change)
+                self.log.growth(self, race.change)
+        self._counted = self.optimizer_steps
+        return race
 
     def surgery(self) -> surgery:
         """``auxin.surgery`` on this grower's network and companions; what it finds is written into the journal."""
@@ -410,16 +465,19 @@ class Grower:
         self._standing.restore(state, journal, allowed)
         self._origin = next((entry.before for entry in journal if entry.before), self._origin)
         self.rollback.forget()
+        self._counted = self.optimizer_steps
         self.log.resuming = (self.calls, self.optimizer_steps)
 
     @contextlib.contextmanager
     def or_as_before(self) -> Iterator[None]:
         """Put this grower's own state back where anything is raised inside; ``load`` needs it."""
         mark, rollback, resuming = self._standing.mark(), self.rollback.mark, self.log.resuming
+        spent = self.ledger.state_dict()
         try:
             yield
         except BaseException:
             self.rollback.mark, self.log.resuming = rollback, resuming
+            self.ledger.load_state_dict(spent)
             self._standing.return_to(mark)
             raise
 
@@ -443,6 +501,16 @@ class Grower:
         history.go_to(self.model, journal, self.companions, self.journal)
         self.progress.entries[:] = journal.entries
         self.load_state_dict(state, allowed)
+
+    def _count_steps(self) -> None:
+        """Write down what the training steps since the last count have cost, where a trigger asks for FLOPs."""
+        steps, self._counted = self.optimizer_steps - self._counted, self.optimizer_steps
+        if self._costs is None or self.evidence is None or steps <= 0:
+            return
+        now = self.progress.entries[-1].fingerprint if self.progress.entries else self._origin
+        if now not in self._costs:
+            self._costs[now] = flops_of(self.model, self.evidence.loss, self.evidence.batches[0])
+        self.ledger.spend("training", steps * self._costs[now])
 
     def _keep(self) -> Callable[[Undo], None] | None:
         """Return the function that is given the way back of the next growth; None where nobody keeps it."""

@@ -23,6 +23,7 @@ from auxin.follow.ddp import refresh
 from auxin.follow.own_groups import optimizers_in
 from auxin.freezing import freeze, freeze_all_but, grown_paths, refuse_parts
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
+from auxin.ledger import Ledger
 from auxin.listing import module_at
 from auxin.probation import Probation
 from auxin.refs import Allowed
@@ -32,6 +33,7 @@ from auxin.when.inner import inside
 KEPT_READINGS = 1000
 PATIENCE = 20  # calls in a row that a decision may wait for a clean moment before a warning in any case
 COUNTS = ("calls", "since_growth", "optimizer_steps")
+OWN = ("when", "choose", "ramps", "frozen", "ledger")  # of a saved state: what is not progress
 PLAIN = (*COUNTS, "done", "fired", "undone")
 
 # By id of each trigger and chooser that has a state: itself, the state that it came with, and whose it is now.
@@ -210,6 +212,7 @@ class Standing:
         watch: counts optimizer steps and knows which gradients they have used.
         flow: reads the gradients of new blocks.
         frozen: the old parameters that stand still while only what has grown trains.
+        ledger: what was spent; it does not go back to a mark.
     """
 
     def __init__(self, model: nn.Module, companions: Sequence[Any], when: Any, choose: Any):
@@ -220,6 +223,7 @@ class Standing:
         self.moments = Moments(self.watch, self.optimizers)
         self.progress = Progress()
         self.frozen: list[nn.Parameter] = []
+        self.ledger = Ledger()
 
     @property
     def optimizer_steps(self) -> int:
@@ -360,6 +364,7 @@ class Standing:
         still = {id(p) for p in self.frozen}
         frozen = [name for name, p in self.model.named_parameters() if id(p) in still]
         own = {"optimizer_steps": self.optimizer_steps, "ramps": ramps, "frozen": frozen}
+        own["ledger"] = self.ledger.state_dict()
         return {**self.progress.to_json(), **own, **parts}
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
@@ -368,8 +373,10 @@ class Standing:
         Raises:
             GrowthError: it is another Grower's.
         """
-        own = {name: value for name, value in state.items() if name not in ("when", "choose", "ramps", "frozen")}
+        own = {name: value for name, value in state.items() if name not in OWN}
         progress = Progress.from_json(own, journal, allowed)
+        if "ledger" in state:
+            self.ledger.load_state_dict(state["ledger"])
         load_states(self.parts, state)
         ramp.resumed(state.get("ramps", ()), self.model, self.optimizers, (self.model, *self.companions))
         progress.optimizer_steps -= self.watch.steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from auxin.anatomy.probe import Probe
 from auxin.change import Change, Edit
 from auxin.evidence import Evidence
 from auxin.journal import Journal
+from auxin.ledger import Ledger
 from auxin.limit import Limit
 from auxin.refs import Allowed
 from auxin.safe_point import StepWatch
@@ -76,6 +77,11 @@ class Run(Protocol):
         """Steps of the first optimizer."""
         ...
 
+    @property
+    def ledger(self) -> Ledger:
+        """What has been spent."""
+        ...
+
     def edits(self) -> list[Edit]:
         """The edits that may be chosen from."""
         ...
@@ -86,6 +92,10 @@ class Run(Protocol):
 
     def trial(self, edit: Edit | None) -> AbstractContextManager[Change | None]:
         """Grow inside; afterwards everything is as before."""
+        ...
+
+    def race(self, edits: Sequence[Edit], steps: int, shrink: float = 1.0, averaged: float = 0.5) -> Any:
+        """Let branches train, and go on as the best one; see ``auxin.race.Race``."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,6 +24,15 @@ class Grows(Protocol):
         ...
 
 
+class Spends(Protocol):
+    """Whatever knows which part of a budget is spent."""
+
+    @property
+    def spent(self) -> float:
+        """From 0 to 1."""
+        ...
+
+
 def wsd(
     optimizer: Optimizer,
     warmup: int,
@@ -169,6 +178,75 @@ class WSD(LRScheduler):
         over = min(1.0, (now - self.decay_from) / self.decay)
         left = {"linear": 1 - over, "cosine": (1 + math.cos(math.pi * over)) / 2, "sqrt": 1 - math.sqrt(over)}
         return self.final + (1 - self.final) * left[self.shape]
+
+
+def by_budget(
+    optimizer: Optimizer, warmup: int = 20, decay: float = 0.35, final: float = 0.0, grower: Spends | None = None
+) -> ByBudget:
+    """Warm-up, stable, decay over what is left of a budget: for runs whose steps get dearer while the network grows.
+
+    The learning rate rises over `warmup` steps, stays until all but `decay` of the budget is spent, and falls linearly
+    to `final` at its end. A grower that is made after its schedule is told afterwards: `schedule.grower = grower`;
+    `auxin.auto` does so by itself. Without one the rate stays.
+
+    Args:
+        optimizer: Its groups' present learning rates are those of the stable phase.
+        warmup: Steps of the warm-up. 0: none.
+        decay: The last part of the budget, above 0 and at most 1.
+        final: Where the decay ends, as a part of the stable learning rate, at least 0 and below 1.
+        grower: What `auxin.auto` returns, or anything else with `spent`, the part of a budget that is spent. Kept by a
+            weak reference.
+
+    Returns:
+        A `torch.optim.lr_scheduler.LRScheduler`.
+
+    Raises:
+        GrowthError: If an argument is out of range.
+    """
+    if type(warmup) is not int or warmup < 0:
+        raise GrowthError(f"by_budget(warmup={warmup!r}): pass a whole number of steps from 0.")
+    for name, value, least in (("decay", decay, "above 0"), ("final", final, "from 0 and below 1")):
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        if not fits or not (0 < value <= 1 if name == "decay" else 0 <= value < 1):
+            raise GrowthError(f"by_budget({name}={value!r}): pass a part, {least}.")
+    return ByBudget(optimizer, warmup, decay, final, grower)
+
+
+class ByBudget(LRScheduler):
+    """What `by_budget` returns; see there."""
+
+    def __init__(self, optimizer: Optimizer, warmup: int, decay: float, final: float, grower: Spends | None):
+        self.warmup, self.decay, self.final = warmup, float(decay), float(final)
+        self.grower = grower
+        super().__init__(optimizer)
+
+    @property
+    def grower(self) -> Spends | None:
+        """The grower whose budget it follows, or None."""
+        return None if self._grower is None else self._grower()
+
+    @grower.setter
+    def grower(self, grower: Spends | None) -> None:
+        if grower is not None and not hasattr(grower, "spent"):
+            raise GrowthError(f"by_budget(grower={grower!r}): pass what auxin.auto returned, or None.")
+        self._grower = None if grower is None else weakref.ref(grower)
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each group at this step."""
+        grower, rising = self.grower, min(1.0, (self.last_epoch + 1) / self.warmup) if self.warmup else 1.0
+        left = 1.0 if grower is None else max(0.0, min(1.0, (1 - grower.spent) / self.decay))
+        return [base * rising * (self.final + (1 - self.final) * left) for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, and its arguments, without optimizer and grower."""
+        return {name: value for name, value in super().state_dict().items() if name != "_grower"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "_grower"})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_grower": None}
 
 
 def _check(phases: tuple[Any, Any, Any], total: Any, final: Any, shape: Any) -> None:

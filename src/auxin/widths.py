@@ -39,7 +39,8 @@ class Width:
         along: names of those that go along: biases, gains, statistics.
         attributes: whole numbers that follow, with their new values ("attention.heads 4 -> 5").
         start: how the new entries start where zeros alone would not do, as in a residual stream.
-        fits: the edit that grows it by one step, as one would write it; none where it does not.
+        edit: that grows it by one step; None where it does not grow.
+        fits: the same, as one would write it.
         why_not: what is in the way; "" where nothing is.
     """
 
@@ -53,6 +54,7 @@ class Width:
     along: tuple[str, ...]
     attributes: tuple[str, ...]
     start: str
+    edit: Widen | None
     fits: tuple[str, ...]
     why_not: str
 
@@ -94,21 +96,33 @@ class Widths(list[Width]):
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in (head, *rows))}</table>"
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
+        return (_row(pattern, rows) for pattern, rows in self._folded())
+
+    def _folded(self) -> Iterator[tuple[str, list[Width]]]:
         alike: dict[tuple[Any, ...], list[Width]] = {}
         for width in self:
             names = (width.makes, width.reads, width.along, width.attributes)
             texts = (tuple(map(unnumbered, one)) for one in names)
-            edit = tuple(text.replace(repr(width.at), "") for text in width.fits)
+            edit = None if width.edit is None else replace(width.edit, at="")
             numbers = width.size, width.step, width.parameters, width.flops
             key = (unnumbered(width.at), *numbers, *texts, width.start, edit, unnumbered(width.why_not))
             alike.setdefault(key, []).append(width)
         for rows in alike.values():
             by_path = {width.at: width for width in rows if sum(other.at == width.at for other in rows) == 1}
             for pattern, paths in folded(list(by_path), star=True, fits=self._matches) if by_path else ():
-                yield _row(pattern, [by_path[path] for path in paths])
+                yield pattern, [by_path[path] for path in paths]
             for width in rows:
                 if width.at not in by_path:
-                    yield _row(width.at, [width])
+                    yield width.at, [width]
+
+    def patterns(self) -> list[tuple[Width, int]]:
+        """The widths that can grow, those of repeated blocks as one whose edit has a pattern, and how many each is."""
+        found = []
+        for pattern, rows in self._folded():
+            edit = rows[0].edit
+            if edit is not None:
+                found.append((replace(rows[0], at=pattern, edit=replace(edit, at=pattern)), len(rows)))
+        return found
 
     def _matches(self, pattern: str, count: int) -> bool:
         """Whether a pattern names so many modules, as ``Widen`` reads it."""
@@ -119,7 +133,7 @@ class Widths(list[Width]):
 
 def _row(pattern: str, rows: Sequence[Width]) -> tuple[str, ...]:
     one = rows[0]
-    edit = one.fits[0].replace(repr(one.at), repr(pattern)) if one.fits else pattern
+    edit = pattern if one.edit is None else _written(replace(one.edit, at=pattern))
     lists = (("made by", "makes"), ("read by", "reads"), ("with", "along"), ("sets", "attributes"))
     told = [f"{word} {names}" for word, name in lists if (names := in_words(n for r in rows for n in getattr(r, name)))]
     told += [one.start] if one.start else []
@@ -142,7 +156,7 @@ def widths_of(context: PlanContext) -> Widths:
     batch = next((t.shape[0] for t in tensors_in(context.batch) if t.dim()), 1) or 1
     costs = _Costs(model, trace, batch)
     found: dict[frozenset[int], Width] = {}
-    tries: dict[Any, tuple[str, str, str]] = {}
+    tries: dict[Any, tuple[Widen | None, str, str]] = {}
     for path in makers_first:
         for place in _places(trace, model, path):
             width = groups.closure(trace, [(place.atom, 1)])
@@ -204,14 +218,15 @@ def _is_used(width: groups.Width) -> bool:
 
 
 def _width(place: _Place, width: groups.Width, context: PlanContext, costs: _Costs, tries: dict[Any, Any]) -> Width:
-    fits, start, why = "", "", "; ".join(groups.refusals(width))
+    edit, start, why = None, "", "; ".join(groups.refusals(width))
     step = width.length(place.term) - place.size
     if not why:
         alike = tuple((unnumbered(m.name), m.axis, hash(m.index)) for m in width.members)
         key = unnumbered(place.path), place.size, step, frozenset(alike), width.reaches_output
         if key not in tries:
             tries[key] = _tried(place, width, context)
-        fits, start, why = tries[key]
+        edit, start, why = tries[key]
+        edit = None if edit is None else replace(edit, at=place.path)
     roles: dict[str, list[str]] = {}
     for member in width.members:
         role = {"out": "makes", "embedding": "makes", "in": "reads"}.get(member.role, "along")
@@ -227,13 +242,20 @@ def _width(place: _Place, width: groups.Width, context: PlanContext, costs: _Cos
         along=_once(roles.get("along", ())),
         attributes=_once(f"{attribute} {attribute.value} -> {value}" for attribute, value in width.attributes),
         start=start,
-        fits=(f"Widen({place.path!r}, {fits})",) if fits else (),
+        edit=edit,
+        fits=() if edit is None else (_written(edit),),
         why_not=why,
     )
 
 
-def _tried(place: _Place, width: groups.Width, context: PlanContext) -> tuple[str, str, str]:
-    """The arguments that let an edit grow this width, and how it starts, or why there are none."""
+def _written(edit: Widen) -> str:
+    """An edit as one would write it."""
+    unit = f", unit={edit.unit!r}" if edit.unit else ""
+    return f"Widen({edit.at!r}, by={edit.by}{unit}{', outputs=True' * edit.outputs})"
+
+
+def _tried(place: _Place, width: groups.Width, context: PlanContext) -> tuple[Widen | None, str, str]:
+    """The edit that grows this width, and how it starts, or why there is none."""
     why = ""
     for edit in place.edits(width):
         try:
@@ -247,10 +269,8 @@ def _tried(place: _Place, width: groups.Width, context: PlanContext) -> tuple[st
             why = str(error).partition("cannot grow: ")[2].rstrip(".") or str(error)
             continue
         if chosen.sizes == width.sizes:
-            unit = f", unit={edit.unit!r}" if edit.unit else ""
-            arguments = f"by={edit.by}{unit}{', outputs=True' * edit.outputs}"
-            return arguments, f"{_kind(width)}: {begun.how}" if needed(width) else "", ""
-    return "", "", why or f"Widen({place.path!r}) grows another part of that axis"
+            return edit, f"{_kind(width)}: {begun.how}" if needed(width) else "", ""
+    return None, "", why or f"Widen({place.path!r}) grows another part of that axis"
 
 
 def _kind(width: groups.Width) -> str:

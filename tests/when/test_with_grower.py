@@ -41,6 +41,7 @@ class Stop:
 
 
 TRIGGERS = {
+    "growth_pays": lambda schedule: when.growth_pays(2e5, least=3),
     "plateau": lambda s: when.plateau(patience=4, cooldown=2),
     "every": lambda s: when.every(9),
     "at": lambda s: when.at([3, 17, 18, 31]),
@@ -73,6 +74,8 @@ def build(name):
     trigger = TRIGGERS[name](schedule)
     words = {"edits": ax.Duplicate("", by=1), "limit": ax.Limit(growths=6), "probe": X[:2]}
     words |= {"choose": trigger.choose} if name == "autogrow" else {}
+    if name == "growth_pays":  # it reads FLOPs, which are counted on evidence
+        words["evidence"] = ax.Evidence(lambda model, batch: model(batch).square().mean(), [X])
     grower = ax.Grower(model, optimizer, schedule, when=trigger, **words)
     return model, optimizer, schedule, grower
 

@@ -14,6 +14,7 @@ from auxin.when.levels import plateau, threshold
 from auxin.when.outside import file, signal
 from auxin.when.reading import Mode, Reading, Trigger, Unit
 from auxin.when.shift import drift
+from auxin.when.spending import growth_pays
 from auxin.when.trend import diverging, slope
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "drift",
     "every",
     "file",
+    "growth_pays",
     "not_while_decaying",
     "plateau",
     "signal",

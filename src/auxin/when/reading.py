@@ -21,6 +21,8 @@ class Reading:
         optimizer_steps: How many optimizer steps were taken so far.
         growths: How often the network has grown.
         since_growth: Calls since the last growth, or since the start if there was none.
+        flops: FLOPs of training so far, with all that was spent on races and evaluations; 0 unless the trigger has a
+            true `counts_flops` and the Grower has evidence to count them on.
     """
 
     metric: float | None
@@ -29,6 +31,7 @@ class Reading:
     optimizer_steps: int
     growths: int
     since_growth: int
+    flops: float = 0.0
 
 
 Trigger = Callable[[Reading], bool]

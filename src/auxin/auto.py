@@ -1,0 +1,160 @@
+"""``auto``: nothing to name. Where a network grows, when, and how much, is found out while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.tree import unwrap
+from auxin.candidates import candidates
+from auxin.choose import by_race
+from auxin.errors import GrowthError
+from auxin.evidence import Evidence
+from auxin.follow.own_groups import optimizers_in
+from auxin.grower import Grower
+from auxin.ledger import flops_of
+from auxin.race import Race, validation_flops
+from auxin.when.spending import growth_pays
+
+LOOKS = 40  # evaluations while the learning rate falls, at most
+SHARE = 0.05  # of the training that evaluations may cost
+
+
+def auto(
+    model: nn.Module,
+    *companions: Any,
+    evidence: Evidence,
+    budget: float | None = None,
+    probe: Any = None,
+    depth: bool = True,
+    width: bool = True,
+    **options: Any,
+) -> AutoGrower:
+    """A Grower that decides by itself: no edit, no place and no trigger to name.
+
+    Begin with a network that is too small. At growing intervals of what was spent, the most promising ways to double it
+    (`candidates`, `choose.by_race`) race against the network as it is, for equal steps on the same batches, and the run
+    goes on as the winner. It stops growing once a third of the budget is spent, so that the rest trains what has grown;
+    let the learning rate fall at the end, with `schedule.by_budget`.
+
+    In your own loop call ``grower.step()`` after each optimizer step, until ``grower.finished``. Or let it train:
+    ``grower.train()``.
+
+    Args:
+        model: the network, small.
+        companions: optimizer, schedule, averages; see ``Grower``. Schedules that follow a budget are told of it.
+        evidence: a loss, batches to train on, and ``validation=`` batches that training does not see.
+        budget: FLOPs of the whole run, races and evaluations included. None: those of the steps that a schedule says
+            the run has, taken by the network as it is now.
+        probe: one batch to prove growths on; None: the first of the evidence.
+        depth: whether lists of blocks may get longer.
+        width: whether widths may get larger.
+        options: of ``Grower``: ``limit``, ``log``, ``rewarm``, ``on_growth``; and ``edits``, ``when`` or ``choose`` in
+            place of its own.
+
+    Raises:
+        GrowthError: no validation data, no budget that a schedule would tell, or what ``Grower`` refuses.
+
+    Source:
+        The policy and its settings were measured on twelve cases, see docs/auto.md.
+    """
+    if not isinstance(evidence, Evidence) or evidence.validation is None:
+        raise GrowthError(
+            "auto(...) judges on data that training does not see: pass evidence=auxin.Evidence(loss, batches, "
+            "validation=batches)."
+        )
+    if not optimizers_in(companions):
+        raise GrowthError("auto(...) trains in races: pass an optimizer, auxin.auto(model, optimizer, evidence=...).")
+    inner = unwrap(model)
+    probe = evidence.batches[0] if probe is None else probe
+    if budget is None:
+        steps = next((n for n in map(_steps_of, companions) if n), None)
+        if steps is None:
+            raise GrowthError(
+                "auto(...): how long is the run? No schedule here says it. Pass budget=, the FLOPs of the whole run; "
+                "auxin.ledger.flops_of(model, loss, batch) are those of one step."
+            )
+        budget = steps * flops_of(inner, evidence.loss, evidence.batches[0])
+    parts: dict[str, Any] = {"edits": candidates(probe, depth, width), "when": growth_pays(budget), "choose": by_race()}
+    grower = AutoGrower(model, *companions, evidence=evidence, probe=probe, **{**parts, **options})
+    grower.budget = float(budget)
+    for companion in companions:
+        if getattr(companion, "grower", grower) is None:
+            companion.grower = grower
+    return grower
+
+
+class AutoGrower(Grower):
+    """What ``auto`` returns: a Grower with a budget.
+
+    Attributes:
+        budget: FLOPs of the whole run.
+    """
+
+    budget: float
+
+    @property
+    def spent(self) -> float:
+        """The part of the budget that is spent, from 0 on."""
+        return self.ledger.total / self.budget if hasattr(self, "budget") else 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.spent >= 1
+
+    @property
+    def races(self) -> Sequence[Race]:
+        """The races so far: what stood against what, and how it ended."""
+        return getattr(self.choose, "races", ())
+
+    def train(self) -> float:
+        """Train on the evidence until the budget is spent, and leave the weights that did best on validation data.
+
+        Returns:
+            Their loss on the validation data.
+
+        Raises:
+            GrowthError: a growth was refused; see ``Grower.step``.
+        """
+        assert self.evidence is not None
+        best: tuple[float, list[Tensor]] | None = None
+        due = 0.0
+        while not self.finished:
+            self.evidence.train(self.model, self.companions, 1, self.optimizer_steps)
+            self.step()
+            if self.done and self.spent >= due:
+                now = self._validated()
+                if best is None or now < best[0]:
+                    best = now, [t.detach().clone() for t in self._tensors()]
+                costs = validation_flops(self.model, self.evidence) / self.budget
+                due = self.spent + max((1 - self.spent) / LOOKS, costs / SHARE)
+        last = self._validated()
+        if best is None or last <= best[0]:
+            return last
+        with torch.no_grad():
+            for tensor, value in zip(self._tensors(), best[1], strict=True):
+                tensor.copy_(value)
+        return best[0]
+
+    def _validated(self) -> float:
+        assert self.evidence is not None
+        with self.ledger.timed("evaluation"):
+            self.ledger.spend("evaluation", validation_flops(self.model, self.evidence))
+            return self.evidence.validate(self.model)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+
+
+def _steps_of(schedule: Any) -> int | None:
+    """How many steps a schedule says that the run has."""
+    for name in ("total", "total_steps", "T_max", "total_iters"):
+        steps = getattr(schedule, name, None)
+        if type(steps) is int and steps > 0:
+            return steps
+    return None

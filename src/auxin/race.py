@@ -1,0 +1,292 @@
+"""Races: branches of one run that train on the same batches, of which the best one goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.anatomy.gradients import gradients_of
+from auxin.change import Change, Edit
+from auxin.errors import BadMoment, GrowthError
+from auxin.evidence import Evidence
+from auxin.ledger import flops_of
+from auxin.run_state import Run
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of a race.
+
+    Attributes:
+        edit: what it grew by; None: it trained on as it was.
+        score: loss on validation data of the weights averaged over the last part of it; lower is better.
+        parameters: of its network.
+        flops: of one of its training steps.
+        why_not: why it could not be run; "" where it was.
+    """
+
+    edit: Any
+    score: float
+    parameters: int
+    flops: float
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Race:
+    """How a race went.
+
+    Attributes:
+        branches: the one that did not grow first.
+        steps: that each of them took.
+        winner: number of the branch that goes on.
+        change: the growth of the winner; None where it has not grown.
+    """
+
+    branches: tuple[Branch, ...]
+    steps: int
+    winner: int
+    change: Change | None
+
+    def __str__(self) -> str:
+        lines = [f"race over {self.steps} steps:"]
+        for number, one in enumerate(self.branches):
+            name = "as it is" if one.edit is None else shown(one.edit)
+            mark = "*" if number == self.winner else " "
+            told = one.why_not or f"{one.score:.5g} at {one.parameters:,} parameters, {one.flops:.3g} FLOPs a step"
+            lines.append(f"{mark} {name}: {told}")
+        return "\n".join(lines)
+
+
+def shown(edit: Any) -> str:
+    """An edit as one would write it: without the arguments that have their defaults."""
+    parts = getattr(edit, "edits", None)
+    if isinstance(parts, (tuple, list)):
+        return ", ".join(map(shown, parts))
+    if not dataclasses.is_dataclass(edit):
+        return repr(edit)
+    told = []
+    for number, one in enumerate(dataclasses.fields(edit)):
+        value = getattr(edit, one.name)
+        if number == 0:
+            told.append(repr(value))
+        elif value != one.default:
+            told.append(f"{one.name}={value!r}")
+    return f"{type(edit).__name__}({', '.join(told)})"
+
+
+def check(steps: int, shrink: float, averaged: float) -> None:
+    """Check the arguments of a race.
+
+    Raises:
+        GrowthError: one is out of its range.
+    """
+    if type(steps) is not int or steps < 1:
+        raise GrowthError(f"race(steps={steps!r}): pass a whole number of training steps from 1.")
+    if not 0 < shrink <= 1:
+        raise GrowthError(f"race(shrink={shrink!r}): pass a factor above 0 and at most 1; 1 leaves the weights.")
+    if not 0 < averaged <= 1:
+        raise GrowthError(f"race(averaged={averaged!r}): pass the part of the steps to average over, at most 1.")
+
+
+def shrink_weights(model: nn.Module, factor: float) -> None:
+    """Multiply all weights and biases but those of norms (Ash and Adams 2020, arXiv:1910.08475, without the noise).
+
+    Units that a network grows late get more of the gradient where the old ones have not settled. Gains and shifts of
+    norms stay: they set the scale that what stands behind them is used to.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            own = list(module.parameters(recurse=False))
+            if any(p.dim() > 1 for p in own):
+                for p in own:
+                    p.mul_(factor)
+
+
+class Average:
+    """The mean of weights and statistics over steps of training, to be looked at."""
+
+    def __init__(self, model: nn.Module):
+        self._tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+        self._sums: list[Tensor] | None = None
+        self._count = 0
+
+    def add(self) -> None:
+        """Take the weights of now in."""
+        values = [t.detach() for t in self._tensors]
+        self._count += 1
+        if self._sums is None:
+            self._sums = [v.clone() for v in values]
+        else:
+            for total, value in zip(self._sums, values, strict=True):
+                total.add_(value)
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Let the mean stand in the network inside."""
+        values = [t.detach().clone() for t in self._tensors]
+        try:
+            with torch.no_grad():
+                for tensor, total in zip(self._tensors, self._sums or values, strict=True):
+                    tensor.copy_(total / max(1, self._count))
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(self._tensors, values, strict=True):
+                    tensor.copy_(value)
+
+
+def raced(
+    run: Run,
+    edits: Sequence[Edit],
+    steps: int,
+    shrink: float,
+    averaged: float,
+    keep: Callable[[], None],
+) -> Race:
+    """Run the branches, each from the state of now, which is put back.
+
+    Args:
+        run: the run.
+        edits: the rivals of the network as it is.
+        steps: of each branch.
+        shrink: factor of weights as a branch begins.
+        averaged: part of the steps over which weights are averaged.
+        keep: called at the end of a branch that is the best so far.
+
+    Raises:
+        GrowthError: there is no evidence; or a bad moment.
+    """
+    if run.evidence is None:
+        raise GrowthError("race(...) trains by itself: give the Grower evidence=auxin.Evidence(loss, batches).")
+    branches, spent, best, change = list[Branch](), list[float](), 0, None
+    for edit in (None, *edits):
+        try:
+            with run.trial(edit) as grown, run.ledger.timed("races"):
+                too_large = None if edit is None else run.limit.exceeded(run.model, run.probe)
+                if too_large is not None:
+                    raise GrowthError(f"the network would have {too_large}.")
+                cost = flops_of(run.model, run.evidence.loss, run.evidence.batches[0])
+                score = _trained_and_scored(run, run.evidence, steps, shrink, averaged)
+                size = sum(p.numel() for p in run.model.parameters())
+                branches.append(Branch(edit, score, size, cost))
+                if not best_of(branches) < len(branches) - 1:
+                    best, change = len(branches) - 1, grown
+                    keep()
+        except BadMoment:
+            raise
+        except GrowthError as error:
+            if edit is None:
+                raise
+            branches.append(Branch(edit, math.nan, 0, 0.0, str(error)))
+        spent.append(steps * branches[-1].flops)
+    run.ledger.spend("training", spent[best])
+    run.ledger.spend("races", sum(spent) - spent[best])
+    return Race(tuple(branches), steps, best, change)
+
+
+def _trained_and_scored(run: Run, evidence: Evidence, steps: int, shrink: float, averaged: float) -> float:
+    """Train a branch; the loss on validation data of its weights, averaged over the last part of its steps."""
+    if shrink < 1:
+        shrink_weights(run.model, shrink)
+    average, first = Average(run.model), steps - max(1, round(steps * averaged))
+
+    def each(number: int) -> None:
+        if number >= first:
+            average.add()
+
+    evidence.train(run.model, run.companions, steps, run.optimizer_steps, each)
+    with average.standing():
+        run.ledger.spend("evaluation", validation_flops(run.model, evidence))
+        return evidence.validate(run.model)
+
+
+def validation_flops(model: nn.Module, evidence: Evidence) -> float:
+    """FLOPs of ``evidence.validate``, its batches taken to be as large as the first."""
+    batches = evidence.batches if evidence.validation is None else evidence.validation
+    return len(batches) * flops_of(model, evidence.loss, batches[0], backward=False)
+
+
+def best_of(branches: Sequence[Branch]) -> int:
+    """The number of the branch with the lowest score; of equal ones the first. NaN never wins over a number."""
+    return min(range(len(branches)), key=lambda n: (branches[n].score != branches[n].score, branches[n].score, n))
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one look at an edit has told.
+
+    Attributes:
+        edit: which.
+        flops: of one training step of the network that has grown by it.
+        gain: the loss that one optimizer step on the new entries alone is going to take off, to first order.
+        why_not: why it could not be carried out; "" where it could.
+    """
+
+    edit: Any
+    flops: float
+    gain: float
+    why_not: str = ""
+
+
+LOOKED_AT = 4  # batches that the gradient of new entries is the mean of
+
+
+def probed(run: Run, edit: Edit) -> Probed:
+    """Grow for a look: what a training step then costs, and what the new entries promise.
+
+    Raises:
+        GrowthError: there is no evidence; or a bad moment.
+    """
+    if run.evidence is None:
+        raise GrowthError(
+            "races are run on a loss and batches: give the Grower evidence=auxin.Evidence(loss, batches)."
+        )
+    evidence = run.evidence
+    batches = [evidence.batches[n] for n in range(min(LOOKED_AT, len(evidence.batches)))]
+    try:
+        with run.trial(edit) as change, run.ledger.timed("probing"):
+            too_large = run.limit.exceeded(run.model, run.probe)
+            if change is None or too_large is not None:
+                raise GrowthError(f"the network would have {too_large}.")
+            flops = flops_of(run.model, evidence.loss, batches[0])
+            run.ledger.spend("probing", (len(batches) + 1) * flops)
+            return Probed(edit, flops, _gain(run, change, evidence, batches))
+    except BadMoment:
+        raise
+    except GrowthError as error:
+        return Probed(edit, math.nan, math.nan, str(error))
+
+
+def _gain(run: Run, change: Change, evidence: Evidence, batches: Sequence[Any]) -> float:
+    """The first-order decrease of the loss by one step on the entries that are new.
+
+    An optimizer that divides by the root of second moments moves each entry by its rate, so rate x sum |g|; another
+    one by rate x gradient, so rate x sum g^2.
+    """
+    masks: dict[str, Tensor | None] = {part.name: part.mask for part in change.parts}
+    masks |= dict.fromkeys(change.starting)
+    rates = {id(p): (o, float(g["lr"])) for o in run.optimizers for g in o.param_groups for p in g["params"]}
+    gradients: dict[str, Tensor] = {}
+    for batch in batches:
+        for name, gradient in gradients_of(evidence.loss(run.model, batch) / len(batches), run.model).items():
+            if gradient is not None and name in masks:
+                gradients[name] = gradients.get(name, torch.zeros_like(gradient)) + gradient
+    gain = 0.0
+    for name, parameter in run.model.named_parameters():
+        if name in gradients and id(parameter) in rates:
+            mask, (optimizer, rate) = masks[name], rates[id(parameter)]
+            gradient = gradients[name] if mask is None else gradients[name][mask.to(parameter.device)]
+            square = not isinstance(optimizer, SCALE_FREE)
+            gain += rate * float((gradient.square() if square else gradient.abs()).sum())
+    return gain
+
+
+SCALE_FREE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)

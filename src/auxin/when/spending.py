@@ -1,0 +1,83 @@
+"""A trigger for races: at growing intervals of what was spent, in the first part of a budget."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from auxin.errors import GrowthError
+from auxin.when.checks import check_state
+from auxin.when.reading import Reading
+
+
+def growth_pays(
+    budget: float,
+    first: float = 0.01,
+    least: int = 60,
+    ratio: float = 1.5,
+    last: float = 0.33,
+    end: float = 0.65,
+) -> "_GrowthPays":
+    """Fires when enough was spent since the last decision for another one to pay.
+
+    The first time at ``first`` of the budget, then whenever ``ratio`` times as much was spent as after the last
+    decision. It ends when ``last`` of the budget is spent, or when a race that costs as much again would end beyond
+    ``end``: what grows late has no time to learn, and the learning rate is to decay. That one decision, or two, went
+    against growing does not end it.
+
+    Args:
+        budget: FLOPs of the whole run: training, races and evaluations.
+        first: part of the budget before the first decision.
+        least: optimizer steps before the first decision.
+        ratio: of what was spent between one decision and the next.
+        last: part of the budget after which nothing grows.
+        end: part of the budget that a race must not go beyond.
+
+    Returns:
+        A trigger that is `done` once it will not fire any more. The Grower that asks it counts FLOPs, for which it
+        needs `evidence`.
+
+    Example:
+        >>> trigger = growth_pays(1e6)
+        >>> [trigger(Reading(None, {}, 1, 100, 0, 1, flops)) for flops in (5e3, 2e4, 4e4, 5e4, 7e4)]
+        [False, True, False, False, True]
+    """
+    return _GrowthPays(budget, first, least, ratio, last, end)
+
+
+class _GrowthPays:
+    counts_flops = True
+
+    def __init__(self, budget: float, first: float, least: int, ratio: float, last: float, end: float) -> None:
+        numbers = {"budget": budget, "first": first, "least": least, "ratio": ratio, "last": last, "end": end}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise GrowthError(f"growth_pays({name}={value!r}): pass a finite number from 0.")
+        if budget == 0 or ratio <= 1 or not first < last <= 1 or end > 1:
+            raise GrowthError(
+                f"growth_pays({numbers}): budget is above 0, ratio above 1, first below last, last and end at most 1."
+            )
+        self.budget, self.first, self.least, self.ratio, self.last, self.end = (float(v) for v in numbers.values())
+        self.spent, self.next, self.fired = 0.0, 0.0, False
+
+    @property
+    def done(self) -> bool:
+        """Whether it will not fire any more."""
+        return self.spent >= self.last * self.budget or 2 * self.spent > self.end * self.budget
+
+    def __call__(self, reading: Reading) -> bool:
+        self.spent = reading.flops
+        if self.fired:  # the decision is over, and what it has cost is spent
+            self.next, self.fired = self.ratio * reading.flops, False
+        early = reading.optimizer_steps < self.least or reading.flops < self.first * self.budget
+        self.fired = not (self.done or early or reading.flops < self.next)
+        return self.fired
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spent": self.spent, "next": self.next, "fired": self.fired}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_state(self, state, ("spent", "next", "fired"))
+        self.spent, self.next, self.fired = float(state["spent"]), float(state["next"]), bool(state["fired"])
+
+    def __repr__(self) -> str:
+        return f"growth_pays(budget={self.budget:g})"
