@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,39 @@ def _side_by_side(places: Tensor, device: torch.device) -> slice | Tensor:
     return slice(first, last + 1) if last - first + 1 == len(places) else places.to(device)
 
 
+@dataclass(eq=False)
+class _Begun:
+    """A block of young entries in a step that is under way.
+
+    Attributes:
+        p: its parameter.
+        group: of the optimizer.
+        count: of the parameter, before the step.
+        block: where the entries lie.
+        here: the entries; those of the parameter itself where that is possible.
+        start: where they would stand if the step were decay alone.
+    """
+
+    p: nn.Parameter
+    group: Mapping[str, Any]
+    count: Any
+    block: _Slab
+    here: Tensor
+    start: Tensor
+
+    def write(self, rest: Any) -> None:
+        """Go back by a part of the way."""
+        if self.is_live:
+            self.here.lerp_(self.start, rest)
+        else:
+            self.block.write(self.p.detach(), torch.lerp(_wide(self.block.of(self.p.detach())), self.start, rest))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether writing to ``here`` writes to the parameter."""
+        return self.block.is_view and self.p.dtype == self.here.dtype
+
+
 class Newborn:
     """Rides on an optimizer as long as entries of its tensors are much younger than their tensors.
 
@@ -144,7 +177,7 @@ class Newborn:
         self.held = held
         self.calls = 0
         self._blocks: dict[int, list[_Slab]] = {}
-        self._before: list[tuple[nn.Parameter, Any, list[Tensor]]] = []
+        self._begun: list[_Begun] = []
 
     @property
     def done(self) -> bool:
@@ -162,33 +195,43 @@ class Newborn:
         return undo
 
     def before_step(self, optimizer: Any) -> None:
-        """Remember where young entries stood, and the counts."""
-        self._before = []
+        """Remember where young entries would stand if the step were decay alone, and the counts."""
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._begun = []
         for p, since in self.held.values():
-            count = _count(optimizer, p)
-            if p.grad is not None and count is not None:
+            count, group = _count(optimizer, p), groups.get(id(p))
+            if p.grad is not None and count is not None and group is not None:
                 if id(p) not in self._blocks:
                     on = count.device if isinstance(count, Tensor) else torch.device("cpu")
                     self._blocks[id(p)] = _slabs(p, since, on)
-                blocks = self._blocks[id(p)]
-                self._before.append((p, count, [block.of(p.detach()).clone() for block in blocks]))
+                for block in self._blocks[id(p)]:
+                    here = _wide(block.of(p.detach()))
+                    self._begun.append(_Begun(p, group, count, block, here, here))
+        for stays, alike in _alike((_after_decay(one.group), one) for one in self._begun):
+            heres = [one.here for one in alike]
+            starts = [here * stays for here in heres] if isinstance(stays, Tensor) else torch._foreach_mul(heres, stays)
+            for one, start in zip(alike, starts, strict=True):
+                one.start = start
 
     def after_step(self, optimizer: Any) -> None:
         """Scale what the step has done to them."""
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        second = not isinstance(optimizer, torch.optim.Adamax)
         with torch.no_grad():
-            for p, count, olds in self._before:
-                now, group = _count(optimizer, p), groups.get(id(p))
-                if now is not None and group is not None:
-                    for block, old in zip(self._blocks[id(p)], olds, strict=True):
-                        _scaled(p.detach(), block, old, (count, now), optimizer, group)
-        self._before = []
+            for rest, alike in _alike((_rest(optimizer, one, second), one) for one in self._begun):
+                live = [one for one in alike if one.is_live and type(rest) is float]
+                if live:
+                    torch._foreach_lerp_([one.here for one in live], [one.start for one in live], rest)
+                for one in alike:
+                    if rest is not None and not (one.is_live and type(rest) is float):
+                        one.write(rest)
+        self._begun = []
         self.calls += 1
         if self.calls % SELDOM == 1 and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            self._grow_up(optimizer, groups)
+            self._grow_up(optimizer)
 
-    def _grow_up(self, optimizer: Any, groups: Mapping[int, Any]) -> None:
+    def _grow_up(self, optimizer: Any) -> None:
         """Let go of entries that need no correction any more."""
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         for p, since in list(self.held.values()):
             count, group = _count(optimizer, p), groups.get(id(p))
             if count is None or group is None:
@@ -231,22 +274,32 @@ def _count(optimizer: Any, p: nn.Parameter) -> Any:
     return count if count is None else count.detach().clone() if on_device else float(count)
 
 
-def _scaled(
-    p: Tensor, block: _Slab, old: Tensor, counts: tuple[Any, Any], optimizer: Any, group: Mapping[str, Any]
-) -> None:
-    """Scale the update of a block; where the count has not moved there was none."""
-    share: Any = _shares(block, counts, group["betas"], not isinstance(optimizer, torch.optim.Adamax))
+def _alike(pairs: Iterable[tuple[Any, _Begun]]) -> list[tuple[Any, list[_Begun]]]:
+    """Those of one number together; a tensor by itself."""
+    found: dict[Any, tuple[Any, list[_Begun]]] = {}
+    for number, one in pairs:
+        key = (id(number),) if isinstance(number, Tensor) else number
+        found.setdefault(key, (number, []))[1].append(one)
+    return list(found.values())
+
+
+def _after_decay(group: Mapping[str, Any]) -> Any:
+    """By what a step multiplies parameters before it updates them."""
+    return 1 - group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay") else 1.0
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The same in float32 where it has half of that."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _rest(optimizer: Any, one: _Begun, second: bool) -> Any:
+    """The part of its way that a block is to go back: a number or a tensor; None: there was no step."""
+    now = _count(optimizer, one.p)
+    share = None if now is None else _shares(one.block, (one.count, now), one.group["betas"], second)
     if share is None:
-        return
-    decay: Any = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
-    half = p.dtype in (torch.float16, torch.bfloat16)
-    if block.is_view and not (half or isinstance(share, Tensor) or isinstance(decay, Tensor)):
-        block.of(p).mul_(share).add_(old, alpha=(1 - decay) * (1 - share))
-        return
-    wide = torch.float32 if half else p.dtype
-    here, begun = block.of(p).to(wide), old.to(wide) * (1 - decay)
-    share = torch.as_tensor(share, dtype=wide, device=p.device)
-    block.write(p, torch.lerp(begun, here, share))
+        return None
+    return (1 - share).to(one.start.device, one.start.dtype) if isinstance(share, Tensor) else 1 - share
 
 
 def _shares(block: _Slab, counts: tuple[Any, Any], betas: Sequence[Any], second: bool) -> Any:

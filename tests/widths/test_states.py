@@ -473,3 +473,34 @@ def test_forty_widenings_in_a_row():
 @pytest.mark.parametrize("name", [*SIMPLE, "LBFGS", "Muon"])
 def test_two_hundred_widenings_with_every_optimizer(name):
     two_hundred(name)
+
+
+def as_by_hand(net):
+    """In memory orders that loops choose: channels_last, and a weight that lies transposed."""
+    net.to(memory_format=torch.channels_last)
+    net[4].weight.data = net[4].weight.data.t().contiguous().t()
+    return net
+
+
+def test_the_memory_order_of_every_tensor_stays():
+    """A layer in channels_last would else be converted at every step; and fused steps need moments in that order."""
+    torch.manual_seed(0)
+
+    def build(width):
+        layers = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Conv2d(width, width, 1), nn.Flatten(2)
+        return as_by_hand(nn.Sequential(*layers, nn.Linear(36, 5), nn.Flatten(), nn.Linear(5 * width, 2)))
+
+    net, twin, x = build(8), build(12), torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
+    opt = torch.optim.AdamW(net.parameters(), lr=1e-2, fused=True)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    net(x).square().mean().backward()
+    opt.step()
+    opt.zero_grad()
+    for path in ("0", "2"):
+        ax.grow(net, ax.Widen(path, to=12), opt, average, probe=x)
+    names = [name for name, _ in net.named_parameters()]
+    for name in names:
+        p, own = net.get_parameter(name), twin.get_parameter(name)
+        held = opt.state[p]["exp_avg"], opt.state[p]["exp_avg_sq"], average.module.get_parameter(name)
+        assert {t.stride() for t in (p, *held)} == {own.stride()}, name
+    assert net[0].weight.stride()[1] == 1 and net[4].weight.stride() == (1, 5)

@@ -191,7 +191,18 @@ def resized(model: nn.Module, name: str, axes: Mapping[int, Axis], fresh: Tensor
     else:
         fresh = torch.full_like(old.detach().new_empty(shape_after(whole)), fresh)
     check(name, whole, old.shape, fresh.shape)
+    fresh = _ordered_like(old, fresh)
     return Swap(path, leaf, carried(old, whole, fresh), whole, buffer=leaf in owner._buffers, resized=True)
+
+
+def _ordered_like(old: Tensor, fresh: Tensor) -> Tensor:
+    """``fresh`` in the memory order of ``old``: a layer in ``channels_last`` stays in it, and as fast as it was."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for order in (torch.contiguous_format, formats.get(old.dim(), torch.contiguous_format)):
+        if old.stride() == torch.empty(old.shape, device="meta", memory_format=order).stride():
+            return torch.empty_like(fresh, memory_format=order).copy_(fresh)
+    slowest_first = sorted(range(old.dim()), key=lambda axis: -old.stride(axis))
+    return torch.empty_permuted(fresh.shape, slowest_first, dtype=fresh.dtype, device=fresh.device).copy_(fresh)
 
 
 def taken_over(moves: Iterable[Move], continued: Mapping[int, Continued]) -> tuple[Move, ...]:
