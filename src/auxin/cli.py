@@ -64,10 +64,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_upscale(commands: Any) -> None:
     upscale = commands.add_parser(
         "upscale",
-        help="write a deeper copy of a Hugging Face checkpoint",
+        help="write a deeper or wider copy of a Hugging Face checkpoint",
         description="Depth up-scaling of a saved Hugging Face checkpoint: blocks are copied on disk, the configuration "
         "follows, and plain transformers opens the result. By default the copies start as the identity, so that the "
-        "deeper model computes the same as IN.",
+        "deeper model computes the same as IN. With --ffn or --heads every block gets wider instead, and the model "
+        "computes the same too.",
     )
     upscale.add_argument("source", type=Path, metavar="IN", help="directory with config.json and safetensors")
     upscale.add_argument("target", type=Path, metavar="OUT", help="directory that does not exist yet, or is empty")
@@ -93,6 +94,8 @@ def _add_upscale(commands: Any) -> None:
     upscale.add_argument(
         "--at", metavar="NAME", help="the list, as the files name it: model.layers; where it is not clear"
     )
+    upscale.add_argument("--ffn", type=_more, metavar="+N", help="how many units more in every feed-forward layer")
+    upscale.add_argument("--heads", type=_more, metavar="+N", help="how many heads of attention more in every block")
     upscale.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
 
 
@@ -106,15 +109,25 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _upscale(options: argparse.Namespace) -> int:
-    from auxin.upscale import plan_upscale, write_upscale  # on demand: the other commands do without
+    from auxin.upscale import plan_upscale, plan_wider, write_upscale  # on demand: the other commands do without
 
     screen = open_screen()
     try:
-        plan = plan_upscale(options.source, options.target, options.blocks, options.order, options.output, options.at)
+        source, target = options.source, options.target
+        if options.ffn is None and options.heads is None:
+            plan = plan_upscale(source, target, options.blocks, options.order, options.output, options.at)
+        elif (options.blocks, options.order, options.output) != (None, "interleave", "zero"):
+            raise GrowthError(
+                "--ffn and --heads make blocks wider, --blocks, --order and --output the model deeper: do one, and "
+                "then the other with its OUT as IN."
+            )
+        else:
+            plan = plan_wider(source, target, options.ffn, options.heads, options.at)
         print(plan, flush=True)
         if not options.dry_run:
-            write_upscale(plan, options.target, screen.bar)
-            print(f"{options.target} is written; its new blocks are {', '.join(map(str, plan.new))}.")
+            write_upscale(plan, target, screen.bar)
+            new = f"its new blocks are {', '.join(map(str, plan.new))}" if plan.new else "its blocks are wider"
+            print(f"{target} is written; {new}.")
     except GrowthError as error:
         print(f"auxin upscale: {error}", file=sys.stderr)
         return 1
@@ -124,6 +137,10 @@ def _upscale(options: argparse.Namespace) -> int:
     finally:
         screen.close()
     return 0
+
+
+def _more(text: str) -> int:
+    return _positive(text.removeprefix("+"))
 
 
 def _order(text: str) -> str | tuple[int, ...]:

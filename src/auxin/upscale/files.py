@@ -9,6 +9,7 @@ import json
 import math
 import os
 import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,36 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Widened:
+    """A tensor that gets more entries along an axis.
+
+    Attributes:
+        axis: number of the dimension.
+        index: the old entry of each new one, -1 for one that is born.
+        shape: of the tensor afterwards.
+        zero: whether new entries are zero; else they are drawn as widely spread as the old ones.
+    """
+
+    axis: int
+    index: tuple[int, ...]
+    shape: tuple[int, ...]
+    zero: bool
+
+    def values(self, old: Tensor, name: str) -> Tensor:
+        """The larger tensor, the same each time for the same name."""
+        index = torch.tensor(self.index)
+        born = index < 0
+        new = old.new_zeros(self.shape)
+        new.index_copy_(self.axis, (~born).nonzero().flatten(), old.index_select(self.axis, index[~born]))
+        if not self.zero:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            block = [int(born.sum()) if axis == self.axis else size for axis, size in enumerate(self.shape)]
+            drawn = float(old.float().std()) * torch.randn(block, generator=generator)
+            new.index_copy_(self.axis, born.nonzero().flatten(), drawn.to(new.dtype))
+        return new
+
+
+@dataclass(frozen=True)
 class Piece:
     """One tensor of a file that is to be written.
 
@@ -75,11 +106,24 @@ class Piece:
         name: there.
         stored: where its values lie now.
         constant: a number that all its values become instead.
+        widened: how it becomes larger, where it does.
     """
 
     name: str
     stored: Stored
     constant: float | None = None
+    widened: Widened | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor there."""
+        return self.stored.shape if self.widened is None else self.widened.shape
+
+    @property
+    def size(self) -> int:
+        """Bytes of its values there."""
+        old, new = math.prod(self.stored.shape), math.prod(self.shape)
+        return self.stored.size if self.widened is None else self.stored.size // old * new
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
@@ -126,9 +170,8 @@ def write(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], done
     ordered = sorted(pieces, key=lambda piece: -BITS.get(piece.stored.dtype, 0))
     end = 0
     for piece in ordered:
-        stored = piece.stored
-        offsets = [end, end + stored.size]
-        header[piece.name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": offsets}
+        offsets = [end, end + piece.size]
+        header[piece.name] = {"dtype": piece.stored.dtype, "shape": list(piece.shape), "data_offsets": offsets}
         end = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -173,7 +216,12 @@ def _stored(name: str, entry: Mapping[str, Any], path: Path, base: int) -> Store
 
 
 def _write_values(file: Any, piece: Piece, done: Callable[[int], None]) -> None:
-    stored, left = piece.stored, piece.stored.size
+    stored, left = piece.stored, piece.size
+    if piece.widened is not None:
+        values = piece.widened.values(stored.load(), piece.name).contiguous().view(-1).view(torch.uint8).numpy()
+        for start in range(0, left, CHUNK):
+            done(file.write(values[start : start + CHUNK].data))
+        return
     if piece.constant is not None:
         one = number(piece.constant, stored.dtype)
         chunk = one * (min(left, CHUNK) // len(one))

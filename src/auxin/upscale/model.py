@@ -79,8 +79,8 @@ def differences(
     Raises:
         GrowthError: a model cannot be built at all, or ties tensors of the blocks to others.
     """
-    old, deeper = _on_meta(cls, raw), _on_meta(cls, new)
-    before, after = _container(old, blocks), _container(deeper, blocks, len(sources))
+    old, deeper = on_meta(cls, raw), on_meta(cls, new)
+    before, after = container_of(old, blocks), container_of(deeper, blocks, len(sources))
     ties = getattr(old, "all_tied_weights_keys", None) or {}
     tied = [name for pair in ties.items() for name in pair if str(name).startswith(f"{before.path}.")]
     if tied:
@@ -119,12 +119,12 @@ def writers(
     where = f"output='zero': {blocks.path}.{source}"
     if any("quantization" in name for name in configs[0]):
         raise GrowthError(f"{where}: its weights are quantized. Use output='keep', or a checkpoint that is not.")
-    names = [name for name, _ in _stored(checkpoint, blocks, source)]
-    config, standing, origins = _origins(cls, checkpoint, configs, blocks, source)
+    names = [name for name, _ in stored_in(checkpoint, blocks, source)]
+    config, standing, origins = origins_of(cls, checkpoint, configs, blocks, source)
     state = {
         f"{blocks.path}.{position}.{name}": t.load()
         for position, block in enumerate(standing)
-        for name, t in _stored(checkpoint, blocks, block)
+        for name, t in stored_in(checkpoint, blocks, block)
     }
     with random_state(seed=0):
         constants = _solved(cls, config, blocks, state, len(standing), where)
@@ -141,7 +141,7 @@ def writers(
     return found
 
 
-def _origins(
+def origins_of(
     cls: Any, checkpoint: Checkpoint, configs: Sequence[Mapping[str, Any]], blocks: BlockList, source: int
 ) -> tuple[Mapping[str, Any], list[int], dict[str, list[float]]]:
     """The configuration that fits, the blocks in it, and which of the files' tensors each of the model's is made of.
@@ -154,19 +154,19 @@ def _origins(
         marks = {
             f"{blocks.path}.{position}.{name}": torch.tensor(float(i if block == source else 0)).expand(t.shape)
             for position, block in enumerate(standing)
-            for i, (name, t) in enumerate(_stored(checkpoint, blocks, block), 1)
+            for i, (name, t) in enumerate(stored_in(checkpoint, blocks, block), 1)
         }
         try:
-            marked = _few_blocks(cls, config, blocks, marks, torch.float32, len(standing))
+            marked = few_blocks(cls, config, blocks, marks, torch.float32, len(standing))
         except GrowthError as error:
             refused = refused or error
             continue
-        block = _container(marked, blocks, len(standing)).child(lead)
+        block = container_of(marked, blocks, len(standing)).child(lead)
         return config, standing, {name: _values(p.detach()) for name, p in block.named_parameters()}
     raise refused or GrowthError(f"{blocks.path}.{source}: there is no configuration for it.")
 
 
-def _stored(checkpoint: Checkpoint, blocks: BlockList, source: int) -> list[tuple[str, Stored]]:
+def stored_in(checkpoint: Checkpoint, blocks: BlockList, source: int) -> list[tuple[str, Stored]]:
     """The tensors of a block, by name inside it."""
     prefix = f"{blocks.path}.{source}."
     return [(n.removeprefix(prefix), t) for n, t in checkpoint.tensors.items() if n.startswith(prefix)]
@@ -203,10 +203,10 @@ def _called(
     cls: Any, config: Mapping[str, Any], blocks: BlockList, state: dict[str, Tensor], depth: int, where: str
 ) -> tuple[nn.Module, Call]:
     """One real block, the last in a small model, and what arrives at it."""
-    model = _few_blocks(cls, config, blocks, state, "auto", depth)
-    block = _container(model, blocks, depth).child(depth - 1)
+    model = few_blocks(cls, config, blocks, state, "auto", depth)
+    block = container_of(model, blocks, depth).child(depth - 1)
     try:
-        calls, _ = PlanContext(model, _probe(model, where)).calls({"block": block})
+        calls, _ = PlanContext(model, probe_of(model, where)).calls({"block": block})
     except GrowthError:
         raise
     except Exception as error:  # whatever a forward raises
@@ -217,7 +217,7 @@ def _called(
     return block.requires_grad_(True), calls["block"]
 
 
-def _few_blocks(
+def few_blocks(
     cls: Any, config: Mapping[str, Any], blocks: BlockList, named: Mapping[str, Tensor], dtype: Any, depth: int
 ) -> nn.Module:
     """A model of ``depth`` blocks with a small vocabulary, the blocks holding the tensors ``named`` as in files."""
@@ -236,7 +236,7 @@ def _few_blocks(
             raise GrowthError(
                 f"{blocks.path}: {cls.__name__} cannot be built with {depth} of them ({error}). Use output='keep'."
             ) from error
-    inside = f"{_container(model, blocks, depth).path}."
+    inside = f"{container_of(model, blocks, depth).path}."
     lacking = [name for name in told["missing_keys"] if name.startswith(inside)]
     odd = [*lacking, *told["unexpected_keys"], *(str(key) for key in told["mismatched_keys"])]
     if odd:
@@ -261,7 +261,7 @@ def _small(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**small, "use_cache": False}
 
 
-def _probe(model: Any, where: str) -> dict[str, Tensor]:
+def probe_of(model: Any, where: str) -> dict[str, Tensor]:
     """A small input of the kind that the model takes."""
     name = model.main_input_name
     if name == "input_ids":
@@ -283,7 +283,12 @@ def _config(cls: Any, raw: Mapping[str, Any]) -> Any:
         raise GrowthError(f"config.json: {cls.config_class.__name__} does not take it ({error}).") from error
 
 
-def _on_meta(cls: Any, raw: Mapping[str, Any]) -> nn.Module:
+def on_meta(cls: Any, raw: Mapping[str, Any]) -> nn.Module:
+    """What a class builds from a configuration, without memory for it.
+
+    Raises:
+        GrowthError: it does not take it, or cannot be built.
+    """
     try:
         with _quiet(), torch.device("meta"), random_state():
             return cls(_config(cls, raw))
@@ -293,7 +298,7 @@ def _on_meta(cls: Any, raw: Mapping[str, Any]) -> nn.Module:
         raise GrowthError(f"{cls.__name__} cannot be built from the configuration ({error}).") from error
 
 
-def _container(model: nn.Module, blocks: BlockList, length: int | None = None) -> Container:
+def container_of(model: nn.Module, blocks: BlockList, length: int | None = None) -> Container:
     """The list in the model that the prefix in the files is about; its path may begin otherwise there."""
     length = blocks.length if length is None else length
     words = _words(blocks.path)

@@ -13,7 +13,7 @@ from auxin.anatomy.hugging_face.fields import BlockList, fields_followed
 from auxin.edits.duplicate import Duplicate
 from auxin.errors import GrowthError
 from auxin.upscale.directory import SINGLE, Checkpoint
-from auxin.upscale.files import Piece
+from auxin.upscale.files import Piece, Widened
 
 ORDERS = ("interleave", "stack", "middle", "solar")
 MOST = 10_000  # blocks of a deeper model; more are a slip of the hand
@@ -32,6 +32,7 @@ class Plan:
         output: "zero" or "keep".
         constants: old block -> name inside the block -> the number that all values become in its copies.
         notes: what was not checked, or is left out.
+        widened: name of an old tensor -> how it becomes larger.
     """
 
     checkpoint: Checkpoint
@@ -42,6 +43,7 @@ class Plan:
     output: str
     constants: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    widened: Mapping[str, Widened] = field(default_factory=dict)
 
     @property
     def new(self) -> tuple[int, ...]:
@@ -51,7 +53,7 @@ class Plan:
     @property
     def size(self) -> int:
         """Bytes of all tensors that will be written."""
-        return sum(piece.stored.size for piece in self.pieces())
+        return sum(piece.size for piece in self.pieces())
 
     def pieces(self) -> Iterator[Piece]:
         """Every tensor of the result, in the order in which the old files are read."""
@@ -62,10 +64,10 @@ class Plan:
         for name, stored in self.checkpoint.tensors.items():
             source, rest = _number(name, self.blocks.path), name.removeprefix(prefix).partition(".")[2]
             if source is None:
-                yield Piece(name, stored)
+                yield Piece(name, stored, widened=self.widened.get(name))
                 continue
             first, *copies = places[source]
-            yield Piece(f"{prefix}{first}.{rest}", stored)
+            yield Piece(f"{prefix}{first}.{rest}", stored, widened=self.widened.get(name))
             constant = self.constants.get(source, {}).get(rest)
             yield from (Piece(f"{prefix}{position}.{rest}", stored, constant) for position in copies)
 
@@ -78,11 +80,11 @@ class Plan:
             sizes[stored.file] = sizes.get(stored.file, 0) + stored.size
         limit, files, filled = max(sizes.values()), [[]], 0
         for piece in self.pieces():
-            if files[-1] and filled + piece.stored.size > limit:
+            if files[-1] and filled + piece.size > limit:
                 files.append([])
                 filled = 0
             files[-1].append(piece)
-            filled += piece.stored.size
+            filled += piece.size
         return {f"model-{i:05}-of-{len(files):05}.safetensors": file for i, file in enumerate(files, 1)}
 
     def index(self) -> dict[str, Any]:
@@ -100,9 +102,12 @@ class Plan:
         old, length, path = self.checkpoint, self.blocks.length, self.blocks.path
         before = sum(stored.size for stored in old.tensors.values())
         marked = [f"{s}*" if p in self.new else str(s) for p, s in enumerate(self.sources)]
-        lines = [
+        deeper = [
             f"{_kind(old.config)}: {path} of {length} blocks becomes {len(self.sources)}",
             f"  blocks   {' '.join(marked)}   (* a copy)",
+        ]
+        lines = [
+            *(deeper if self.new else [f"{_kind(old.config)}: {path} of {length} blocks becomes wider"]),
             f"  size     {before / 1e6:,.1f} MB in {len(old.shards)} files -> {self.size / 1e6:,.1f} MB in "
             f"{len(self.shards())}",
         ]
@@ -110,6 +115,7 @@ class Plan:
         for constants in sorted(zeroed):
             words = ", ".join(name if not value else f"{name} ({value:g})" for name, value in _folded(dict(constants)))
             lines.append(f"  zeroed   {words}")
+        lines += [f"  wider    {words}" for words in _widths(self)]
         lines += [f"  config   {name}: {_short(was)} -> {_short(now)}" for name, was, now in self.edits]
         lines += [f"  copied   {', '.join(old.others)}"] if old.others else []
         lines += [f"  left out {', '.join(old.left_out)} (weights for other programs)"] if old.left_out else []
@@ -312,7 +318,7 @@ def _kind(config: Mapping[str, Any]) -> str:
 
 def _numbers(piece: Piece) -> int:
     count = 1
-    for side in piece.stored.shape:
+    for side in piece.shape:
         count *= side
     return count
 
@@ -323,6 +329,17 @@ def _folded(constants: dict[str, float]) -> list[tuple[str, float]]:
     for name, value in constants.items():
         parts = ["*" if part.isdecimal() else part for part in name.split(".")]
         found[".".join(parts), value] = None
+    return list(found)
+
+
+def _widths(plan: Plan) -> list[str]:
+    """Tensors that get larger, those of all blocks as one, with their shapes and how new entries start."""
+    found: dict[str, None] = {}
+    for name, widened in plan.widened.items():
+        inside = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        old = plan.checkpoint.tensors[name].shape
+        start = "zeros" if widened.zero else "at random"
+        found[f"{inside} {tuple(old)} -> {tuple(widened.shape)}, new entries {start}"] = None
     return list(found)
 
 

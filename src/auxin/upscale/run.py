@@ -247,4 +247,5 @@ def _record(plan: Plan) -> dict[str, Any]:
         "new": list(plan.new),
         "output": plan.output,
         "constants": constants,
+        "widened": sorted(plan.widened),
     }

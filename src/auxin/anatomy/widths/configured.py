@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from auxin.anatomy.hugging_face.blueprint import configuration, configured, from_file, on_meta
 from auxin.anatomy.widths.groups import Width
 
+ABOUT_WIDTH = re.compile(r"inner|intermediate|ffn|hidden|width|dim|size")
 LIMIT = 48  # models built from a configuration per search
 
 
@@ -44,6 +46,9 @@ def _candidates(model: nn.Module, width: Width) -> Iterator[dict[str, tuple[Any,
         for chosen in itertools.combinations(singles, count):
             if len({name for name, _, _ in chosen}) == count:
                 yield {name: (old, new) for name, old, new in chosen}
+    for name, value in vars(model.config).items():  # left to the class, as the hidden units of GPT-2 are
+        if value is None and ABOUT_WIDTH.search(name):
+            yield from ({name: (None, new)} for _, new in changes)
 
 
 def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
