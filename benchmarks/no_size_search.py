@@ -29,8 +29,10 @@ import auxin as ax
 from auxin.ledger import flops_of
 
 TASKS = ("digits", "friedman", "teacher", "mnist1d", "diamonds", "mnist5k")
+ENOUGH = ("linear", "noise", "iris", "wine", "cancer")  # where the width to start from is enough
+FILES = {"iris": "iris.csv", "wine": "wine_data.csv", "cancer": "breast_cancer.csv"}
 WIDTHS = (4, 8, 16, 32, 64, 128, 256, 512)
-STEPS, BATCH, START = 2000, 64, 8
+STEPS, BATCH, START = 1000, 64, 8
 RATES = {"class": 3e-3, "value": 1e-2}
 
 
@@ -63,6 +65,12 @@ def raw(name: str, site: Path, random: np.random.RandomState) -> tuple[np.ndarra
         x = pd.get_dummies(frame).astype(float).values
         chosen = np.random.RandomState(0).permutation(len(y))[:10000]
         return x[chosen], y[chosen], 0
+    if name in FILES:
+        table = np.loadtxt(site / "sklearn/datasets/data" / FILES[name], delimiter=",", skiprows=1)
+        return table[:, :-1], table[:, -1].astype(int), int(table[:, -1].max()) + 1
+    if name in ("linear", "noise"):
+        x = random.randn(3000, 10)
+        return x, x @ np.linspace(-1, 1, 10) * (name == "linear") + random.randn(3000), 0
     if name == "friedman":
         x = random.rand(9000, 10)
         y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
@@ -106,6 +114,12 @@ class Batches:
             len(self.part[0]), size=BATCH
         )
         return self.part[0][chosen], self.part[1][chosen]
+
+
+def chunks(part: tuple[torch.Tensor, torch.Tensor], count: int = 16) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A part in batches of equal size, so that the mean over them is the mean over samples."""
+    size = len(part[0]) // count
+    return [(part[0][n * size : (n + 1) * size], part[1][n * size : (n + 1) * size]) for n in range(count)]
 
 
 def network(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
@@ -152,7 +166,7 @@ def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-2)
 
 
-def fixed(parts: list, classes: int, width: int, depth: int, rate: float, budget: float, shrink: list[float]) -> dict:
+def fixed(parts: tuple, classes: int, width: int, depth: int, rate: float, budget: float, shrink: list[float]) -> dict:
     """All seeds of one fixed width at once."""
     outputs = classes or 1
     nets = []
@@ -198,7 +212,7 @@ def grown(part: list, classes: int, depth: int, rate: float, budget: float, seed
     model = network(part[0][0].shape[1], START, depth, classes or 1)
     optimizer = optimizer_of(model, rate)
     schedule = ax.schedule.by_budget(optimizer)
-    evidence = ax.Evidence(loss, Batches(part[0], seed), validation=[part[1]])
+    evidence = ax.Evidence(loss, Batches(part[0], seed), validation=chunks(part[1]))
     started = time.process_time()
     grower = ax.auto(model, optimizer, schedule, evidence=evidence, budget=budget)
     validation = grower.train()
@@ -216,41 +230,37 @@ def grown(part: list, classes: int, depth: int, rate: float, budget: float, seed
     }
 
 
-def run(site: Path, seeds: int, out: Path, rates: bool, only: list[str]) -> None:
+def run(site: Path, seeds: int, out: Path, rates: bool, names: list[str]) -> None:
+    """Add the rows that are not there yet: those of ``auto`` first."""
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     known = {(r["task"], r["depth"], r["row"], r["seed"]) for r in done}
 
-    def write(row: dict) -> None:
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def add(row: str, seed: int, result, *arguments) -> None:
+        if (name, depth, row, seed) not in known:
+            made = {"task": name, "depth": depth, "budget": budget, "row": row, "seed": seed, **result(*arguments)}
+            with out.open("a") as file:
+                file.write(json.dumps(made) + "\n")
 
-    for depth in (1, 2):
-        for name in only or TASKS:
-            parts, classes = zip(*(task(name, site, seed) for seed in range(seeds)), strict=True)
-            count = classes[0]
-            rate = RATES["class" if count else "value"]
-            first = Batches(parts[0][0], 0)[0]
-            reference = network(first[0].shape[1], 64, depth, count or 1)
-            budget = STEPS * flops_of(reference, one_loss(count), first)
-            common = {"task": name, "depth": depth, "budget": budget}
-            for seed in range(seeds):
-                if (name, depth, "auto", seed) not in known:
-                    write(
-                        {**common, "row": "auto", "seed": seed, **grown(parts[seed], count, depth, rate, budget, seed)}
-                    )
-            for factor in (1.0, 1 / 3, 3.0) if rates else (1.0,):
-                for width in WIDTHS:
-                    row = f"fixed {width} x{factor:.2g}"
-                    if (name, depth, row, -1) not in known:
-                        result = fixed(list(parts), count, width, depth, rate * factor, budget, [])
-                        write({**common, "row": row, "seed": -1, **result})
-            for width in (32, 128):
-                row = f"shrunk {width}"
-                if (name, depth, row, -1) not in known:
-                    at = [0.01 * 2 * 3**k for k in range(4)]
-                    write(
-                        {**common, "row": row, "seed": -1, **fixed(list(parts), count, width, depth, rate, budget, at)}
-                    )
+    for only_auto in (True, False):
+        for depth in (1, 2):
+            for name in names:
+                parts, classes = zip(*(task(name, site, seed) for seed in range(seeds)), strict=True)
+                count = classes[0]
+                rate = RATES["class" if count else "value"]
+                first = Batches(parts[0][0], 0)[0]
+                reference = network(first[0].shape[1], 64, depth, count or 1)
+                budget = STEPS * flops_of(reference, one_loss(count), first)
+                if only_auto:
+                    for seed in range(seeds):
+                        add("auto", seed, grown, parts[seed], count, depth, rate, budget, seed)
+                    continue
+                for factor in (1.0, 1 / 3, 3.0) if rates else (1.0,):
+                    for width in WIDTHS if names != list(ENOUGH) else (START,):
+                        row = f"fixed {width} x{factor:.2g}"
+                        add(row, -1, fixed, parts, count, width, depth, rate * factor, budget, [])
+                for width in (32, 128) if names != list(ENOUGH) else ():
+                    at = [0.02 * 3**k for k in range(4)]
+                    add(f"shrunk {width}", -1, fixed, parts, count, width, depth, rate, budget, at)
 
 
 def table(rows: list[dict]) -> None:
@@ -294,10 +304,11 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("no_size_search.jsonl"))
     parser.add_argument("--rates", action="store_true")
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=list(TASKS), help="tasks; `enough` are those to grow nothing for")
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.table is None:
-        run(given.site, given.seeds, given.out, given.rates, given.only)
+        names = list(ENOUGH) if given.only == ["enough"] else given.only
+        run(given.site, given.seeds, given.out, given.rates, names)
     table([json.loads(line) for line in (given.table or given.out).read_text().splitlines()])

@@ -204,7 +204,7 @@ class _ByTrial:
 
 
 def by_race(
-    cost: float = 1.0, rivals: int = 2, least: int = 20, shrink: float = 0.5, averaged: float = 0.5
+    cost: float = 1.0, rivals: int = 2, least: int = 20, shrink: float = 0.5, averaged: float = 0.5, sure: float = 1.0
 ) -> "_ByRace":
     """Let the most promising edits race against the network as it is, and go on as the winner.
 
@@ -219,6 +219,8 @@ def by_race(
         least: fewest steps of a race.
         shrink: factor of all weights as a race begins; 1 leaves them.
         averaged: part of the steps over which the weights that are judged are averaged.
+        sure: by how many standard errors growing has to be better, paired over at least 8 batches of validation data:
+            of two branches that are alike one is always ahead.
 
     Returns:
         A chooser; its `races` hold what was decided and on what.
@@ -226,18 +228,18 @@ def by_race(
     Raises:
         GrowthError: when it is asked, if the Grower has no evidence, or runs in several processes.
     """
-    return _ByRace(cost, rivals, least, shrink, averaged)
+    return _ByRace(cost, rivals, least, shrink, averaged, sure)
 
 
 class _ByRace:
-    def __init__(self, cost: float, rivals: int, least: int, shrink: float, averaged: float) -> None:
+    def __init__(self, cost: float, rivals: int, least: int, shrink: float, averaged: float, sure: float) -> None:
         for name, value in (("rivals", rivals), ("least", least)):
             if type(value) is not int or value < 1:
                 raise GrowthError(f"by_race({name}={value!r}): pass a whole number from 1.")
         if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not cost > 0:
             raise GrowthError(f"by_race(cost={cost!r}): pass a part of what was spent, above 0.")
-        check_race(least, shrink, averaged)
-        self.cost, self.rivals, self.least, self.shrink, self.averaged = cost, rivals, least, shrink, averaged
+        check_race(least, shrink, averaged, sure)
+        self.cost, self.rivals, self.least, self.words = cost, rivals, least, (shrink, averaged, sure)
         self.races: list[Race] = []
         self.looks: list[list[Probed]] = []
 
@@ -253,12 +255,13 @@ class _ByRace:
         known.sort(key=lambda look: -_worst_if_nan(look.gain / max(look.flops - alone, 1.0)))
         chosen = known[: self.rivals]
         steps = int(self.cost * before / (alone + sum(look.flops for look in chosen)))
-        race = grower.race([look.edit for look in chosen], max(self.least, steps), self.shrink, self.averaged)
+        race = grower.race([look.edit for look in chosen], max(self.least, steps), *self.words)
         self.races.append(race)
         return race.change
 
     def __repr__(self) -> str:
-        return f"by_race(cost={self.cost!r}, rivals={self.rivals!r}, shrink={self.shrink!r})"
+        shrink, averaged, sure = self.words
+        return f"by_race(cost={self.cost!r}, rivals={self.rivals!r}, shrink={shrink!r}, {averaged=}, {sure=})"
 
 
 def _worst_if_nan(value: float) -> float:

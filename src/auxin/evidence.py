@@ -48,18 +48,22 @@ class Evidence:
 
     def mean(self, model: nn.Module) -> float:
         """Mean loss over ``batches`` in eval mode; train flags are put back."""
-        return self._mean(model, self.batches)
+        return _mean(self._each(model, self.batches))
 
     def validate(self, model: nn.Module) -> float:
         """Mean loss over ``validation`` in eval mode, or over ``batches`` where there is none."""
-        return self._mean(model, self.batches if self.validation is None else self.validation)
+        return _mean(self.losses(model))
 
-    def _mean(self, model: nn.Module, batches: Sequence[Any]) -> float:
+    def losses(self, model: nn.Module) -> list[float]:
+        """The loss on each batch of ``validation`` in eval mode, or of ``batches`` where there is none."""
+        return self._each(model, self.batches if self.validation is None else self.validation)
+
+    def _each(self, model: nn.Module, batches: Sequence[Any]) -> list[float]:
         modes = {m: m.training for m in model.modules()}
         model.eval()
         try:
             with torch.no_grad():
-                return sum(float(self.loss(model, batch)) for batch in batches) / len(batches)
+                return [float(self.loss(model, batch)) for batch in batches]
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -100,6 +104,10 @@ class Evidence:
                 each(number)
         for optimizer in optimizers:
             optimizer.zero_grad()
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses)
 
 
 def _is_list(batches: Any) -> bool:

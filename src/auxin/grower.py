@@ -370,7 +370,9 @@ class Grower:
                 grown = None if edit is None else transact(self.model, edit, self.companions, self._options(seed))
             yield grown
 
-    def race(self, edits: Sequence[Edit], steps: int, shrink: float = 1.0, averaged: float = 0.5) -> Race:
+    def race(
+        self, edits: Sequence[Edit], steps: int, shrink: float = 1.0, averaged: float = 0.5, sure: float = 0.0
+    ) -> Race:
         """Train on as it is and grown by each edit, on the same batches; the run goes on as the best branch.
 
         Every branch starts from this very state and takes as many steps on the batches of ``evidence``. It is judged by
@@ -383,11 +385,13 @@ class Grower:
             steps: training steps of each branch.
             shrink: factor of weights at the beginning of every branch; see ``auxin.race.shrink_weights``.
             averaged: part of the steps over which weights are averaged for the score.
+            sure: by how many standard errors a rival has to be better than the network as it is, paired over at least
+                8 batches of validation data.
 
         Raises:
             GrowthError: no evidence, several processes, or a bad moment; nothing has happened then.
         """
-        check_race(steps, shrink, averaged)
+        check_race(steps, shrink, averaged, sure)
         if not self._all.ranks.alone:
             raise GrowthError("race(...) runs in one process: race there, and carry out what wins on all: grow(edit).")
         winner, marks = Snapshot([self.model, *self.companions]), list[Any]()
@@ -397,7 +401,7 @@ class Grower:
             marks[:] = [self._standing.mark()]
 
         self._count_steps()
-        race = raced(self, edits, steps, shrink, averaged, keep)
+        race = raced(self, edits, steps, shrink, averaged, sure, keep)
         with self.or_as_before():
             winner.restore()
             self._standing.return_to(marks[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from auxin.evidence import Evidence
 from auxin.ledger import flops_of
 from auxin.run_state import Run
 
+ENOUGH = 8  # batches of validation data, of which a standard error can be told
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -30,6 +33,7 @@ class Branch:
         parameters: of its network.
         flops: of one of its training steps.
         why_not: why it could not be run; "" where it was.
+        losses: on each batch of the validation data, of which the score is the mean.
     """
 
     edit: Any
@@ -37,6 +41,19 @@ class Branch:
     parameters: int
     flops: float
     why_not: str = ""
+    losses: tuple[float, ...] = ()
+
+    def beats(self, other: Branch, sure: float) -> bool:
+        """Whether it is better, by more than ``sure`` standard errors of the difference, paired over the batches.
+
+        With fewer than ``ENOUGH`` batches there is no telling how large that error is, and it need only be better.
+        """
+        if not self.score < other.score:
+            return self.score == self.score and other.score != other.score
+        differences = [b - a for a, b in zip(self.losses, other.losses, strict=True)]
+        if not sure or len(differences) < ENOUGH or not all(map(math.isfinite, differences)):
+            return True
+        return statistics.fmean(differences) > sure * statistics.stdev(differences) / math.sqrt(len(differences))
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ def shown(edit: Any) -> str:
     return f"{type(edit).__name__}({', '.join(told)})"
 
 
-def check(steps: int, shrink: float, averaged: float) -> None:
+def check(steps: int, shrink: float, averaged: float, sure: float) -> None:
     """Check the arguments of a race.
 
     Raises:
@@ -94,6 +111,8 @@ def check(steps: int, shrink: float, averaged: float) -> None:
         raise GrowthError(f"race(shrink={shrink!r}): pass a factor above 0 and at most 1; 1 leaves the weights.")
     if not 0 < averaged <= 1:
         raise GrowthError(f"race(averaged={averaged!r}): pass the part of the steps to average over, at most 1.")
+    if not 0 <= sure < math.inf:
+        raise GrowthError(f"race(sure={sure!r}): pass a number of standard errors, 0 for none.")
 
 
 def shrink_weights(model: nn.Module, factor: float) -> None:
@@ -149,6 +168,7 @@ def raced(
     steps: int,
     shrink: float,
     averaged: float,
+    sure: float,
     keep: Callable[[], None],
 ) -> Race:
     """Run the branches, each from the state of now, which is put back.
@@ -159,6 +179,7 @@ def raced(
         steps: of each branch.
         shrink: factor of weights as a branch begins.
         averaged: part of the steps over which weights are averaged.
+        sure: by how many standard errors a branch has to be better than the network as it is.
         keep: called at the end of a branch that is the best so far.
 
     Raises:
@@ -174,10 +195,11 @@ def raced(
                 if too_large is not None:
                     raise GrowthError(f"the network would have {too_large}.")
                 cost = flops_of(run.model, run.evidence.loss, run.evidence.batches[0])
-                score = _trained_and_scored(run, run.evidence, steps, shrink, averaged)
+                losses = _trained_and_scored(run, run.evidence, steps, shrink, averaged)
                 size = sum(p.numel() for p in run.model.parameters())
-                branches.append(Branch(edit, score, size, cost))
-                if not best_of(branches) < len(branches) - 1:
+                branch = Branch(edit, statistics.fmean(losses), size, cost, "", tuple(losses))
+                branches.append(branch)
+                if edit is None or (branch.beats(branches[0], sure) and (not best or branch.beats(branches[best], 0))):
                     best, change = len(branches) - 1, grown
                     keep()
         except BadMoment:
@@ -192,8 +214,8 @@ def raced(
     return Race(tuple(branches), steps, best, change)
 
 
-def _trained_and_scored(run: Run, evidence: Evidence, steps: int, shrink: float, averaged: float) -> float:
-    """Train a branch; the loss on validation data of its weights, averaged over the last part of its steps."""
+def _trained_and_scored(run: Run, evidence: Evidence, steps: int, shrink: float, averaged: float) -> list[float]:
+    """Train a branch; the losses on validation data of its weights, averaged over the last part of its steps."""
     if shrink < 1:
         shrink_weights(run.model, shrink)
     average, first = Average(run.model), steps - max(1, round(steps * averaged))
@@ -205,18 +227,13 @@ def _trained_and_scored(run: Run, evidence: Evidence, steps: int, shrink: float,
     evidence.train(run.model, run.companions, steps, run.optimizer_steps, each)
     with average.standing():
         run.ledger.spend("evaluation", validation_flops(run.model, evidence))
-        return evidence.validate(run.model)
+        return evidence.losses(run.model)
 
 
 def validation_flops(model: nn.Module, evidence: Evidence) -> float:
     """FLOPs of ``evidence.validate``, its batches taken to be as large as the first."""
     batches = evidence.batches if evidence.validation is None else evidence.validation
     return len(batches) * flops_of(model, evidence.loss, batches[0], backward=False)
-
-
-def best_of(branches: Sequence[Branch]) -> int:
-    """The number of the branch with the lowest score; of equal ones the first. NaN never wins over a number."""
-    return min(range(len(branches)), key=lambda n: (branches[n].score != branches[n].score, branches[n].score, n))
 
 
 @dataclass(frozen=True)

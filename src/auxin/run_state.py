@@ -94,7 +94,9 @@ class Run(Protocol):
         """Grow inside; afterwards everything is as before."""
         ...
 
-    def race(self, edits: Sequence[Edit], steps: int, shrink: float = 1.0, averaged: float = 0.5) -> Any:
+    def race(
+        self, edits: Sequence[Edit], steps: int, shrink: float = 1.0, averaged: float = 0.5, sure: float = 0.0
+    ) -> Any:
         """Let branches train, and go on as the best one; see ``auxin.race.Race``."""
         ...
 

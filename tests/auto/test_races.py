@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import auxin as ax
 from auxin.ledger import Ledger, flops_of
-from auxin.race import Average, Branch, best_of, shown, shrink_weights
+from auxin.race import Average, Branch, shown, shrink_weights
 from auxin.when.reading import Reading
 
 torch.set_num_threads(1)
@@ -121,9 +121,22 @@ def test_an_error_in_a_branch_leaves_all_as_it_was():
     assert same(state(net, opt, sched, ema), before)
 
 
+def branch(score, losses=()):
+    return Branch(None, score, 1, 1.0, "", tuple(losses))
+
+
 def test_a_loss_that_is_not_finite_never_wins():
-    assert best_of([Branch(None, math.nan, 1, 1.0), Branch(1, 5.0, 1, 1.0)]) == 1
-    assert best_of([Branch(None, 2.0, 1, 1.0), Branch(1, 2.0, 1, 1.0), Branch(2, math.inf, 1, 1.0)]) == 0
+    assert branch(5.0).beats(branch(math.nan), 0) and not branch(math.nan).beats(branch(5.0), 0)
+    assert not branch(math.nan).beats(branch(math.nan), 0) and not branch(math.inf).beats(branch(2.0), 0)
+    assert not branch(2.0).beats(branch(2.0), 0)
+
+
+def test_what_is_ahead_by_chance_does_not_win():
+    noise = torch.randn(16, generator=torch.Generator().manual_seed(0)).tolist()
+    one = branch(1.0, [1 + n for n in noise])
+    chance, better = branch(0.99, [1.0 + n for n in reversed(noise)]), branch(0.9, [0.9 + n for n in noise])
+    assert chance.beats(one, 0) and not chance.beats(one, 1.0) and better.beats(one, 3.0)
+    assert branch(0.99, [0.99] * 4).beats(branch(1.0, [1.0] * 4), 1.0)  # too few to tell
 
 
 @pytest.mark.parametrize(
