@@ -48,6 +48,11 @@ class InitSite:
     _tap: tuple[nn.Module, bool]  # the module where the value is read off: its first input (True), or its output
 
     @property
+    def tap(self) -> nn.Module:
+        """The module where the value is read off: behind it, the new one will stand, unless it is given the value."""
+        return self._tap[0]
+
+    @property
     def seed(self) -> int:
         """The seed of the new weights; torch's own generators follow from it while ``init`` runs."""
         return self.context.seed

@@ -319,16 +319,16 @@ def test_scores_stay_where_two_layers_are_rescaled() -> None:
     A, O = torch.randn(7, 3).double(), torch.randn(4, 3).double()
 
     def told(A: Tensor, O: Tensor) -> list[Tensor]:
-        sites = measured(case.net, case.whole, [Site("1"), Pair(None, "0")], quiet=True)
+        sites = measured(case.net, case.whole, [Site("1"), Pair(None, "0"), Pair(None, "2")], quiet=True)
         moments = case.moments({PAIR: Proposal(A, torch.relu)})
         assert moments.M is not None and moments.M_new is not None
-        first = sites[Pair(None, "0")]
+        first, second = sites[Pair(None, "0")], sites[Pair(None, "2")]
         return [
             score.gain(moments.M_new, O),
             torch.tensor(score.best_update(moments)[1]),
             torch.linalg.svdvals(moments.M),
             torch.tensor(score.tiny(moments, 2).linear),
-            torch.tensor(score.natural(-moments.M_H.T, moments.S_H, moments.S_D)),
+            torch.tensor(score.natural(-second.M_H.T, second.S_H, second.S_D)),
             torch.tensor(score.natural(-first.M_H.T, first.S_H, first.S_D)),
             torch.tensor(score.sensitivity(sites[Site("1")]).score),
         ]

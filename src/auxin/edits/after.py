@@ -17,6 +17,7 @@ from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.tree import planned
 from auxin.change import Change, New, Rewire
 from auxin.edits.build import begin, build
+from auxin.edits.data_layer import by_data
 from auxin.edits.start import Start, inside, takes
 from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
@@ -40,7 +41,7 @@ class After:
         at: path of a module whose output is one floating tensor; ``auxin.sites(model, probe)`` lists them.
         layer: an importable class or factory, or a ``functools.partial`` of one, called as by ``Insert``; None:
             ``x + P x`` over the channels of that place, with ``P`` zero at first.
-        init: as in ``Insert``.
+        init: as in ``Insert``; or "tiny": of the layer x + P x, the P that lowers the loss on ``evidence`` at once.
         fade: optimizer steps over which a layer fades in, where init="preserve" finds no other way; 0: refuse then.
         as_hook: True: always as a child ``_grown``, so that no old name moves; False: always as the next entry of the
             container; None: as told above.
@@ -83,7 +84,8 @@ class After:
         built = build(layer, model, context, where, {"index": place.position, "depth": size + 1})
         adopt(built, _neighbours(model, place.path, module), model)
         built.train(module.training)
-        begun = self._begun(built, activations, context, place, f"{where})")
+        init = by_data(self.init, f"{where})")
+        begun = self._begun(built, init, activations, context, place, f"{where})")
         rewire = place.rewire(built, gated=begun.gated)
         new = f"{rewire.added[0][0]}.0" if rewire.hook else rewire.added[0][0]
         return planned(
@@ -93,6 +95,7 @@ class After:
             [rewire],
             aliases=() if place.container is None else place.container.aliases(model, rewire),
             how=begun.how,
+            remarks=getattr(init, "remarks", ()),
             writers=inside(new, begun.writers),
             preserves=begun.preserves,
             gates=(new,) if begun.gated else (),
@@ -139,7 +142,13 @@ class After:
         return activations
 
     def _begun(
-        self, built: nn.Module, activations: Activations | None, context: PlanContext, place: _Place, where: str
+        self,
+        built: nn.Module,
+        init: Any,
+        activations: Activations | None,
+        context: PlanContext,
+        place: _Place,
+        where: str,
     ) -> Start:
         """The first weights; the layer must take all that arrives."""
         samples = [] if activations is None else list(activations.samples.values())
@@ -159,7 +168,7 @@ class After:
                 for inner, mode in modes.items():
                     inner.training = mode
         path, call = place.rewire(built).added[0][0], calls[0] if calls else None
-        return begin(built, self.init, InitSite(path, call, context, (place.module, False)), where, self.fade)
+        return begin(built, init, InitSite(path, call, context, (place.module, False)), where, self.fade)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from auxin.anatomy.widths.tracer import Trace
 from auxin.anatomy.widths.tried import tried
 from auxin.axes import Axis
 from auxin.change import Assign, Change, Swap
+from auxin.edits.data_start import DATA, data_start
 from auxin.edits.widen_init import own_start
 from auxin.errors import GrowthError, reason
 
@@ -54,7 +55,11 @@ class Widen:
             function is kept. "split": copies of old entries, whose readers share the old weights unequally (Net2Wider,
             arXiv:1511.05641, LEMON, arXiv:2310.07999); kept. "tile": copies in order that share equally; kept, under
             norms too where the size is doubled, or three times it (HyperCloning, arXiv:2409.12903). "pair": new entries
-            in pairs that cancel (V, V and Z, -Z); kept. "random": all at random; the function changes. Or an importable
+            in pairs that cancel (V, V and Z, -Z); kept. "random": all at random; the function changes.
+            From ``evidence``, for units between two layers: "tiny", those that lower the loss most, at the amplitude of
+            lowest loss (TINY, arXiv:2405.19816); the function changes. "gradmax", those whose outgoing weights, zero at
+            first, get the largest gradient; kept; "gradmax-in" the other way round (GradMax, arXiv:2201.05125). Or an
+            importable
             ``init(module, site)``: it is given a copy of the smallest module that holds all that grows, wider already
             with "zero", and writes into the new entries; it returns True where the function is kept. See
             ``auxin.init.InitSite``.
@@ -110,7 +115,9 @@ class Widen:
             assigns=tuple((a.path, a.name, a.old, a.value) for a in assigns),
             ratios=_ratios(model, width) if self.lr == "mup" else (),
         )
-        return self._change(model, context, edit, begun.swaps, how=begun.how, preserves=begun.preserves)
+        return self._change(
+            model, context, edit, begun.swaps, how=begun.how, preserves=begun.preserves, remarks=begun.remarks
+        )
 
     def tried(self, model: nn.Module, context: PlanContext, fields: bool = True) -> tuple[Width, Begun, list[Assign]]:
         """The first way that lets the network run, and compute what it did where that is promised.
@@ -130,11 +137,13 @@ class Widen:
         for width in self.widths(model, context):
             best: tuple[float, Begun, list[Assign]] | None = None
             own = None if isinstance(self.init, str) else self.init
-            named = self.init if own is None else "zero"
+            named = self.init if own is None and self.init not in DATA else "zero"
             for recipe in recipes(model, width, named):
                 begun = start(model, width, named, self.noise, self.state == "reset", context, self._where, recipe)
                 assigns = self._assigns(model, width, begun, fields)
-                if own is not None:
+                if self.init in DATA:
+                    begun = data_start(model, width, begun, assigns, self.init, context, self._where)
+                elif own is not None:
                     outputs = [
                         output_axis(width.trace, model, path, rows=self.unit == "rows") for path in self.paths(model)
                     ]
@@ -172,9 +181,10 @@ class Widen:
             raise GrowthError(
                 f"Widen({self.at!r}): pass by= (how many entries more) or to= (how many there shall be), one of them."
             )
-        if self.init not in STARTS if isinstance(self.init, str) else not callable(self.init):
+        if self.init not in (*STARTS, *DATA) if isinstance(self.init, str) else not callable(self.init):
+            known = ", ".join((*STARTS, *DATA))
             raise GrowthError(
-                f"{self._where}: init={self.init!r} is not known; use one of {', '.join(STARTS)}, or an importable "
+                f"{self._where}: init={self.init!r} is not known; use one of {known}, or an importable "
                 "init(module, site)."
             )
         if self.state not in STATES:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def measured(
     proposals: Mapping[Pair, Proposal] | None = None,
     limit: int = 2**30,
     quiet: bool = False,
+    guarded: bool = True,
 ) -> dict[Place, Any]:
     """Second moments at some places, over all batches of the evidence, in eval mode.
 
@@ -37,6 +39,7 @@ def measured(
         proposals: By pair, new units whose exact first-order gain is wanted: their M_new is taken.
         limit: Bytes that the sums may take.
         quiet: Do not print what will be taken.
+        guarded: Put back whatever the pass writes; False inside a guard of the caller's.
 
     Returns:
         By place, ``PairMoments`` and ``SiteMoments``.
@@ -56,22 +59,42 @@ def measured(
     unknown = set(proposals or {}) - set(places)
     if unknown:
         raise GrowthError(f"statistics: {next(iter(unknown))} has a proposal and is not among the places.")
-    with untouched(model):
+    with untouched(model) if guarded else nullcontext(), _frozen(model):
         seen = Watch(model, places, proposals=proposals, limit=limit, quiet=quiet, eager=True)
         with seen:
             for number, batch in enumerate(evidence.batches):
                 with torch.enable_grad():
-                    gradients_of(loss_of(model, evidence, number, batch), model)
+                    loss = loss_of(model, evidence, number, batch)
+                    if loss.requires_grad:
+                        gradients_of(loss, model)
+                    elif seen.called:
+                        raise GrowthError(
+                            f"Evidence, batch {number}: the loss has no gradient. Compute it from the network's "
+                            "outputs, without detach or no_grad."
+                        )
         if seen.skipped:
             raise GrowthError(f"statistics: {seen.skipped} of the gradients were not finite. Leave such batches out.")
         return {place: seen.moments(place) for place in places}
 
 
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter take a gradient inside: the backward pass then is that of what is watched alone."""
+    training = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in training:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in training:
+            p.requires_grad_(True)
+
+
 def loss_of(model: nn.Module, evidence: Evidence, number: int, batch: Any) -> Tensor:
-    """The loss of one batch of the evidence, with its graph.
+    """The loss of one batch of the evidence.
 
     Raises:
-        GrowthError: it is no finite scalar, needs no gradient, or the batch is on another device.
+        GrowthError: it is no finite scalar, or the batch is on another device.
     """
     where = f"Evidence, batch {number}"
     device = next((p.device for p in model.parameters()), None)
@@ -88,6 +111,4 @@ def loss_of(model: nn.Module, evidence: Evidence, number: int, batch: Any) -> Te
         raise GrowthError(f"{where}: the loss is {told}; return a scalar tensor, a mean over samples.")
     if not bool(loss.isfinite()):
         raise GrowthError(f"{where}: the loss is {loss.item()}. Leave that batch out, or look why it is.")
-    if not loss.requires_grad:
-        raise GrowthError(f"{where}: the loss has no gradient. Compute it from the network's outputs, without no_grad.")
     return loss.reshape(())

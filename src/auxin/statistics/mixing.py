@@ -27,7 +27,7 @@ def mixing_of(made: Tensor, read: Tensor, channels: int) -> float | None:
     shape = [1] * read.dim()
     shape[channels] = read.shape[channels]
     generator = torch.Generator().manual_seed(0)
-    signs = (torch.randint(0, 2, read.shape, generator=generator) * 2 - 1).to(read)
+    signs = (torch.randint(0, 2, read.shape, generator=generator, dtype=torch.int8) * 2 - 1).to(read)
     every_other = torch.arange(read.shape[channels], device=read.device) % 2 == 0
     places = read.movedim(channels, -1).shape[:-1]
     alternating = (torch.arange(places.numel(), device=read.device) % 2 == 0).reshape(places).unsqueeze(-1)
@@ -41,7 +41,8 @@ def mixing_of(made: Tensor, read: Tensor, channels: int) -> float | None:
             return None
         if found is None:
             return 1.0
-        total = float(found.double().square().sum())
+        squares = found.square()
+        total = float(squares.sum(dtype=torch.float64))
         if total:
-            worst = max(worst, float((found.double() * ~mask).square().sum()) / total)
+            worst = max(worst, float(squares.masked_fill_(mask, 0).sum(dtype=torch.float64)) / total)
     return worst

@@ -30,11 +30,12 @@ class PairMoments:
         kernel: K.
         biased: whether X, and whether H, ends with a column of ones.
         S_X: X^T X / N, (i, i); None where the pair has no producer.
-        S_H: H^T H / N, (n, n).
-        S_XH: X^T H / N, (i, K n); None without a producer.
+        S_H: H^T H / N, (n, n); None where the pair is direct.
+        S_XH: X^T H / N, (i, K n); None without a producer, or where the pair is direct.
         M: X^T D / N, (i, K o); None without a producer.
-        M_H: H^T D / N, (n, o). Minus the gradient of the loss by the consumer's weights and bias, transposed.
-        S_D: D^T D / N, (o, o).
+        M_H: H^T D / N, (n, o). Minus the gradient of the loss by the consumer's weights and bias, transposed. None
+            where the pair is direct.
+        S_D: D^T D / N, (o, o); for a pair without a producer only.
         M_new: s(X A)^T D / N, (k, K o), for a proposal (A, s); None without one.
         rank: how many rows of X there were, and of H.
         mixing: the part of the gradient between hidden units (squared) that comes from other places or channels than
@@ -47,23 +48,33 @@ class PairMoments:
     kernel: int
     biased: tuple[bool, bool]
     S_X: Tensor | None
-    S_H: Tensor
+    S_H: Tensor | None
     S_XH: Tensor | None
     M: Tensor | None
-    M_H: Tensor
-    S_D: Tensor
+    M_H: Tensor | None
+    S_D: Tensor | None
     M_new: Tensor | None
     rank: tuple[int, int]
     mixing: float | None
     tolerance: float
 
-    def whole(self, call: str) -> tuple[Tensor, Tensor, Tensor]:
-        """S_X, S_XH and M.
+    def hidden(self, call: str) -> tuple[Tensor, Tensor]:
+        """S_H and M_H.
+
+        Raises:
+            GrowthError: the pair is direct.
+        """
+        if self.S_H is None or self.M_H is None:
+            raise GrowthError(f"{call}: {self.pair} leaves out what the consumer reads; take it without direct=True.")
+        return self.S_H, self.M_H
+
+    def whole(self, call: str) -> tuple[Tensor, Tensor]:
+        """S_X and M.
 
         Raises:
             GrowthError: the pair has no producer, or more than an elementwise function stands between its layers.
         """
-        if self.S_X is None or self.S_XH is None or self.M is None:
+        if self.S_X is None or self.M is None:
             raise GrowthError(
                 f"{call}: {self.pair} has no producer, so nothing is known of what new units could read. Take "
                 f"Pair(producer, {self.pair.consumer!r})."
@@ -75,7 +86,7 @@ class PairMoments:
                 f"unit. Pair(None, {self.pair.consumer!r}) says what the second layer alone can gain, and Site(path) "
                 "what a layer behind could."
             )
-        return self.S_X, self.S_XH, self.M
+        return self.S_X, self.M
 
 
 MIXED = 0.05  # between units that keep to themselves it is 0, through a batch's norm about 1 / rows
@@ -127,21 +138,27 @@ class Sums:
         return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
 
     def product(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Add left^T right, over all axes but the last."""
-        self.sums[name] += (left.flatten(0, -2).T @ right.flatten(0, -2)).double()
+        """Add left^T right, over all axes but the last, if it is asked for."""
+        if name not in self.sums:
+            return
+        self.sums[name] += left.flatten(0, -2).T @ right.flatten(0, -2)
 
     def tensors(self) -> list[Tensor]:
         """The sums in order."""
         return [self.sums[name] for name in sorted(self.sums)]
 
 
-def pair_shapes(producer: Geometry | None, consumer: Geometry, proposal: Proposal | None) -> dict[str, tuple[int, ...]]:
+def pair_shapes(
+    producer: Geometry | None, consumer: Geometry, proposal: Proposal | None, direct: bool
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the sums of a pair."""
     n, o, K = consumer.features, consumer.outputs, consumer.places
-    shapes: dict[str, tuple[int, ...]] = {"S_H": (n, n), "M_H": (n, o), "S_D": (o, o)}
-    if producer is not None:
+    shapes: dict[str, tuple[int, ...]] = {} if direct else {"S_H": (n, n), "M_H": (n, o)}
+    if producer is None:
+        shapes["S_D"] = (o, o)
+    else:
         i = producer.features
-        shapes |= {"S_X": (i, i), "S_XH": (i, K * n), "M": (i, K * o)}
+        shapes |= {"S_X": (i, i), "M": (i, K * o)} | ({} if direct else {"S_XH": (i, K * n)})
         if proposal is not None:
             shapes["M_new"] = (proposal.A.shape[1], K * o)
     return shapes
@@ -163,11 +180,13 @@ def add_pair(
     per_sample = 8 * sum(t[0].numel() for t in tensors if t is not None) * consumer.places
     per_sample *= 1 if producer is None else producer.places
     for x, h, d in _pieces(tensors, max(1, WORKSPACE // max(1, per_sample))):
-        H, D = consumer.read(h), consumer.made(d)
-        sums.product("S_H", H, H)
-        sums.product("M_H", H, D)
+        D = consumer.made(d)
+        H = consumer.read(h) if "S_H" in sums.sums else None
+        if H is not None:
+            sums.rows[1] += H.shape[0] * H.shape[1]
+            sums.product("S_H", H, H)
+            sums.product("M_H", H, D)
         sums.product("S_D", D, D)
-        sums.rows[1] += H.shape[0] * H.shape[1]
         if producer is None:
             continue
         X = producer.read(x)
@@ -175,9 +194,11 @@ def add_pair(
         sums.rows[0] += X.shape[0] * X.shape[1]
         if consumer.kernel:
             D = consumer.brought_back(d, h.shape[2:]).flatten(2)
-            square = H.transpose(1, 2).reshape(len(H), -1, *d.shape[2:])
-            H = consumer.brought_back(square, h.shape[2:]).flatten(2)
-        sums.product("S_XH", X, H)
+            if H is not None:
+                square = H.transpose(1, 2).reshape(len(H), -1, *d.shape[2:])
+                H = consumer.brought_back(square, h.shape[2:]).flatten(2)
+        if H is not None:
+            sums.product("S_XH", X, H)
         sums.product("M", X, D)
         if proposal is not None:
             sums.product("M_new", proposal.activation(X @ proposal.A.to(X)), D)
@@ -207,11 +228,11 @@ def pair_moments(pair: Pair, sums: Sums, layers: tuple[Geometry | None, Geometry
         consumer.places,
         (producer is not None and producer.bias, consumer.bias),
         means.get("S_X"),
-        means["S_H"],
+        means.get("S_H"),
         means.get("S_XH"),
         means.get("M"),
-        means["M_H"],
-        means["S_D"],
+        means.get("M_H"),
+        means.get("S_D"),
         means.get("M_new"),
         (sums.rows[0], sums.rows[1]),
         sums.mixing,

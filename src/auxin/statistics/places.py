@@ -23,14 +23,19 @@ class Pair:
     Args:
         producer: path of a Linear or a convolution; None: only what the consumer reads is looked at.
         consumer: path of a Linear or a convolution.
+        direct: only X and D, for units that leave old weights as they are: S_X and M are all that is taken.
 
     Example:
         >>> Pair("blocks.0.up", "blocks.0.down")
-        Pair(producer='blocks.0.up', consumer='blocks.0.down')
+        Pair('blocks.0.up', 'blocks.0.down')
     """
 
     producer: str | None
     consumer: str
+    direct: bool = False
+
+    def __repr__(self) -> str:
+        return f"Pair({self.producer!r}, {self.consumer!r}{', direct=True' * self.direct})"
 
 
 @dataclass(frozen=True)

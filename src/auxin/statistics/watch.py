@@ -86,6 +86,7 @@ class Watch:
     Attributes:
         memory: Bytes that the sums take on each rank; the rows that are worked on at once take at most 64 MiB more.
         skipped: Backward passes that were left out, since their gradient was not finite.
+        eager: Whether this is a pass of our own, in which nothing runs compiled.
         looking: Whether gradients that come just now are not those of the loss.
         failure: What went wrong inside a hook, if anything did. It is raised by ``moments``, never in a training step.
     """
@@ -102,7 +103,7 @@ class Watch:
         quiet: bool = False,
         eager: bool = False,
     ):
-        self._model, self._eager = model, eager
+        self._model, self.eager = model, eager
         self._turns = _turns(every)
         self._loss_scale = loss_scale
         self._quiet = quiet
@@ -205,6 +206,17 @@ class Watch:
             self._passes.add(now)
         return self._active
 
+    def listening(self, output: Tensor) -> Tensor | None:
+        """In a pass of our own, where the network is frozen: the same values, with a gradient; None: as it is."""
+        if not self.eager or output.requires_grad or not output.is_floating_point():
+            return None
+        return output + torch.zeros((), dtype=output.dtype, device=output.device).requires_grad_()
+
+    @property
+    def called(self) -> bool:
+        """Whether any place was called with gradients on."""
+        return any(tap.called for tap in self._taps.values())
+
     def _answer(self) -> None:
         self._answered = True
         self._passes.add(_backward_pass())
@@ -220,7 +232,7 @@ class Watch:
             with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
                 scale = self._loss_scale() if callable(self._loss_scale) else self._loss_scale
                 gradient = gradient.detach().to(tap.dtype)
-                if not bool(gradient.isfinite().all()):
+                if not bool(gradient.sum().isfinite()):
                     self.skipped += 1
                     return
                 batch = tap.batch or len(gradient)
@@ -233,10 +245,10 @@ class Watch:
 
     def _tap(self, place: Place, proposals: Mapping[Pair, Proposal]) -> _Tap:
         if isinstance(place, Site):
-            return _SiteTap(place, seen_at(self._model, place.at, WHERE, self._eager), self._model)
+            return _SiteTap(place, seen_at(self._model, place.at, WHERE, self.eager), self._model)
         if not isinstance(place, Pair):
             raise GrowthError(f"statistics: {place!r} is no place; pass Pair(producer, consumer) or Site(path).")
-        layers = [None if path is None else layer_at(self._model, path, WHERE, self._eager) for path in _paths(place)]
+        layers = [None if path is None else layer_at(self._model, path, WHERE, self.eager) for path in _paths(place)]
         producer, consumer = (None if layer is None else Geometry.of(layer) for layer in layers)
         assert consumer is not None
         if producer is not None:
@@ -298,28 +310,34 @@ class _PairTap(_Tap):
         assert layers[1] is not None and consumer is not None
         super().__init__(layers[1], layers[1])
         self.place, self.layers, self.geometries, self.proposal = place, layers, (producer, consumer), proposal
-        self.shapes = pair_shapes(producer, consumer, proposal)
+        self.shapes = pair_shapes(producer, consumer, proposal, place.direct)
         self.looked = False
 
     def hooks(self, seen: Watch) -> list[RemovableHandle]:
         producer, consumer = self.layers
         assert consumer is not None
 
-        def produced(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if seen.begins(output):
-                self.waiting.append((args[0].detach(), args[0]._version, output))
-
-        def consumed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def produced(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not seen.begins(output):
-                return
+                return None
+            replaced = seen.listening(output) if not self.looked else None
+            self.waiting.append((args[0].detach(), args[0]._version, output if replaced is None else replaced))
+            return replaced
+
+        def consumed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if not seen.begins(output):
+                return None
             self.called += 1
+            replaced = seen.listening(output)
+            output = output if replaced is None else replaced
             if not output.requires_grad:
                 self.without += 1
-                return
+                return None
             try:
                 self._listen(seen, args[0], output)
             except GrowthError as error:
                 seen.failure = error
+            return replaced
 
         handles = [] if producer is None else [producer.register_forward_hook(produced)]
         return [*handles, consumer.register_forward_hook(consumed)]
@@ -379,16 +397,18 @@ class _SiteTap(_Tap):
     place: Site
 
     def hooks(self, seen: Watch) -> list[RemovableHandle]:
-        def came_out(_: nn.Module, args: Any, output: Any) -> None:
+        def came_out(_: nn.Module, args: Any, output: Any) -> Tensor | None:
             if not seen.begins(output):
-                return
+                return None
             self.called += 1
             if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 2:
                 seen.failure = GrowthError(f"{self.place} returns no floating tensor of two axes or more")
-                return
+                return None
+            replaced = seen.listening(output)
+            output = output if replaced is None else replaced
             if not output.requires_grad:
                 self.without += 1
-                return
+                return None
             axis = self.axis(output)
             held = output.detach().clone()  # a ReLU that works in place may stand behind
 
@@ -403,6 +423,7 @@ class _SiteTap(_Tap):
                 add_site(self.sums, rows, wanted.movedim(axis, -1))
 
             output.register_hook(lambda gradient: seen.asked(self, gradient, add))
+            return replaced
 
         return [self.module.register_forward_hook(came_out)]
 

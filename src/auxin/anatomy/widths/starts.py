@@ -52,6 +52,7 @@ class Begun:
     how: str
     preserves: bool
     assigns: list[Assign] = field(default_factory=list)
+    remarks: tuple[str, ...] = ()
 
 
 def start(
