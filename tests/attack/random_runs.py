@@ -298,6 +298,7 @@ class Run:
             ax.Widen("entry", by=2, init="split"),
             ax.Widen("tail.0", by=1),
             ax.Widen("tail.2", by=2, init="pair"),
+            ax.Widen("tail.0", by=3, init="tile", lr="mup"),
             rows if self.kind == "gpt" else ax.Widen("exit", by=1, outputs=True),
             others.get(self.kind, ax.Widen("entry", by=1, init="random")),
         ]

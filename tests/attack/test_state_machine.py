@@ -49,7 +49,7 @@ WORDS = st.fixed_dictionaries(
         "seed": st.integers(0, 10),
     }
 )
-WIDTHS = st.integers(100, 109)
+WIDTHS = st.integers(100, 110)
 EDITS = st.integers(0, 7) | WIDTHS
 DEEDS = st.sampled_from(["block", "tail", "thaw", "rows", "units", "order", "fewer", "new layer"])
 LARGEST = 7  # blocks

@@ -17,6 +17,7 @@ from auxin.anatomy.widths.groups import (
     Width,
     by_steps,
     closure,
+    constrained,
     module_attributes,
     output_axis,
     refusals,
@@ -225,6 +226,7 @@ class Widen:
         for way in range(max(map(len, ways))):  # as many heads more, or larger ones: the way that touches least
             growth = {id(atom): (atom, by) for atom, by in (one[min(way, len(one) - 1)] for one in ways)}
             width = closure(trace, growth.values())
+            width.why_not[:0] = constrained(model, width)
             width.why_not += [] if self.unit else self._other(terms, width)
             width.why_not += [*stored_otherwise(model, {m.name for m in width.members})]
             width.why_not += half_grown(model, {(m.name, m.axis) for m in width.members})

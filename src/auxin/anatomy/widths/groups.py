@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from auxin.anatomy.probe import PlanContext, untouched
 from auxin.anatomy.tree import module_at
@@ -18,6 +20,18 @@ from auxin.anatomy.widths.terms import BORN, Term, atoms, copies, find, grown, p
 from auxin.anatomy.widths.tracer import Event, Trace, traced
 from auxin.errors import GrowthError
 
+CONSTRAINTS: dict[type, str] = {
+    parametrizations._SpectralNorm: "spectral_norm",
+    parametrizations._Orthogonal: "orthogonal",
+    SpectralNorm: "spectral_norm",
+}
+ORIGINALS = (
+    "weight",
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+    "weight_v",
+    "weight_orig",
+)
 _seen: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Trace]] = weakref.WeakKeyDictionary()
 
 
@@ -240,6 +254,24 @@ def refusals(width: Width, init: str = "zero") -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def constrained(model: nn.Module, width: Width) -> list[str]:
+    """Why a width cannot grow where torch keeps a whole matrix orthogonal or of norm 1, which new entries change."""
+    found: dict[str, str] = {}
+    for member in width.members:
+        path = member.name.rpartition(".")[0].partition("parametrizations")[0].rstrip(".")
+        module = model.get_submodule(path)
+        hooks = [*module._forward_pre_hooks.values()]
+        hooks += [one for held in getattr(module, "parametrizations", {}).values() for one in held]
+        for hook in hooks:
+            kind = CONSTRAINTS.get(type(hook))
+            if kind is not None:
+                found[path] = (
+                    f"{path} is under {kind} of torch, which looks at the whole matrix; take it off, widen, and "
+                )
+                found[path] += "put it on again"
+    return [*found.values()]
+
+
 def module_attributes(
     model: nn.Module, shapes: Mapping[str, torch.Size], groups: Mapping[str, int]
 ) -> list[tuple[str, str, Any, Any]]:
@@ -249,8 +281,7 @@ def module_attributes(
     for path in (*owners, *(p for p in groups if p not in owners)):
         module = module_at(model, path)
         prefix = f"{path}." if path else ""
-        original = f"{prefix}parametrizations.weight.original1"
-        weight = shapes.get(f"{prefix}weight", shapes.get(original, shapes.get(f"{prefix}weight_v")))
+        weight = next((shapes[prefix + name] for name in ORIGINALS if prefix + name in shapes), None)
         if weight is None:
             weight = getattr(getattr(module, "weight", None), "shape", None)
         bias = shapes.get(f"{prefix}bias")

@@ -84,6 +84,7 @@ def _made(tracer: Tracer, args: Any, made: list[Tensor]) -> None:
 
 def _elementwise(tracer: Tracer, name: str, args: Any, made: list[Tensor], given: list[Axes]) -> None:
     """The default: what broadcasts to the result's shape goes through entry by entry, anything else is unknown."""
+    main = _scaled(tracer, name, given)
     for tensor in made:
         shape = list(tensor.shape)
         fitting = [axes for axes in given if _broadcasts([find(t).size for t in axes.terms], shape)]
@@ -111,12 +112,20 @@ def _elementwise(tracer: Tracer, name: str, args: Any, made: list[Tensor], given
                         terms[offset + number].link = find(term) if find(term) is not terms[offset + number] else None
                     else:
                         tracer.meet(term, terms[offset + number], name)
-            if axes.source is not None and name in GAINS + BIASES and len(given) > 1:
+            if axes.source not in (None, main) and name in GAINS + BIASES and len(given) > 1:
                 for number in range(len(tracer.trace.tensors[axes.source])):
                     role = "gain" if name in GAINS else "bias"
                     tracer.trace.roles.setdefault((axes.source, number), role)
-        source = given[0].source if len(given) == 1 and name in ("_to_copy", "abs", "neg") else None
-        tracer.give(tensor, terms, source)
+        tracer.give(tensor, terms, main)
+
+
+def _scaled(tracer: Tracer, name: str, given: list[Axes]) -> str | None:
+    """The parameter of which the result is a multiple: of one that is masked or scaled by others, the largest."""
+    if len(given) == 1 and name in (*GAINS, "_to_copy", "abs", "neg"):
+        return given[0].source
+    if name not in GAINS or any(axes.source is None for axes in given):
+        return None
+    return max(given, key=lambda axes: (len(axes.terms), axes.source in tracer.parameters)).source
 
 
 def _broadcasts(small: Sequence[int], shape: Sequence[int]) -> bool:

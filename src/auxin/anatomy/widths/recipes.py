@@ -62,6 +62,8 @@ def needed(width: Width) -> list[str]:
             found.append(f"{at} takes a {event.detail} over it ({event.where}), which new entries change")
         if event.kind == "product":
             found.append(f"{at} multiplies two activations and sums over it ({event.where})")
+    scaled = {(m.name, m.axis) for m in width.members} & width.trace.scaled
+    found += [f"{name} is divided by its norm along it (weight_norm)" for name, _ in sorted(scaled)]
     return list(dict.fromkeys(found))
 
 

@@ -112,6 +112,7 @@ class Tracer(TorchDispatchMode):
         self.modules = {id(m): path for path, m in model.named_modules()}
         self.owned: dict[int, Axes] = {}
         self.known: Any = WeakTensorKeyDictionary()  # of what forward makes
+        self.parameters = {name for name, _ in model.named_parameters()}
         held = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
         for name, tensor in itertools.chain(*held):
             if id(tensor) not in self.owned:
