@@ -247,6 +247,14 @@ def test_a_pattern_widens_all_blocks_alike():
         (lambda: ax.Widen("7", by=1), "no child '7'"),
         (lambda: ax.Widen("7.*", by=1), "no module of the network fits"),
         (lambda: ax.Widen("0", by=1, noise=-1.0), "noise"),
+        (lambda: ax.Widen("0", by=1, init="split", noise=float("inf")), "noise=inf: pass a number"),
+        (
+            lambda: ax.Widen("0", by=1, noise=0.1),
+            "noise= is added to copies, and init='zero' makes none; pass init='split'",
+        ),
+        (lambda: ax.Widen("0", by=1, outputs="no"), "outputs='no': pass True or False"),
+        (lambda: ax.Widen(0, by=1), "pass the path of a module as text"),
+        (lambda: ax.Widen("*", by=-1), "whole number from 1"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_changes(edit, words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,7 @@ from auxin.anatomy.widths.groups import (
 )
 from auxin.anatomy.widths.quantized import stored_otherwise
 from auxin.anatomy.widths.recipes import needed, recipes
-from auxin.anatomy.widths.starts import STARTS, Begun, start
+from auxin.anatomy.widths.starts import COPIES, STARTS, Begun, start
 from auxin.anatomy.widths.terms import Term, atoms, factors, find, pieces, product
 from auxin.anatomy.widths.tracer import Trace
 from auxin.anatomy.widths.tried import tried
@@ -174,6 +175,8 @@ class Widen:
         return f"Widen({self.at!r}, {size})"
 
     def _check(self) -> None:
+        if not isinstance(self.at, str):
+            raise GrowthError(f"Widen(at={self.at!r}): pass the path of a module as text, as in 'blocks.*.up'.")
         for name in ("by", "to"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value <= 0):
@@ -194,8 +197,14 @@ class Widen:
             raise GrowthError(f"{self._where}: lr={self.lr!r} is not known; use 'keep' or 'mup'.")
         if self.unit not in (None, *UNITS):
             raise GrowthError(f"{self._where}: unit={self.unit!r} is not known; use one of {', '.join(UNITS)}.")
-        if isinstance(self.noise, bool) or not isinstance(self.noise, (int, float)) or not self.noise >= 0:
+        if isinstance(self.noise, bool) or not isinstance(self.noise, (int, float)) or not 0 <= self.noise < inf:
             raise GrowthError(f"{self._where}: noise={self.noise!r}: pass a number from 0 on.")
+        if self.noise and isinstance(self.init, str) and self.init not in COPIES:
+            raise GrowthError(
+                f"{self._where}: noise= is added to copies, and init={self.init!r} makes none; pass init='split'."
+            )
+        if not isinstance(self.outputs, bool):
+            raise GrowthError(f"{self._where}: outputs={self.outputs!r}: pass True or False.")
 
     def _replayed(self, model: nn.Module, path: str, name: str, axes: Sequence[Any]) -> Swap:
         maps = {number: Axis.from_json(data) for number, data in enumerate(axes) if data is not None}
@@ -257,7 +266,7 @@ class Widen:
         if not any(sign in self.at for sign in "*?["):
             module_at(model, self.at, "Widen(at=...): at")
             return [self.at]
-        found = [path for path, _ in model.named_modules() if fnmatch.fnmatchcase(path, self.at)]
+        found = [path for path, _ in model.named_modules() if path and fnmatch.fnmatchcase(path, self.at)]
         depth = self.at.count(".")
         found = [path for path in found if path.count(".") == depth]
         if not found:

@@ -25,8 +25,8 @@ def _contracted(tracer: Tracer, a: Axes, b: Axes, x: Term, y: Term, what: str) -
             for number in here:  # a square matrix may have one width along both axes: the axis itself tells
                 if tracer.trace.roles.get((axes.source, number)) != "embedding":
                     tracer.trace.roles[axes.source, number] = "in"
-                    if not other.centred:
-                        tracer.trace.direct.add((axes.source, number))
+                if not other.centred:
+                    tracer.trace.direct.add((axes.source, number))
     tracer.meet(x, y, what)
     if not sourced:
         tracer.event("product", x, what)
@@ -40,8 +40,9 @@ def _mm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[
     if len(a.terms) == 3:
         tracer.meet(a.terms[0], b.terms[0], "bmm")
         for axes in given:
-            if axes.source is not None:
-                tracer.trace.roles[axes.source, 0] = "batch"
+            own = tracer.trace.tensors.get(axes.source or "", [])
+            if own and find(own[0]) is find(axes.terms[0]):  # einsum puts an axis of 1 in front
+                tracer.trace.roles[axes.source or "", 0] = "batch"
     tracer.trace.work.append((2, (*a.terms, b.terms[-1])))
     tracer.give(made[0], [*a.terms[:-1], b.terms[-1]])
 
@@ -85,6 +86,23 @@ def _mv(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[
     a, b = given[-2:]
     _contracted(tracer, a, b, a.terms[-1], b.terms[0], "mv")
     tracer.give(made[0], a.terms[:-1])
+
+
+@rule("_trilinear")
+def _bilinear(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
+    """``nn.Bilinear``: what else the operation can do is left unknown."""
+    if [list(axes) for axes in args[3:7]] != [[1, 3], [0], [1, 2], [2, 3]]:
+        for axes in given:
+            for term in axes.terms:
+                tracer.event("unknown", term, "_trilinear")
+        tracer.give(made[0], [Term(size) for size in made[0].shape])
+        return
+    a, weight, b = given
+    _contracted(tracer, a, weight, a.terms[-1], weight.terms[1], "bilinear")
+    _contracted(tracer, weight, b, weight.terms[2], b.terms[-1], "bilinear")
+    tracer.meet(a.terms[0], b.terms[0], "bilinear")
+    tracer.trace.work.append((2, (*a.terms, b.terms[-1], weight.terms[0])))
+    tracer.give(made[0], [a.terms[0], weight.terms[0]])
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")

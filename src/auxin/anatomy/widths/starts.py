@@ -210,7 +210,9 @@ def _written(fresh: Tensor, member: Member, width: Width, entries: Entries, init
     along_axis = [-1 if a == member.axis else 1 for a in range(fresh.dim())]
     if key in recipe.zero:
         return fresh * (~recipe.zero[key]).to(fresh.dtype).view(along_axis)
-    if init == "zero" and member.role == "in" and key not in recipe.free:
+    # The embedding of a tied head that reads the stream itself is a reader too.
+    tied = member.role == "embedding" and (width.trace.first[member.name], member.axis) in width.trace.direct
+    if init == "zero" and (member.role == "in" or tied) and key not in recipe.free:
         new = torch.tensor(member.index) < 0
         return fresh * (~new).to(fresh.dtype).view(along_axis)
     if init == "pair":

@@ -26,7 +26,20 @@ SHAPING = {  # functions whose whole numbers are lengths
     *("layer_norm", "rms_norm", "fold", "chunk", "broadcast_to", "tensor_split", "as_strided"),
 }
 CENTRING = ("native_layer_norm", "layer_norm")
-SUMMING = ("mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "convolution", "_convolution", "mv", "dot", "addmv")
+SUMMING = (
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "linear",
+    "matmul",
+    "convolution",
+    "_convolution",
+    "mv",
+    "dot",
+    "addmv",
+    "_trilinear",
+)
 
 
 @dataclass(eq=False)
