@@ -16,6 +16,7 @@ next one by 1 / c (ReLU between them, A and O scaled alike). Divide them by adde
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -138,11 +139,11 @@ def tiny(moments: PairMoments, k: int, slope: float = 1.0, joint: bool = True) -
         assert moments.S_XH is not None
         overlap = moments.S_XH.view(len(S_X), moments.kernel, -1) @ update.T
         N_r = M - overlap.reshape(M.shape)
-    W = whitener(S_X, moments.tolerance)
-    U, sigma, V = _svd(W @ N_r, k)
+    white, back = whitening(S_X, moments.tolerance)
+    U, sigma, V = _svd(white(N_r), k)
     _enough("tiny", k, rank_of(sigma), moments)
     half = sigma[:k].sqrt() / math.sqrt(abs(slope))
-    A, O = W.T @ (U * half), V * half * math.copysign(1, slope)
+    A, O = back(U * half), V * half * math.copysign(1, slope)
     return Tiny(A, O, update, d1, sigma, slope * float((A.T @ M * O.T).sum()))
 
 
@@ -156,9 +157,9 @@ def best_update(moments: PairMoments) -> tuple[Tensor, float]:
     """
     S_H, M_H = moments.hidden("best_update")
     _finite("best_update", S_H, M_H)
-    half = whitener(S_H, moments.tolerance)
-    white = half @ M_H
-    return (half.T @ white).T, float(white.square().sum())
+    white, back = whitening(S_H, moments.tolerance)
+    whitened = white(M_H)
+    return back(whitened).T, float(whitened.square().sum())
 
 
 def gradmax(moments: PairMoments, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,8 +225,8 @@ def sensitivity(moments: SiteMoments, whitened: bool = False) -> Sensitivity:
     _finite("sensitivity", moments.S, moments.M)
     direction = moments.M.T
     if whitened:
-        half = whitener(moments.S, moments.tolerance)
-        direction = direction @ half.T @ half
+        white, back = whitening(moments.S, moments.tolerance)
+        direction = back(white(moments.M)).T
     return Sensitivity(float((direction * moments.M.T).sum()), direction)
 
 
@@ -258,8 +259,8 @@ def natural(gradient: Tensor, A: Tensor, G: Tensor, tolerance: float = 1e-6) -> 
     if gradient.shape != (len(G), len(A)):
         raise GrowthError(f"natural: the gradient is {tuple(gradient.shape)}, A and G say {(len(G), len(A))}.")
     _finite("natural", gradient, A, G)
-    white = whitener(G, tolerance) @ gradient.to(G) @ whitener(A, tolerance).to(G).T
-    return float(white.square().sum()) / 2
+    (white_G, _), (white_A, _) = whitening(G, tolerance), whitening(A.to(G), tolerance)
+    return float(white_A(white_G(gradient.to(G)).T).square().sum()) / 2
 
 
 def effective_rank(H: Tensor | PairMoments, eps: float = 0.01, centred: bool = True) -> float:
@@ -361,45 +362,76 @@ def base_tokens(parameters: float, tokens: float) -> float:
     return 10 ** (0.88 * math.log10(parameters) + 163.27 / compute - 5.74)
 
 
-def whitener(S: Tensor, tolerance: float) -> Tensor:
-    """A matrix W with W^T W the pseudo-inverse of a second moment: rows W x have the identity for theirs.
+Rows = Callable[[Tensor], Tensor]
+
+
+def whitening(S: Tensor, tolerance: float) -> tuple[Rows, Rows]:
+    """M -> W M and U -> W^T U, where W^T W is the pseudo-inverse of a second moment.
 
     Args:
         S: Symmetric, without negative eigenvalues but for rounding.
         tolerance: Eigenvalues below it, relative to the largest, count as zero.
     """
-    factor, failed = torch.linalg.cholesky_ex(S)
-    if not failed:  # several times faster than eigenvalues, and right where none of them is near zero
-        W = torch.linalg.solve_triangular(factor, torch.eye(len(S)).to(S), upper=False)
-        if _smallest(W) > 10 * tolerance * float(S.diagonal().sum()):
-            return W
+    factor, failed = torch.linalg.cholesky_ex(S)  # many times faster than eigenvalues
+    if not failed:
+
+        def white(M: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(factor, M, upper=False)
+
+        def back(U: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(factor.T, U, upper=True)
+
+        if _smallest(white, back, S) > 10 * tolerance * float(S.diagonal().sum()):
+            return white, back
     values, vectors = torch.linalg.eigh(S)
     kept = values > tolerance * values[-1:].clamp(min=0)
-    return vectors[:, kept].T / values[kept].sqrt().unsqueeze(1)
+    W = vectors[:, kept].T / values[kept].sqrt().unsqueeze(1)
+    return lambda M: W @ M, lambda U: W.T @ U
 
 
-def _smallest(W: Tensor) -> float:
-    """The smallest eigenvalue of S, from W of S = (W^T W)^-1, by power iteration; a little too large."""
+def _smallest(white: Rows, back: Rows, S: Tensor) -> float:
+    """The smallest eigenvalue of S, by inverse iteration; a little too large."""
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(len(W), generator=generator, dtype=torch.float64).to(W)
+    v = torch.randn(len(S), 1, generator=generator, dtype=torch.float64).to(S)
     for _ in range(8):
-        v = W.T @ (W @ (v / v.norm()))
+        v = back(white(v / v.norm()))
     return 1 / float(v.norm())
 
 
 def _svd(Y: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The first k columns of U and V, and all singular values.
 
-    By the smaller Gram matrix where it is large, which is twice as fast, and exact to 1e-8 of the largest.
+    Where it is large by the smaller Gram matrix, whose eigenvectors come in float32 if k are few, and are refined.
     """
-    if min(Y.shape) < 128:
+    if min(Y.shape) < LARGE:
         U, sigma, Vh = torch.linalg.svd(Y, full_matrices=False)
         return U[:, :k], sigma, Vh[:k].T
     tall = Y.shape[0] >= Y.shape[1]
-    values, vectors = torch.linalg.eigh(Y.T @ Y if tall else Y @ Y.T)
-    sigma, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)[:, :k]
+    values, vectors = _leading(Y.T @ Y if tall else Y @ Y.T, k)
+    sigma = values.clamp(min=0).sqrt()
     safe = sigma[:k].clamp(min=torch.finfo(sigma.dtype).tiny)
     return (Y @ vectors / safe, sigma, vectors) if tall else (vectors, sigma, Y.T @ vectors / safe)
+
+
+def _leading(S: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """All eigenvalues, largest first, and the first k eigenvectors.
+
+    With few of them a step of subspace iteration makes float32 ones right: values to the square of their error. Where
+    the k-th is so small that rounding of float32 could matter, everything is computed in float64.
+    """
+    if 2 * (k + SPARE) < len(S):
+        rough, vectors = torch.linalg.eigh(S.float())
+        basis = torch.linalg.qr(S @ vectors[:, -k - SPARE :].to(S)).Q
+        values, inside = torch.linalg.eigh(basis.T @ S @ basis)
+        if values[-k] > 1e-3 * values[-1]:
+            every = torch.cat([values.flip(0)[:k], rough.flip(0)[k:].to(S)])
+            return every, basis @ inside.flip(1)[:, :k]
+    values, vectors = torch.linalg.eigh(S)
+    return values.flip(0), vectors.flip(1)[:, :k]
+
+
+LARGE = 128  # below it everything is fast
+SPARE = 16  # directions more than are wanted
 
 
 def rank_of(singular: Tensor) -> int:

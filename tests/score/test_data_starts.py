@@ -77,6 +77,19 @@ def test_no_amplitude_twice_as_large_or_half_as_large_is_better() -> None:
         assert evidence.mean(other) > best
 
 
+def test_the_amplitude_is_judged_on_validation_batches_where_there_are_any() -> None:
+    x, y = data()
+    found = []
+    for validation in (None, [(x[200:], y[200:])]):
+        net, _, evidence = trained(nn.ReLU())
+        given = ax.Evidence(evidence.loss, [(x[:40], y[:40])], validation=validation)
+        before = given.validate(net)
+        told = str(widened(net, given, "tiny"))
+        assert f"loss on the evidence {before:.4g} -> {given.validate(net):.4g}" in told
+        found.append(evidence.loss(net, (x[200:], y[200:])).item())
+    assert found[1] < found[0]
+
+
 def test_the_grid_extends() -> None:
     from auxin.edits.data_start import lowest
 

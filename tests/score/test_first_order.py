@@ -132,6 +132,28 @@ def test_moments_without_full_rank_are_inverted_where_they_can_be() -> None:
     assert 0.999 < case.fall(1e-5, found.A, found.O, found.update) / (1e-5 * (found.d1 + found.linear)) < 1.001
 
 
+@pytest.mark.parametrize("shape", [(200, 160), (160, 200)])
+@pytest.mark.parametrize("spectrum", ["flat", "steep", "short"])
+def test_the_fast_ways_are_the_obvious_ones(shape: tuple[int, int], spectrum: str) -> None:
+    torch.manual_seed(0)
+    Y = torch.randn(shape).double()
+    if spectrum == "steep":
+        Y = Y * torch.logspace(0, -9, shape[1]).double()
+    if spectrum == "short":
+        Y = Y[:, :5] @ torch.randn(5, shape[1]).double()
+    k = 5 if spectrum == "short" else 12
+    U, sigma, V = score._svd(Y, k)
+    U_all, expected, Vh = torch.linalg.svd(Y, full_matrices=False)
+    assert close(sigma[:k], expected[:k], 1e-10 if spectrum == "flat" else 1e-7)
+    best = U_all[:, :k] * expected[:k] @ Vh[:k]
+    assert close(U * sigma[:k] @ V.T, best, 1e-3 if spectrum == "flat" else 1e-7)
+    assert (Y - U * sigma[:k] @ V.T).norm() <= (Y - best).norm() * (1 + 1e-9) + 1e-7
+    assert (V.T @ V - torch.eye(k)).abs().max() < 1e-6 and (U.T @ U - torch.eye(k)).abs().max() < 1e-6
+    S = Y.T @ Y
+    white, back = score.whitening(S, 1e-12)
+    assert close(S @ back(white(S)), S, 1e-6)
+
+
 # T3 and S4
 
 

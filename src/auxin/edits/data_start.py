@@ -293,9 +293,10 @@ def _pair(model: nn.Module, width: Width, atom: object, where: str, init: str) -
 
 
 def mean_loss(model: nn.Module, evidence: Evidence) -> float:
-    """The loss on the evidence, as a mean over its batches; infinite where one of them is not finite any more."""
+    """The mean loss that judges an amplitude, on validation batches where there are any; infinite if not finite."""
+    batches = evidence.batches if evidence.validation is None else evidence.validation
     with torch.no_grad():
-        losses = [float(evidence.loss(model, batch)) for batch in evidence.batches]
+        losses = [float(evidence.loss(model, batch)) for batch in batches]
     mean = sum(losses) / len(losses)
     return mean if math.isfinite(mean) else math.inf
 
