@@ -24,6 +24,7 @@ from auxin.statistics import Pair, PairMoments, measured
 from auxin.statistics.places import LAYERS
 
 DATA = ("tiny", "gradmax", "gradmax-in")
+LIMIT = 2**33  # bytes of second moments; a growth is refused beyond them
 DEAD = 1e-12  # of the second moment of the unit that is the most active
 ALIKE = 0.9999  # |cos| between what two units say
 
@@ -87,7 +88,7 @@ def data_start(
     pairs = {_pair(model, width, atom, where, init): by for atom, by in width.growth.values()}
     with untouched(model):
         grow = _Grown(model, width, begun, assigns, evidence, where)
-        moments = measured(model, evidence, list(pairs), quiet=True, guarded=False)
+        moments = measured(model, evidence, list(pairs), quiet=True, guarded=False, limit=LIMIT)
         if init == "tiny":
             return grow.tiny({pair: (moments[pair], by) for pair, by in pairs.items()})
         found = []
@@ -183,7 +184,7 @@ class _Grown:
         muted = [one.scaled(1.0, 0.0) for one in units]
         places = [Pair(None, one.pair.consumer) for one in units]
         with standing(self.model, self._swaps(muted), self.assigns):
-            found = measured(self.model, self.evidence, places, quiet=True, guarded=False)
+            found = measured(self.model, self.evidence, places, quiet=True, guarded=False, limit=LIMIT)
         told = []
         for one, place in zip(units, places, strict=True):
             S_H, M_H = found[place].hidden("Widen")
@@ -199,7 +200,7 @@ class _Grown:
         muted = self._swaps(units)
         places = [Pair(None, one.pair.producer or "") for one in units]
         with standing(self.model, muted, self.assigns):
-            found = measured(self.model, self.evidence, places, quiet=True, guarded=False)
+            found = measured(self.model, self.evidence, places, quiet=True, guarded=False, limit=LIMIT)
         return [
             bool(found[place].hidden("Widen")[1][:, self.born[join(one.pair.producer or "", "weight")]].any())
             for one, place in zip(units, places, strict=True)
