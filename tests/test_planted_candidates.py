@@ -65,14 +65,25 @@ def long_run(grower, go_on, edit):
         return float(grower.evidence.mean(grower.model))
 
 
+CHOOSERS = {
+    "by_trial": lambda: ax.choose.by_trial(steps=64),
+    "by_gain per parameter": lambda: ax.choose.by_gain(per="parameter"),
+    "by_gain per FLOP": lambda: ax.choose.by_gain(per="flop"),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seeds", [3, pytest.param(10, marks=pytest.mark.long)])
-def test_p4_the_better_of_two_is_picked_in_nine_of_ten_seeds(seeds):
+def test_p4_the_better_of_two_is_picked_in_nine_of_ten_seeds(seeds, name):
     right, chosen = 0, []
     for seed in range(seeds):
         grower, go_on = run(seed)
         truth = min(EDITS, key=lambda edit: long_run(grower, go_on, edit))
-        picked = ax.choose.by_trial(steps=64)(EDITS, grower)
+        before = {n: t.clone() for n, t in grower.model.state_dict().items()}
+        picked = CHOOSERS[name]()(EDITS, grower)
+        assert all(torch.equal(t, before[n]) for n, t in grower.model.state_dict().items())
         right += picked == truth
         chosen.append(EDITS.index(picked) if picked is not None else None)
-    print(f"by_trial picked the truly better one in {right} of {seeds} seeds: {chosen}")
+    print(f"{name} picked the truly better one in {right} of {seeds} seeds: {chosen}")
     assert right >= 0.9 * seeds

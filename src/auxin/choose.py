@@ -7,7 +7,7 @@ something has `state_dict()` and `load_state_dict()`.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
@@ -203,6 +203,57 @@ class _ByTrial:
         return f"by_trial(steps={self.steps!r}, margin={self.margin!r})"
 
 
+def by_gain(per: Literal["flop", "parameter"] = "flop", least: float = 0.0) -> "_ByGain":
+    """The edit whose new entries take most off the loss, for what they cost.
+
+    Each edit is carried out for a look and taken back. Its gain is what the first optimizer step on the new entries
+    alone takes off the loss on unseen data (`evidence.validation`; without, on the same), to first order: exact for a
+    small step, over depth and width alike. It says nothing of what follows, so it is for choosing which few of many
+    places are worth a race (`by_race`) or a trial.
+
+    Args:
+        per: What the gain is divided by: "flop", the FLOPs that are added to a training step, or "parameter".
+        least: Gains per cost that are no larger are not worth growing: None is chosen.
+
+    Returns:
+        A chooser; its `looks` hold what each decision was made on.
+
+    Raises:
+        GrowthError: When it is asked, if the Grower has no evidence.
+    """
+    return _ByGain(per, least)
+
+
+class _ByGain:
+    def __init__(self, per: str, least: float) -> None:
+        if per not in ("flop", "parameter"):
+            raise GrowthError(f"by_gain(per={per!r}): pass 'flop' or 'parameter'.")
+        if isinstance(least, bool) or not isinstance(least, (int, float)) or not least >= 0:
+            raise GrowthError(f"by_gain(least={least!r}): pass a number from 0.")
+        self.per, self.least = per, least
+        self.looks: list[list[Probed]] = []
+
+    def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
+        looks = [probed(grower, cast(Any, edit)) for edit in edits]
+        self.looks.append(looks)
+        known = [look for look in looks if not look.why_not]
+        if not known:
+            return edits[0] if edits else None  # for the Grower to say why not
+        best = max(known, key=lambda look: _least_if_nan(self.rate(look, grower)))
+        return best.edit if self.rate(best, grower) > self.least else None
+
+    def rate(self, look: Probed, grower: Run) -> float:
+        """The gain of an edit for each FLOP, or parameter, that it adds."""
+        if self.per == "parameter":
+            return look.gain / max(1, look.parameters - sum(p.numel() for p in grower.model.parameters()))
+        assert grower.evidence is not None  # probed() has said so
+        alone = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
+        return look.gain / max(1.0, look.flops - alone)
+
+    def __repr__(self) -> str:
+        return f"by_gain(per={self.per!r}, least={self.least!r})"
+
+
 def by_race(
     cost: float = 1.0, rivals: int = 2, least: int = 20, shrink: float = 0.5, averaged: float = 0.5, sure: float = 1.0
 ) -> "_ByRace":
@@ -252,7 +303,7 @@ class _ByRace:
             return edits[0] if edits else None  # for the Grower to say why not
         assert grower.evidence is not None  # probed() has said so
         alone = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
-        known.sort(key=lambda look: -_worst_if_nan(look.gain / max(look.flops - alone, 1.0)))
+        known.sort(key=lambda look: -_least_if_nan(look.gain / max(look.flops - alone, 1.0)))
         chosen = known[: self.rivals]
         steps = int(self.cost * before / (alone + sum(look.flops for look in chosen)))
         race = grower.race([look.edit for look in chosen], max(self.least, steps), *self.words)
@@ -262,6 +313,10 @@ class _ByRace:
     def __repr__(self) -> str:
         shrink, averaged, sure = self.words
         return f"by_race(cost={self.cost!r}, rivals={self.rivals!r}, shrink={shrink!r}, {averaged=}, {sure=})"
+
+
+def _least_if_nan(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _worst_if_nan(value: float) -> float:

@@ -508,8 +508,10 @@ class Grower:
 
     def _count_steps(self) -> None:
         """Write down what the training steps since the last count have cost, where a trigger asks for FLOPs."""
+        if self._costs is None or self.evidence is None:
+            return
         steps, self._counted = self.optimizer_steps - self._counted, self.optimizer_steps
-        if self._costs is None or self.evidence is None or steps <= 0:
+        if steps <= 0:
             return
         now = self.progress.entries[-1].fingerprint if self.progress.entries else self._origin
         if now not in self._costs:

@@ -209,7 +209,7 @@ class Newborn:
                     self._begun.append(_Begun(p, group, count, block, here, here))
         for stays, alike in _alike((_after_decay(one.group), one) for one in self._begun):
             heres = [one.here for one in alike]
-            starts = [here * stays for here in heres] if isinstance(stays, Tensor) else torch._foreach_mul(heres, stays)
+            starts = [here * stays for here in heres] if isinstance(stays, Tensor) else torch._foreach_mul(heres, stays)  # pyright: ignore[reportPrivateImportUsage]
             for one, start in zip(alike, starts, strict=True):
                 one.start = start
 
@@ -220,7 +220,7 @@ class Newborn:
             for rest, alike in _alike((_rest(optimizer, one, second), one) for one in self._begun):
                 live = [one for one in alike if one.is_live and type(rest) is float]
                 if live:
-                    torch._foreach_lerp_([one.here for one in live], [one.start for one in live], rest)
+                    torch._foreach_lerp_([one.here for one in live], [one.start for one in live], rest)  # pyright: ignore[reportPrivateImportUsage]
                 for one in alike:
                     if rest is not None and not (one.is_live and type(rest) is float):
                         one.write(rest)

@@ -243,17 +243,16 @@ class Probed:
     Attributes:
         edit: which.
         flops: of one training step of the network that has grown by it.
-        gain: the loss that one optimizer step on the new entries alone is going to take off, to first order.
+        parameters: of that network.
+        gain: what the first optimizer step on the new entries alone takes off the loss on unseen data, to first order.
         why_not: why it could not be carried out; "" where it could.
     """
 
     edit: Any
     flops: float
+    parameters: int
     gain: float
     why_not: str = ""
-
-
-LOOKED_AT = 4  # batches that the gradient of new entries is the mean of
 
 
 def probed(run: Run, edit: Edit) -> Probed:
@@ -262,48 +261,66 @@ def probed(run: Run, edit: Edit) -> Probed:
     Raises:
         GrowthError: there is no evidence; or a bad moment.
     """
-    if run.evidence is None:
-        raise GrowthError(
-            "races are run on a loss and batches: give the Grower evidence=auxin.Evidence(loss, batches)."
-        )
     evidence = run.evidence
-    batches = [evidence.batches[n] for n in range(min(LOOKED_AT, len(evidence.batches)))]
+    if evidence is None:
+        raise GrowthError("gains are of a loss on batches: give the Grower evidence=auxin.Evidence(loss, batches).")
     try:
         with run.trial(edit) as change, run.ledger.timed("probing"):
             too_large = run.limit.exceeded(run.model, run.probe)
             if change is None or too_large is not None:
                 raise GrowthError(f"the network would have {too_large}.")
-            flops = flops_of(run.model, evidence.loss, batches[0])
-            run.ledger.spend("probing", (len(batches) + 1) * flops)
-            return Probed(edit, flops, _gain(run, change, evidence, batches))
+            flops = flops_of(run.model, evidence.loss, evidence.batches[0])
+            size = sum(p.numel() for p in run.model.parameters())
+            run.ledger.spend("probing", (2 * LOOKED_AT + 1) * flops)
+            return Probed(edit, flops, size, _gain(run, change, evidence))
     except BadMoment:
         raise
     except GrowthError as error:
-        return Probed(edit, math.nan, math.nan, str(error))
+        return Probed(edit, math.nan, 0, math.nan, str(error))
 
 
-def _gain(run: Run, change: Change, evidence: Evidence, batches: Sequence[Any]) -> float:
-    """The first-order decrease of the loss by one step on the entries that are new.
+def _gain(run: Run, change: Change, evidence: Evidence) -> float:
+    """The first-order decrease of the loss by one step on the entries that are new, seen on validation data.
 
-    An optimizer that divides by the root of second moments moves each entry by its rate, so rate x sum |g|; another
-    one by rate x gradient, so rate x sum g^2.
+    An optimizer that divides by the root of second moments moves each entry by its rate against the sign of the
+    gradient g, any other one by rate x g. On unseen data, of gradient g', that takes off the product of step and g'; on
+    the same data noise counts as gain too.
     """
     masks: dict[str, Tensor | None] = {part.name: part.mask for part in change.parts}
     masks |= dict.fromkeys(change.starting)
     rates = {id(p): (o, float(g["lr"])) for o in run.optimizers for g in o.param_groups for p in g["params"]}
-    gradients: dict[str, Tensor] = {}
-    for batch in batches:
-        for name, gradient in gradients_of(evidence.loss(run.model, batch) / len(batches), run.model).items():
-            if gradient is not None and name in masks:
-                gradients[name] = gradients.get(name, torch.zeros_like(gradient)) + gradient
+    seen, unseen = (_mean_gradients(run.model, evidence.loss, batches) for batches in _looked_at(evidence))
     gain = 0.0
     for name, parameter in run.model.named_parameters():
-        if name in gradients and id(parameter) in rates:
+        if name in masks and name in seen and name in unseen and id(parameter) in rates:
             mask, (optimizer, rate) = masks[name], rates[id(parameter)]
-            gradient = gradients[name] if mask is None else gradients[name][mask.to(parameter.device)]
-            square = not isinstance(optimizer, SCALE_FREE)
-            gain += rate * float((gradient.square() if square else gradient.abs()).sum())
+            step = seen[name].sign() if isinstance(optimizer, SCALE_FREE) else seen[name]
+            product = step * unseen[name]
+            gain += rate * float((product if mask is None else product[mask.to(product.device)]).sum())
     return gain
 
 
+def _looked_at(evidence: Evidence) -> tuple[list[Any], list[Any]]:
+    """Batches for the step, and those on which it is to take something off: others, where there are validation data.
+
+    Halves of the training data will not do: in a network that fits them their gradients are opposite.
+    """
+    first = [evidence.batches[n] for n in range(min(LOOKED_AT, len(evidence.batches)))]
+    if evidence.validation is not None:
+        return first, [evidence.validation[n] for n in range(min(LOOKED_AT, len(evidence.validation)))]
+    return first, first
+
+
+def _mean_gradients(
+    model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: list[Any]
+) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for batch in batches:
+        for name, gradient in gradients_of(loss(model, batch) / len(batches), model).items():
+            if gradient is not None:
+                total[name] = total[name] + gradient if name in total else gradient
+    return total
+
+
+LOOKED_AT = 8  # batches that a gradient is the mean of
 SCALE_FREE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
