@@ -468,6 +468,14 @@ class Change:
 
     def _what(self) -> Iterator[str]:
         """What was added, replaced, removed, resized; all names as they are afterwards."""
+        yield from self._new()
+        if not self.added:
+            at = getattr(self.edit, "at", "")
+            yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
+        yield from _resizes([move for move in self.moves if move.old_shape is not None and move.reshaped])
+
+    def _new(self) -> Iterator[str]:
+        """What was added or replaced."""
         old = self.before.modules
         renamed = self.renamed
         asleep = {id(module.layer) for module in old.values() if isinstance(module, Dormant)}
@@ -483,10 +491,6 @@ class Change:
                 yield f"{path}: {type(old[path]).__name__} replaced by {kind}"
             else:
                 yield f"{path} <- {kind}"
-        if not self.added:
-            at = getattr(self.edit, "at", "")
-            yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
-        yield from _resizes([move for move in self.moves if move.old_shape is not None and move.reshaped])
 
 
 def _resizes(moves: Sequence[Move]) -> Iterator[str]:

@@ -116,6 +116,17 @@ def test_several_edits_are_one_change_with_one_proof(monkeypatch):
     assert all(p.grad is None or torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_the_change_names_each_resized_tensor_once():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    text = str(ax.grow(net, [ax.Widen("0", by=4), ax.Widen("2", by=2)], probe=torch.randn(6, 4)))
+    for part in ("Widen('0') · 0.weight (8, 4) -> (12, 4)", "Widen('2') · 2.weight (8, 12) -> (10, 12)"):
+        assert text.count(part) == 1, text
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2)))
+    edits = [ax.Widen("*.0", by=4), ax.Duplicate("", by=1, output="keep")]
+    text = str(ax.grow(blocks, edits, probe=torch.randn(6, 4)))
+    assert text.count(" -> (12, 4)") == text.count("<- copy of") == text.count("Widen('*.0')") == 1, text
+
+
 def test_what_a_later_edit_moves_has_its_last_name_in_the_change():
     model, optimizer, average = build()
     edits = [ax.Duplicate("left", order=[0, 1, 1]), ax.Duplicate("left", order=[0, 0, 1, 2])]

@@ -122,8 +122,7 @@ class Changes(Change):
         return dict(self.moved)
 
     def _what(self) -> Any:
-        if self.places:
-            yield from super()._what()
+        yield from self._new() if self.each else super()._what()
         for part in self.each:
             if not part.added:
                 yield from part._what()

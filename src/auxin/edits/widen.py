@@ -107,7 +107,12 @@ class Widen:
             return self._change(model, context, self, swaps, how="as the journal says", preserves=False)
         if not context.has_probe:
             raise GrowthError(f"{self._where}: which tensors share a width is seen in a forward; pass probe=batch.")
-        width, begun, assigns = self.tried(model, context)
+        try:
+            width, begun, assigns = self.tried(model, context)
+        except GrowthError as error:
+            if "the outputs on the probe would change" not in str(error):
+                raise
+            raise GrowthError(f"{error} {self._instead(model, context)}") from error
         axes = tuple(
             (s.path, s.name, tuple(None if a.is_same else a.to_json() for a in s.axes or ())) for s in begun.swaps
         )
@@ -160,6 +165,24 @@ class Widen:
                 return width, *best[1:]
             wrong += needed(width) if self.init != "random" else []
         raise GrowthError(f"{self._where}: cannot grow: {'; '.join(list(dict.fromkeys(wrong))[:3])}.")
+
+    def _instead(self, model: nn.Module, context: PlanContext) -> str:
+        """What grows this width, where the start that was asked for does not keep the function."""
+        path = self.paths(model)[0]
+        trace = trace_of(context)
+        size = find(self.counted(path, output_axis(trace, model, path, rows=self.unit == "rows"), trace)).size
+        plain = dataclasses.replace(self, init="zero", noise=0.0)
+        keep = []
+        for other in (plain, dataclasses.replace(plain, init="tile", by=None, to=2 * size)):
+            try:
+                other.tried(model, context, fields=False)
+            except GrowthError:
+                continue
+            keep.append(f"{other._where[:-1]}, init={other.init!r})")
+        return (
+            f"{' or '.join(keep)} keeps the function; " * bool(keep)
+            + "init='random' grows it and changes the function."
+        )
 
     def _change(
         self, model: nn.Module, context: PlanContext, edit: Widen, swaps: Sequence[Swap], **fields: Any

@@ -123,8 +123,10 @@ def output_axis(trace: Trace, model: nn.Module, path: str, rows: bool = False) -
         name for name, _ in module.named_buffers(recurse=False) if name.endswith("running_mean")
     ]
     parametrized = [n for n, _ in module.named_parameters() if n.startswith("parametrizations.weight.")]
-    if isinstance(module, nn.RNNBase) and f"{prefix}weight_hh_l0" in trace.tensors:
-        return trace.tensors[f"{prefix}weight_hh_l0"][1]
+    recurrent = {nn.RNNBase: "weight_hh_l0", nn.RNNCellBase: "weight_hh"}
+    for kind, name in recurrent.items():  # the hidden units; the rows are those of all gates
+        if isinstance(module, kind) and prefix + name in trace.tensors:
+            return trace.tensors[prefix + name][1]
     ranked = sorted((n for n in own + parametrized[-1:]), key=lambda n: -len(trace.tensors.get(prefix + n, ())))
     for name in ranked:
         terms = trace.tensors.get(prefix + name)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from auxin.anatomy.tree import is_scripted, join
+from auxin.anatomy.widths.terms import Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +111,49 @@ class Size(int):
 
     def __floordiv__(self, other: Any) -> Any:
         """A quotient by a plain number that divides it remembers."""
-        if type(other) is int and other and int(self) % other == 0:
-            return Size(int(self) // other, {product: f / other for product, f in self.terms.items()})
+        if type(other) in (int, Length) and other and int(self) % other == 0:
+            return Size(int(self) // int(other), {product: f / int(other) for product, f in self.terms.items()})
         return int(self) // int(other) if isinstance(other, Size) else int(self) // other
+
+    def __copy__(self) -> int:
+        """Forget."""
+        return int(self)
+
+    def __deepcopy__(self, memo: Any) -> int:
+        """Forget."""
+        return int(self)
+
+    def __reduce__(self) -> Any:
+        """Forget."""
+        return int, (int(self),)
+
+
+class Length(int):
+    """The length of an axis of a tensor, as ``x.shape`` gave it; what is computed from it is a plain number.
+
+    Attributes:
+        term: of the axis.
+    """
+
+    term: Term
+
+    def __new__(cls, value: int, term: Term) -> Length:
+        """Make one."""
+        made = super().__new__(cls, value)
+        made.term = term
+        return made
+
+    def __add__(self, other: Any) -> Any:
+        """Forget, but let the other number remember."""
+        return int(self) + other
+
+    def __sub__(self, other: Any) -> Any:
+        """Forget, but let the other number remember."""
+        return int(self) - other
+
+    def __mul__(self, other: Any) -> Any:
+        """Forget, but let the other number remember."""
+        return int(self) * other
 
     def __copy__(self) -> int:
         """Forget."""

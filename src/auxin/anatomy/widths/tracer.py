@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from auxin.anatomy.widths.sizes import Size, remembered
-from auxin.anatomy.widths.terms import Mixed, Term, atoms, find, split, unify
+from auxin.anatomy.widths.sizes import Length, Size, remembered
+from auxin.anatomy.widths.terms import Mixed, Term, atoms, factors, find, split, unify
 
 SHAPING = {  # functions whose whole numbers are lengths
     *("view", "reshape", "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "expand"),
@@ -134,6 +134,7 @@ class Tracer(TorchDispatchMode):
             self.trace.tensors[name], self.trace.first[name] = known.terms, known.source or name
         self.sizes: list[Any] = []
         self.sliced: dict[int, Size] = {}
+        self.works = False  # on an operation, in whose rules lengths are plain numbers
         self.attends = False  # in nn.MultiheadAttention, whose mean of the weights over heads few networks use
 
     def axes(self, tensor: Tensor) -> Axes:
@@ -174,9 +175,15 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and say what its axes are."""
+        works, self.works = self.works, True
+        try:
+            return self._followed(func, args, kwargs or {})
+        finally:
+            self.works = works
+
+    def _followed(self, func: Any, args: Any, kwargs: Any) -> Any:
         from auxin.anatomy.widths.operations import apply  # the rules know this class
 
-        kwargs = kwargs or {}
         before = [(t, self.axes(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         out = func(*args, **kwargs)
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -216,6 +223,23 @@ class Tracer(TorchDispatchMode):
         outer, _ = split(term, find(term).size // count)
         self.trace.groups.append((self.place()[1], outer))
 
+    def shaped(self, tensor: Tensor, lengths: Sequence[Any]) -> None:
+        """Two axes are one where forward gives an axis the length of another one, as in ``y.view(*x.shape)``.
+
+        Not where one holds the parts of the other in another order, as channels that are shuffled.
+        """
+        terms = self.axes(tensor).terms
+        if len(lengths) != len(terms):
+            return
+        for length, term in zip(lengths, terms, strict=True):
+            if not isinstance(length, Length) or find(length.term).size != find(term).size:
+                continue
+            a, b = find(length.term), find(term)
+            alike = "atom" in (a.kind, b.kind) or [f.size for f in factors(a)] == [f.size for f in factors(b)]
+            if alike and not {*map(id, atoms(a))} & {*map(id, atoms(b))}:
+                with contextlib.suppress(Mixed):
+                    unify(a, b)
+
     def give(self, tensor: Tensor, terms: Sequence[Term], source: str | None = None) -> None:
         """Say what the axes of a new tensor are."""
         if id(tensor) in self.owned:
@@ -225,7 +249,7 @@ class Tracer(TorchDispatchMode):
 
 
 class Sizes(TorchFunctionMode):
-    """Tells the tracer which numbers that remember their origin a call was given."""
+    """Tells the tracer which numbers that remember their origin a call was given, and lets lengths remember theirs."""
 
     def __init__(self, tracer: Tracer):
         super().__init__()
@@ -234,6 +258,8 @@ class Sizes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function with its numbers at hand."""
         kwargs = kwargs or {}
+        if self.tracer.works:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         shapes = name in SHAPING or name.rstrip("_") in SHAPING
         attends = name == "multi_head_attention_forward"  # its numbers are those of the module, see ``groups``
@@ -245,10 +271,24 @@ class Sizes(TorchFunctionMode):
             result = func(*args, **kwargs)
             if attends:
                 self.tracer.heads(int(args[4]), args[0], args[11])
-            return result
+            if name in ("view", "reshape") and isinstance(result, Tensor):
+                self.tracer.shaped(result, list(_numbers(args)))
+            return self._measured(name, args, kwargs, result)
         finally:
             self.tracer.sizes, self.tracer.sliced = before, {}
             self.tracer.attends = self.tracer.attends and not attends
+
+    def _measured(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
+        """The lengths that a tensor tells, which remember their axes."""
+        if name not in ("__get__", "size") or not args or not isinstance(args[0], Tensor):
+            return result
+        if isinstance(result, torch.Size):
+            pairs = zip(result, self.tracer.axes(args[0]).terms, strict=True)
+            return torch.Size(Length(length, term) if length > 1 else length for length, term in pairs)
+        if type(result) is int and name == "size" and result > 1:
+            axis = args[1] if len(args) > 1 else kwargs.get("dim")
+            return Length(result, self.tracer.axes(args[0]).terms[axis]) if type(axis) is int else result
+        return result
 
 
 def _sliced(index: Any) -> dict[int, Size]:

@@ -95,8 +95,11 @@ def _difference(a: Tensor, b: Tensor) -> float:
     if not a.is_floating_point() or not a.numel():
         return 0.0 if torch.equal(a, b) else float("inf")
     dtype, a, b = a.dtype, a.double(), b.double()
+    told = a.isfinite() | b.isfinite()
+    if not told.any():  # a network that gives nothing but NaN
+        return 0.0
     size = float(a[a.isfinite()].abs().max()) if a.isfinite().any() else 1.0
-    worst = float((a - b)[a.isfinite() | b.isfinite()].abs().nan_to_num(nan=float("inf")).max())
+    worst = float((a - b)[told].abs().nan_to_num(nan=float("inf")).max())
     eps = torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else torch.finfo(torch.float32).eps
     return worst / (max(size, 1e-6) * eps)
 
