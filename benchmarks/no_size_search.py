@@ -31,7 +31,7 @@ from auxin.ledger import flops_of
 TASKS = ("digits", "friedman", "teacher", "mnist1d", "diamonds", "mnist5k")
 ENOUGH = ("linear", "noise", "iris", "wine", "cancer")  # where the width to start from is enough
 FILES = {"iris": "iris.csv", "wine": "wine_data.csv", "cancer": "breast_cancer.csv"}
-WIDTHS = (4, 8, 16, 32, 64, 128, 256, 512)
+WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 STEPS, BATCH, START = 1000, 64, 8
 RATES = {"class": 3e-3, "value": 1e-2}
 
