@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from auxin.anatomy.tree import unwrap
 from auxin.candidates import candidates
@@ -17,7 +19,7 @@ from auxin.follow.own_groups import optimizers_in
 from auxin.grower import Grower
 from auxin.ledger import flops_of
 from auxin.race import Race, validation_flops
-from auxin.when.spending import growth_pays
+from auxin.when.spending import END, LAST, LEAST, growth_pays
 
 LOOKS = 40  # evaluations while the learning rate falls, at most
 SHARE = 0.05  # of the training that evaluations may cost
@@ -52,8 +54,8 @@ def auto(
         probe: one batch to prove growths on; None: the first of the evidence.
         depth: whether lists of blocks may get longer.
         width: whether widths may get larger.
-        options: of ``Grower``: ``limit``, ``log``, ``rewarm``, ``on_growth``; and ``edits``, ``when`` or ``choose`` in
-            place of its own.
+        options: of ``Grower``: ``limit``, ``log``, ``rewarm``, ``on_growth``, ``on_refused`` ("warn" here); and
+            ``edits``, ``when`` or ``choose`` in place of its own.
 
     Raises:
         GrowthError: no validation data, no budget that a schedule would tell, or what ``Grower`` refuses.
@@ -78,9 +80,15 @@ def auto(
                 "auxin.ledger.flops_of(model, loss, batch) are those of one step."
             )
         budget = steps * flops_of(inner, evidence.loss, evidence.batches[0])
+    for companion in companions:
+        if _steps_of(companion) and not hasattr(companion, "grower"):
+            warnings.warn(_counted(companion), stacklevel=2)
     parts: dict[str, Any] = {"edits": candidates(probe, depth, width), "when": growth_pays(budget), "choose": by_race()}
+    parts["on_refused"] = "warn"  # its own edits, of which one that does not fit is no reason to end the run
     grower = AutoGrower(model, *companions, evidence=evidence, probe=probe, **{**parts, **options})
     grower.budget = float(budget)
+    if "when" not in options:
+        _warn_of_a_budget_that_ends_first(grower.budget, flops_of(inner, evidence.loss, evidence.batches[0]))
     for companion in companions:
         if getattr(companion, "grower", grower) is None:
             companion.grower = grower
@@ -151,8 +159,31 @@ class AutoGrower(Grower):
         yield from self.model.buffers()
 
 
+def _warn_of_a_budget_that_ends_first(budget: float, step: float) -> None:
+    """Say so where the first decision would come when it is too late to grow."""
+    needed = LEAST * step / min(LAST, END / 2)
+    if budget < needed:
+        warnings.warn(
+            f"auto(budget={budget:.3g}): that is {budget / step:.0f} training steps of the network as it is. The first "
+            f"decision falls after {LEAST} steps and within the first third of the budget, so nothing will grow: pass "
+            f"budget={needed:.2g} or more, or when=auxin.when.growth_pays(budget, least=...) with fewer steps.",
+            stacklevel=3,
+        )
+
+
+def _counted(schedule: Any) -> str:
+    """What becomes of a schedule that counts steps."""
+    return (
+        f"auto(...): {type(schedule).__name__} counts {_steps_of(schedule)} steps, and the budget pays for fewer once "
+        "the network has grown: the learning rate will not reach the end of its fall. "
+        "auxin.schedule.by_budget(optimizer) follows the budget; it needs budget=."
+    )
+
+
 def _steps_of(schedule: Any) -> int | None:
-    """How many steps a schedule says that the run has."""
+    """How many steps a schedule says that the run has; one that only rises, or ends at its full rate, says nothing."""
+    if isinstance(schedule, (ConstantLR, LinearLR)) and getattr(schedule, "end_factor", 1.0) >= 1:
+        return None
     for name in ("total", "total_steps", "T_max", "total_iters"):
         steps = getattr(schedule, name, None)
         if type(steps) is int and steps > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,13 +16,16 @@ from auxin.edits.widen import Widen
 from auxin.errors import GrowthError
 from auxin.listing import named_modules
 from auxin.sites import sites
+from auxin.widths import Width
 
 
 def candidates(probe: Probe, depth: bool = True, width: bool = True) -> Candidates:
     """The edits that double a network in one way each, for ``Grower(edits=...)``; asked anew at each decision.
 
     Wider: all inner widths (units, channels, heads) at once; each residual stream. Deeper: each list of blocks that are
-    alike. Factors of two, since larger steps overgrow.
+    alike. Factors of two, since larger steps overgrow. What is frozen is left alone: a width of which nothing that
+    makes it trains, or nothing that reads it, and a list without a parameter that trains. A forward in which widths
+    cannot be followed is told of in a warning.
 
     Args:
         probe: one batch, or a callable that returns one; widths are read off a forward on it.
@@ -53,7 +57,7 @@ def candidates(probe: Probe, depth: bool = True, width: bool = True) -> Candidat
 class Candidates:
     """What ``candidates`` returns; see there."""
 
-    probe: Any
+    probe: Any = dataclasses.field(repr=False)
     depth: bool
     width: bool
 
@@ -68,7 +72,11 @@ class Candidates:
 
     def _wider(self, model: nn.Module) -> Iterator[Any]:
         inner, streams = list[Widen](), list[Widen]()
-        for width, _ in sites(model, self.probe).widths.patterns():
+        widths = sites(model, self.probe).widths
+        if widths.why_not:
+            warnings.warn(f"candidates(...) offers no width of {type(model).__name__}: {widths.why_not}", stacklevel=2)
+        frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        for width, _ in widths.having(lambda width: not _rests(width, frozen)).patterns():
             edit = width.edit
             if edit is None or edit.outputs or edit.unit in ("rows", "head_dim") or width.start.startswith("head size"):
                 continue
@@ -78,6 +86,11 @@ class Candidates:
         if inner:
             yield inner[0] if len(inner) == 1 else as_edit(_apart(inner))
         yield from streams
+
+
+def _rests(width: Width, frozen: set[str]) -> bool:
+    """Whether new entries would never learn: all that makes them, or all that reads them, is frozen."""
+    return any(names and frozen.issuperset(names) for names in (width.makes, width.reads))
 
 
 def _apart(edits: Sequence[Widen]) -> list[Widen]:
@@ -90,7 +103,7 @@ def _lists(model: nn.Module) -> Iterator[str]:
     for path, module in named_modules(model).items():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 0:
             kinds = {_kind(child) for child in module}
-            if len(kinds) == 1 and any(True for _ in module.parameters()):
+            if len(kinds) == 1 and any(p.requires_grad for p in module.parameters()):
                 yield path
 
 

@@ -296,6 +296,10 @@ class _ByRace:
 
     def __call__(self, edits: Sequence[Any], grower: Run) -> Any:
         before = grower.ledger.total
+        if not edits:
+            warnings.warn(
+                f"by_race(): there is no edit to race, {type(grower.model).__name__} stays as it is", stacklevel=2
+            )
         looks = [probed(grower, edit) for edit in edits]
         self.looks.append(looks)
         known = [look for look in looks if not look.why_not]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
 from auxin.errors import GrowthError
 
@@ -39,10 +40,17 @@ class Evidence:
     step: Callable[[nn.Module, Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.loss) or not _is_list(self.batches):
-            raise GrowthError("Evidence(loss, batches): pass loss(model, batch) -> scalar and a list of batches.")
+        if not callable(self.loss):
+            raise GrowthError(
+                f"Evidence({self.loss!r}, batches): pass loss(model, batch) -> scalar and a list of batches."
+            )
+        if not _is_list(self.batches):
+            raise GrowthError(f"Evidence(loss, batches): pass a list of batches{_instead(self.batches)}.")
         if self.validation is not None and not _is_list(self.validation):
-            raise GrowthError("Evidence(validation=...): pass a list of batches that training does not see, or None.")
+            raise GrowthError(
+                "Evidence(validation=...): pass a list of batches that training does not see, or None"
+                f"{_instead(self.validation)}."
+            )
         if self.step is not None and not callable(self.step):
             raise GrowthError("Evidence(step=...): pass step(model, batch), which takes one training step, or None.")
 
@@ -111,4 +119,20 @@ def _mean(losses: Sequence[float]) -> float:
 
 
 def _is_list(batches: Any) -> bool:
+    if isinstance(batches, (Tensor, Dataset)):
+        return False
     return hasattr(batches, "__getitem__") and hasattr(batches, "__len__") and len(batches) > 0
+
+
+def _instead(batches: Any) -> str:
+    """What to pass in place of something that holds batches, or could."""
+    kind = type(batches).__name__
+    if isinstance(batches, DataLoader):
+        return f"; a {kind} may draw others each time, and what is compared must see the same: list(loader)"
+    if isinstance(batches, Dataset):
+        return f"; a {kind} gives single samples: list(torch.utils.data.DataLoader(dataset, batch_size=64))"
+    if isinstance(batches, Tensor):
+        return "; a tensor is one batch: [tensor], or [*tensor.split(64)]"
+    if hasattr(batches, "__iter__") and not hasattr(batches, "__len__"):
+        return f"; a {kind} is empty after one pass: list(...) of it"
+    return f", not {batches!r:.80}"

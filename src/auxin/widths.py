@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import html
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,6 +123,10 @@ class Widths(list[Width]):
             if edit is not None:
                 found.append((replace(rows[0], at=pattern, edit=replace(edit, at=pattern)), len(rows)))
         return found
+
+    def having(self, holds: Callable[[Width], bool]) -> Widths:
+        """Those for which something holds, as a list that prints and folds like this one."""
+        return Widths(filter(holds, self), self.why_not, self._paths)
 
     def _matches(self, pattern: str, count: int) -> bool:
         """Whether a pattern names so many modules, as ``Widen`` reads it."""

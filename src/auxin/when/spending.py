@@ -8,14 +8,18 @@ from auxin.errors import GrowthError
 from auxin.when.checks import check_state
 from auxin.when.reading import Reading
 
+LEAST = 60  # optimizer steps before the first decision
+LAST = 0.33  # part of the budget after which nothing grows
+END = 0.65  # part of the budget that a race must not go beyond
+
 
 def growth_pays(
     budget: float,
     first: float = 0.01,
-    least: int = 60,
+    least: int = LEAST,
     ratio: float = 1.5,
-    last: float = 0.33,
-    end: float = 0.65,
+    last: float = LAST,
+    end: float = END,
 ) -> "_GrowthPays":
     """Fires when enough was spent since the last decision for another one to pay.
 
