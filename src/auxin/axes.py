@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,8 @@ class Axis:
             times the old ones.
         mean: whether new entries are the mean of the old ones, as where LayerNorm reads a wider residual stream; of a
             value only, states of new entries start fresh.
+        shift: float64 of shape (new size,), added to old values after they were multiplied (a router's bias, less the
+            logarithm of how often each expert was copied); None: nothing.
 
     Raises:
         GrowthError: the map leaves the old range, or a scale has another length.
@@ -40,6 +42,7 @@ class Axis:
     value: Tensor | None = None
     gradient: Tensor | None = None
     mean: bool = False
+    shift: Tensor | None = None
 
     def __post_init__(self) -> None:
         index = self.index
@@ -54,7 +57,7 @@ class Axis:
                 f"Axis: index holds {int(outside[0])}, and the old positions are 0 to {self.size - 1} (-1 for a new "
                 "entry)."
             )
-        for name, scale in (("value", self.value), ("gradient", self.gradient)):
+        for name, scale in (("value", self.value), ("gradient", self.gradient), ("shift", self.shift)):
             if scale is not None and scale.shape != index.shape:
                 raise GrowthError(f"Axis: {name} has shape {tuple(scale.shape)} for {len(index)} entries.")
 
@@ -114,7 +117,7 @@ class Axis:
     @property
     def is_same(self) -> bool:
         """Whether nothing changes along this axis."""
-        return self.value is None and self.gradient is None and self.keeps_all
+        return self.value is None and self.gradient is None and self.shift is None and self.keeps_all
 
     @property
     def keeps_all(self) -> bool:
@@ -147,13 +150,14 @@ class Axis:
             )
         text = ", ".join(words) if len(words) <= 12 else f"{', '.join(words[:12])}, ... ({len(words)} runs)"
         scales = (("values", self.value), ("gradients", self.gradient))
-        return "; ".join([text, *(f"{name} x {_told(scale)}" for name, scale in scales if scale is not None)])
+        told = [f"{name} x {_told(scale)}" for name, scale in scales if scale is not None]
+        return "; ".join([text, *told, *([] if self.shift is None else [f"values + {_told(self.shift)}"])])
 
     __repr__ = __str__
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        scales = {"value": self.value, "gradient": self.gradient}
+        scales = {"value": self.value, "gradient": self.gradient, "shift": self.shift}
         told = {name: _short(scale.tolist()) for name, scale in scales.items() if scale is not None}
         told |= {"mean": True} if self.mean else {}
         return {"size": self.size, "runs": [list(run) for run in self.runs], **told}
@@ -169,7 +173,8 @@ class Axis:
             index: list[int] = []
             for start, length in data["runs"]:
                 index += [BORN] * length if start < 0 else range(start, start + length)
-            return cls.of(index, data["size"], data.get("value"), data.get("gradient"), data.get("mean", False))
+            axis = cls.of(index, data["size"], data.get("value"), data.get("gradient"), data.get("mean", False))
+            return replace(axis, shift=_scale(data.get("shift"), len(index)))
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(f"this is not an axis: {data!r:.80} ({type(error).__name__}: {error}).") from error
 
@@ -238,6 +243,9 @@ def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Ten
         if scale is not None:
             shape = [-1 if a == number else 1 for a in range(len(axes))]
             region = (region * scale[~axis.born].to(region.device).view(shape)).to(region.dtype)
+        if kind == "value" and axis.shift is not None:
+            shape = [-1 if a == number else 1 for a in range(len(axes))]
+            region = (region + axis.shift[~axis.born].to(region.device).view(shape)).to(region.dtype)
     result = torch.empty_like(fresh, requires_grad=False)
     return result.copy_(_placed(fresh.detach(), region, axes, 0))
 

@@ -472,7 +472,7 @@ class Change:
         if not self.added:
             at = getattr(self.edit, "at", "")
             yield f"{type(self.edit).__name__}({at!r})" if at else "surgery"
-        yield from _resizes([move for move in self.moves if move.old_shape is not None and move.reshaped])
+        yield from _resizes([m for m in self.moves if m.old_shape is not None and m.reshaped and not _keeps_values(m)])
 
     def _new(self) -> Iterator[str]:
         """What was added or replaced."""
@@ -491,6 +491,12 @@ class Change:
                 yield f"{path}: {type(old[path]).__name__} replaced by {kind}"
             else:
                 yield f"{path} <- {kind}"
+
+
+def _keeps_values(move: Move) -> bool:
+    """Whether nothing but a state changes, as where copies take a part of the gradient."""
+    plain = move.axes is not None and all(a.keeps_all and a.value is None and a.shift is None for a in move.axes)
+    return plain and move.old is move.new
 
 
 def _resizes(moves: Sequence[Move]) -> Iterator[str]:

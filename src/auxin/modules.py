@@ -1,8 +1,8 @@
-"""The modules of ours that a network may hold: ``Dormant``, for a while, and ``ResidualLinear``."""
+"""The modules of ours that a network may hold: ``Dormant``, for a while, ``ResidualLinear`` and ``Mixture``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -100,6 +100,56 @@ class ResidualLinear(nn.Module):
     def extra_repr(self) -> str:
         """What it was built with."""
         return f"{self.features}, axis={self.axis}"
+
+
+class Mixture(nn.Module):
+    """A mixture of experts: for each row a router chooses ``top_k``, and what they return is summed up by weight.
+
+    The weights are the router's softmax, divided by the sum of those that are chosen. Nothing is dropped.
+
+    Args:
+        expert: makes one: a class, or a function or ``functools.partial`` without arguments left.
+        width: entries of a row (the last axis).
+        experts: how many.
+        top_k: how many of them each row is given to.
+        renormalise: whether the weights are divided by their sum; where they are not, copies of one module give less
+            than the module.
+
+    Attributes:
+        router: a Linear without a bias, whose weights are drawn from N(0, 0.02) as for sparse upcycling.
+        experts: a ModuleList.
+
+    Source: sparse upcycling, arXiv:2212.05055.
+
+    Example:
+        >>> import functools
+        >>> Mixture(functools.partial(nn.Linear, 8, 8), 8, experts=4)(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, expert: Callable[[], nn.Module], width: int, experts: int, top_k: int = 2, renormalise: bool = True
+    ):
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise GrowthError(f"Mixture(experts={experts}, top_k={top_k}): choose from 1 to all of the experts.")
+        self.top_k, self.renormalise = top_k, renormalise
+        self.router = nn.Linear(width, experts, bias=False)
+        nn.init.normal_(self.router.weight, std=0.02)
+        self.experts = nn.ModuleList(expert() for _ in range(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x``."""
+        rows = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.router(rows).softmax(-1).topk(self.top_k, dim=-1)
+        if self.renormalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            row, place = (chosen == number).nonzero(as_tuple=True)
+            if len(row):
+                out = out.index_add(0, row, (weights[row, place, None] * expert(rows[row])).to(out.dtype))
+        return out.view_as(x)
 
 
 def awake(module: nn.Module) -> Iterator[nn.Module]:

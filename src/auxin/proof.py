@@ -15,6 +15,7 @@ from auxin.anatomy.placed import parts, registrations
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.shaken import asleep, multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at, runs_by_parts
+from auxin.anatomy.widths.mixtures import router_of
 from auxin.anatomy.wrappers import networks_of
 from auxin.axes import Part
 from auxin.change import Change, New
@@ -358,11 +359,10 @@ def _behind_shut_gates(model: nn.Module, change: Change, context: PlanContext) -
 def _never_called(model: nn.Module, path: str, change: Change) -> str:
     at = path.rpartition(".")[0]
     counted = _counted(model, at, change)
-    routed = " A router among them may be it: give it one more output in the same `with auxin.surgery(...)`."
     return (
         f"{path}: the network's forward never calls it, so it would never train (a plain list beside the container, "
         f"a stored depth, or fixed names in forward).{counted} Let forward iterate over "
-        f"{at or 'the container'} itself.{routed if 'Beside it' in counted else ''}{_whole(model, at)}"
+        f"{at or 'the container'} itself.{_whole(model, at)}"
     )
 
 
@@ -397,7 +397,11 @@ def _counted(model: nn.Module, at: str, change: Change) -> str:
     found, sized = counters(model, container), beside(model, container)
     counts = f" Perhaps {', '.join(found)} (= {length}) counts the blocks?" if found else ""
     tied = f" Beside it {', '.join(sized)} may go by the number of blocks too, and cannot follow." if sized else ""
-    return counts + tied
+    router = router_of(model, at, length)
+    if router is None:
+        return counts + tied
+    call = f"Widen({router!r}, to={2 * length}, unit='experts', init='tile')"
+    return f"{counts}{tied} If {router} chooses among them, {call} copies both; for one that is new, use auxin.surgery."
 
 
 def _nonzero(grad: Tensor) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import CONTAINERS, adopt, hooks_on
 from auxin.anatomy.holders import aliases, strays
 from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.tree import planned
-from auxin.change import Change, New, Rewire
+from auxin.anatomy.widths.tried import tried
+from auxin.axes import Axes, Axis
+from auxin.change import Alias, Change, Continued, Move, New, Rewire
 from auxin.edits.build import begin, build
 from auxin.edits.start import inside
 from auxin.errors import GrowthError
@@ -31,7 +34,10 @@ class Replace:
     Args:
         at: path of the module that goes.
         layer: an importable class or factory, or a ``functools.partial`` of one; called as by ``Insert``.
-        init: as in ``Insert``, for the tensors that are new; "preserve" where what goes returned its input.
+        init: as in ``Insert``, for the tensors that are new; "preserve" where what goes returned its input. "copies":
+            every module inside the new one that has the tensors of the old one starts as a copy of it, with its state,
+            as the experts of a mixture do in sparse upcycling (arXiv:2212.05055); whether the function stays is tried
+            on the probe.
         outputs: the shape of the network's own output may change.
 
     Example:
@@ -72,17 +78,12 @@ class Replace:
         adopt(built, [old] if any(True for _ in old.parameters()) else [], model)
         built.train(old.training)
         call = None if context.structural or not context.has_probe else _arriving_at(old, context, where)
+        if self.init == "copies":
+            return self._copies(model, context, built, path, name)
         begun = begin(built, self.init, InitSite(join(path, name), call, context, (old, False)), f"{where})")
         kept = _keep(old, built) if not begun.preserves else 0
         rewire = Rewire(path, tuple((n, New(built) if n == name else n) for n in parent._modules))
-        lists = aliases(model, rewire)
-        others = strays(model, old, lists)
-        if others:
-            raise GrowthError(
-                f"{where}): {', '.join(others)} refers to the old module as well, outside of the modules that the "
-                "network registers, and would go on using it. Change both inside `with auxin.surgery(model, "
-                "optimizer):`."
-            )
+        lists = self._followed(model, rewire, old)
         return planned(
             model,
             self,
@@ -95,6 +96,96 @@ class Replace:
             preserves=begun.preserves,
             remarks=(f"{kept} tensors kept",) if kept else (),
         )
+
+    def _followed(self, model: nn.Module, rewire: Rewire, old: nn.Module) -> tuple[Alias, ...]:
+        """The plain lists that follow; refuse what else refers to the old module."""
+        lists = aliases(model, rewire)
+        others = strays(model, old, lists)
+        if others:
+            raise GrowthError(
+                f"Replace(at={self.at!r}): {', '.join(others)} refers to the old module as well, outside of the "
+                "modules that the network registers, and would go on using it. Change both inside "
+                "`with auxin.surgery(model, optimizer):`."
+            )
+        return lists
+
+    def _copies(self, model: nn.Module, context: PlanContext, built: nn.Module, path: str, name: str) -> Change:
+        """Every module inside that has the tensors of the old one becomes a copy of it; the first one keeps them.
+
+        Raises:
+            GrowthError: there is none.
+        """
+        old, parent = module_at(model, self.at), module_at(model, path)
+        copies = _like(built, old)
+        if not copies:
+            raise GrowthError(
+                f"Replace(at={self.at!r}, init='copies'): no module inside the new {type(built).__name__} has the "
+                f"tensors of the old {type(old).__name__}, {_shapes_of(old)}. Build its experts by the same class, as "
+                "auxin.modules.Mixture(expert=...) does; weights of experts in one tensor of three dimensions have to "
+                "be filled inside `with auxin.surgery(model, optimizer):`."
+            )
+        first, *others = map(built.get_submodule, copies)
+        _keep(old, first)
+        tensors, share = _lasting(old), 1 / len(copies)
+        axes = {leaf: _shared_out(t, share) for leaf, t in tensors.items()}
+        continued: dict[str, Continued] = {}
+        states: dict[int, tuple[str, Tensor]] = {}
+        for expert, at in zip(others, copies[1:], strict=True):
+            for leaf, t in _lasting(expert).items():
+                with torch.no_grad():
+                    t.copy_(tensors[leaf])
+                continued[join(at, leaf)] = Continued(join(self.at, leaf), axes[leaf])
+                states[id(t)] = (leaf, tensors[leaf])
+        new = New(built, continues=continued)
+        rewire = Rewire(path, tuple((n, new if n == name else n) for n in parent._modules))
+        lists = self._followed(model, rewire, old)
+        tries = context.has_probe and not context.structural
+        why = tried(context, (), (), same=True, rewires=[rewire])[0] if tries else "it was not run"
+        change = planned(
+            model,
+            self,
+            context.seed,
+            [rewire],
+            sources={i: t for i, (_, t) in states.items() if isinstance(t, nn.Parameter)},
+            aliases=lists,
+            outputs=self.outputs,
+            how=f"{len(copies)} copies of what stood there",
+            preserves=not why,
+            remarks=(f"copies do not keep the function: {why}",) if why and tries else (),
+        )
+        names = {id(p): n for n, p in change.after.items()}
+        kept = [
+            Move(names[id(t)], join(self.at, leaf), t, t, t.shape, axes=axes[leaf])
+            for leaf, t in tensors.items()
+            if isinstance(t, nn.Parameter) and id(t) in names
+        ]
+        moves = [
+            dataclasses.replace(m, axes=axes[states[id(m.new)][0]]) if id(m.new) in states else m for m in change.moves
+        ]
+        return dataclasses.replace(change, moves=(*moves, *kept))
+
+
+def _like(built: nn.Module, old: nn.Module) -> list[str]:
+    """Paths inside a new module of those that have the tensors of an old one, by name, shape and dtype."""
+    wanted = {name: (t.shape, t.dtype, type(t)) for name, t in _lasting(old).items()}
+    found = (
+        path
+        for path, module in built.named_modules()
+        if wanted and {name: (t.shape, t.dtype, type(t)) for name, t in _lasting(module).items()} == wanted
+    )
+    return list(found)
+
+
+def _shared_out(tensor: Tensor, share: float) -> Axes:
+    """All entries where they were, each with a part of the gradient."""
+    axes = [Axis.same(size) for size in tensor.shape]
+    if axes:
+        axes[0] = dataclasses.replace(axes[0], gradient=torch.full((tensor.shape[0],), share, dtype=torch.float64))
+    return tuple(axes)
+
+
+def _shapes_of(module: nn.Module) -> str:
+    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(_lasting(module).items())[:4]) or "which has none"
 
 
 def _keep(old: nn.Module, new: nn.Module) -> int:

@@ -33,12 +33,14 @@ from auxin.anatomy.widths.tried import tried
 from auxin.axes import Axis
 from auxin.change import Assign, Change, Swap
 from auxin.edits.data_start import DATA, data_start
+from auxin.edits.experts import STARTS as OF_EXPERTS
+from auxin.edits.experts import Asked, grown_change, hint_of_experts, more_experts, recorded, replayed
 from auxin.edits.widen_init import own_start
 from auxin.errors import GrowthError, reason
 
 STATES = ("map", "reset")
 RATES = ("keep", "mup")
-UNITS = ("heads", "groups", "head_dim", "rows")
+UNITS = ("heads", "groups", "head_dim", "rows", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Widen:
         state: "map": optimizer states go with the entries, scaled as their gradients are; "reset": those of copies
             start at zero.
         unit: what ``by`` and ``to`` count: entries (None); "heads" of attention; "groups", heads of keys with all the
-            queries that share them; "head_dim", entries of one head; "rows" of an embedding, its vocabulary.
+            queries that share them; "head_dim", entries of one head; "rows" of an embedding, its vocabulary; "experts"
+            of a mixture, where ``at`` is the router: copies of experts and of its outputs for them. With init="tile" as
+            many times as many are chosen, and the function is kept; with init="copy" as many as before.
         outputs: the network's own output may get wider, as for more classes.
         axes, assigns, ratios: what was found, as a journal records it.
 
@@ -104,27 +108,40 @@ class Widen:
         self._check()
         if self.axes:
             swaps = [self._replayed(model, *one) for one in self.axes]
+            if self.unit == "experts":
+                grown = replayed(model, self.paths(model), swaps, [Assign(*one) for one in self.assigns])
+                return grown_change(model, self, grown, context, preserves=False, how="as the journal says")
             return self._change(model, context, self, swaps, how="as the journal says", preserves=False)
         if not context.has_probe:
             raise GrowthError(f"{self._where}: which tensors share a width is seen in a forward; pass probe=batch.")
+        if self.unit == "experts":
+            return self._experts(model, context)
         try:
             width, begun, assigns = self.tried(model, context)
         except GrowthError as error:
             if "the outputs on the probe would change" not in str(error):
                 raise
             raise GrowthError(f"{error} {self._instead(model, context)}") from error
-        axes = tuple(
-            (s.path, s.name, tuple(None if a.is_same else a.to_json() for a in s.axes or ())) for s in begun.swaps
-        )
         edit = dataclasses.replace(
             self,
-            axes=axes,
+            axes=recorded(begun.swaps),
             assigns=tuple((a.path, a.name, a.old, a.value) for a in assigns),
             ratios=_ratios(model, width) if self.lr == "mup" else (),
         )
         return self._change(
             model, context, edit, begun.swaps, how=begun.how, preserves=begun.preserves, remarks=begun.remarks
         )
+
+    def _experts(self, model: nn.Module, context: PlanContext) -> Change:
+        """More experts, which are copies."""
+        asked = Asked(self._where, self.by, self.to, self.init, self.noise, self.state == "reset")
+        grown, kept = more_experts(model, context, self.paths(model), asked)
+        edit = dataclasses.replace(
+            self,
+            axes=recorded(grown.swaps),
+            assigns=tuple((a.path, a.name, a.old, a.value) for a in grown.assigns),
+        )
+        return grown_change(model, edit, grown, context, kept, "copies of experts")
 
     def tried(self, model: nn.Module, context: PlanContext, fields: bool = True) -> tuple[Width, Begun, list[Assign]]:
         """The first way that lets the network run, and compute what it did where that is promised.
@@ -208,8 +225,9 @@ class Widen:
             raise GrowthError(
                 f"Widen({self.at!r}): pass by= (how many entries more) or to= (how many there shall be), one of them."
             )
-        if self.init not in (*STARTS, *DATA) if isinstance(self.init, str) else not callable(self.init):
-            known = ", ".join((*STARTS, *DATA))
+        names = (*STARTS, *DATA, *(OF_EXPERTS if self.unit == "experts" else ()))
+        if self.init not in names if isinstance(self.init, str) else not callable(self.init):
+            known = ", ".join(names)
             raise GrowthError(
                 f"{self._where}: init={self.init!r} is not known; use one of {known}, or an importable "
                 "init(module, site)."
@@ -222,7 +240,12 @@ class Widen:
             raise GrowthError(f"{self._where}: unit={self.unit!r} is not known; use one of {', '.join(UNITS)}.")
         if isinstance(self.noise, bool) or not isinstance(self.noise, (int, float)) or not 0 <= self.noise < inf:
             raise GrowthError(f"{self._where}: noise={self.noise!r}: pass a number from 0 on.")
-        if self.noise and isinstance(self.init, str) and self.init not in COPIES:
+        if self.unit == "experts" and self.lr != "keep":
+            raise GrowthError(
+                f"{self._where}: lr={self.lr!r} follows sizes of layers, and the number of experts is none; leave it "
+                "out."
+            )
+        if self.noise and isinstance(self.init, str) and self.init not in (*COPIES, *OF_EXPERTS):
             raise GrowthError(
                 f"{self._where}: noise= is added to copies, and init={self.init!r} makes none; pass init='split'."
             )
@@ -268,7 +291,8 @@ class Widen:
         fitting = [width for width in found if not refusals(width)]
         if not fitting:
             why = list(dict.fromkeys(reason for width in found for reason in refusals(width)))
-            raise GrowthError(f"{self._where}: cannot grow: {'; '.join(why[:3])}.")
+            hint = hint_of_experts(model, paths[0], self.by, self.to)
+            raise GrowthError(f"{self._where}: cannot grow: {'; '.join(why[:3])}.{hint}")
         return sorted(fitting, key=lambda width: len(width.members))
 
     def _other(self, terms: Sequence[tuple[str, Term]], width: Width) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from auxin.anatomy.hugging_face.blueprint import configuration, configured, from
 from auxin.anatomy.widths.groups import Width
 
 ABOUT_WIDTH = re.compile(r"inner|intermediate|ffn|hidden|width|dim|size")
+ABOUT_EXPERTS = re.compile(r"expert|moe|router")
 LIMIT = 48  # models built from a configuration per search
 
 
@@ -31,9 +32,65 @@ def fields_for(model: nn.Module, shapes: Mapping[str, torch.Size], width: Width)
         return []
     wanted = {name: shapes.get(name, shape) for name, shape in before.items()}
     for fields in itertools.islice(_candidates(model, width), LIMIT):
-        if _builds(model, fields) == wanted:
+        grown = _built(model, fields)
+        if grown is not None and {name: t.shape for name, t in grown.state_dict().items()} == wanted:
             return [("", f"config.{name}", old, new) for name, (old, new) in fields.items()]
     return []
+
+
+def fields_that_count(
+    model: nn.Module,
+    shapes: Mapping[str, torch.Size],
+    counts: Collection[tuple[int, int]],
+    said: Sequence[tuple[str, str, int]],
+) -> list[tuple[str, str, Any, Any]]:
+    """(path, name, old, new) of the fields of a configuration that build so many experts, and of all that follows.
+
+    Args:
+        model: the network.
+        shapes: of the tensors that are resized, by name.
+        counts: numbers before and after: of experts, and of those that are chosen.
+        said: (path, name, new) of attributes of modules, which what is built has to hold too.
+
+    Returns:
+        The fields, and those attributes of modules anywhere that what is built from them holds otherwise; nothing where
+        no fields do.
+    """
+    if not configured(model):
+        return []
+    try:
+        twin = on_meta(model, configuration(model))
+    except Exception:  # a class of the user's with arguments of its own
+        return []
+    before = {name: t.shape for name, t in model.state_dict(keep_vars=True).items()}
+    wanted = {name: shapes.get(name, shape) for name, shape in before.items()}
+    if {name: t.shape for name, t in twin.state_dict().items()} != before:
+        return []
+    pairs = sorted((p for p in _numbers(model.config)), key=lambda pair: ABOUT_EXPERTS.search(pair[0]) is None)
+    singles = [(name, old, new) for name, value in pairs for old, new in counts if value == old]
+    chosen = (group for count in (1, 2, 3) for group in itertools.combinations(singles, count))
+    for group in itertools.islice(chosen, LIMIT):
+        fields = {name: (old, new) for name, old, new in group}
+        grown = _built(model, fields) if len(fields) == len(group) else None
+        if grown is None or {name: t.shape for name, t in grown.state_dict().items()} != wanted:
+            continue
+        held = dict(grown.named_modules())
+        if all(vars(held[path]).get(name) == new for path, name, new in said if path in held):
+            found = [("", f"config.{name}", old, new) for name, (old, new) in fields.items()]
+            return found + [*_otherwise(model, twin, grown)]
+    return []
+
+
+def _otherwise(model: nn.Module, twin: nn.Module, grown: nn.Module) -> Iterator[tuple[str, str, int, int]]:
+    """Whole numbers of modules that another configuration makes other ones."""
+    built, held = dict(grown.named_modules()), dict(model.named_modules())
+    for path, module in twin.named_modules():
+        if path not in built or path not in held or type(module).__module__.startswith("torch.nn.modules"):
+            continue
+        for name, old in vars(module).items():
+            new = vars(built[path]).get(name)
+            if type(old) is int and type(new) is int and old != new and vars(held[path]).get(name) == old:
+                yield path, name, old, new
 
 
 def _candidates(model: nn.Module, width: Width) -> Iterator[dict[str, tuple[Any, Any]]]:
@@ -61,7 +118,7 @@ def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield from _numbers(value, f"{prefix}{name}.")
 
 
-def _builds(model: nn.Module, fields: Mapping[str, tuple[Any, Any]]) -> dict[str, torch.Size] | None:
+def _built(model: nn.Module, fields: Mapping[str, tuple[Any, Any]]) -> nn.Module | None:
     config = copy.deepcopy(model.config)
     for dotted, (_, value) in fields.items():
         *through, name = dotted.split(".")
@@ -70,6 +127,6 @@ def _builds(model: nn.Module, fields: Mapping[str, tuple[Any, Any]]) -> dict[str
             target = vars(target)[part]
         vars(target)[name] = value
     try:
-        return {name: t.shape for name, t in on_meta(model, from_file(config)).state_dict().items()}
+        return on_meta(model, from_file(config))
     except Exception:  # a configuration that cannot be
         return None

@@ -197,6 +197,16 @@ def _plain(module: nn.Module | None) -> bool:
     return module is not None and type(module).__module__.startswith("torch.nn.modules") and not module._modules
 
 
+def numbers_of(module: nn.Module) -> Iterator[Attribute]:
+    """Whole numbers from 1 on of a module, of those inside it that are no layers of torch, and of configurations."""
+    modules = dict(module.named_modules())
+    for path, prefix, own in _holders(module):
+        if prefix or not _plain(modules.get(path)):
+            for name, value in own.items():
+                if type(value) is int and value > 0 and not name.startswith("__"):
+                    yield Attribute(path, prefix + name, id(own), value)
+
+
 @contextlib.contextmanager
 def remembered(model: nn.Module) -> Iterator[None]:
     """Let every number from 2 on remember where it comes from, inside."""

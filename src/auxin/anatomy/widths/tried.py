@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.anatomy.holders import aliases
+from auxin.anatomy.placed import spliced
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import join
-from auxin.change import MISSING, Assign, Swap, entries_of
+from auxin.change import MISSING, Assign, Rewire, Swap, entries_of
 from auxin.errors import reason
 
 ROUNDING = 256.0  # of the epsilon of the outputs' dtype (at best float32's), times their size
@@ -55,7 +57,13 @@ def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign])
                 del own[name]
 
 
-def tried(context: PlanContext, swaps: Iterable[Swap], assigns: Iterable[Assign], same: bool) -> tuple[str, float]:
+def tried(
+    context: PlanContext,
+    swaps: Iterable[Swap],
+    assigns: Iterable[Assign],
+    same: bool,
+    rewires: Iterable[Rewire] = (),
+) -> tuple[str, float]:
     """Run the network with wider tensors.
 
     Args:
@@ -63,6 +71,7 @@ def tried(context: PlanContext, swaps: Iterable[Swap], assigns: Iterable[Assign]
         swaps: the tensors.
         assigns: attributes that change with them.
         same: whether its outputs must be what they were.
+        rewires: new modules that stand in it too.
 
     Returns:
         What is wrong, in words (empty: nothing), and by how many units of rounding the outputs differ.
@@ -71,7 +80,10 @@ def tried(context: PlanContext, swaps: Iterable[Swap], assigns: Iterable[Assign]
         context.calls({})
     before = context.outputs or []
     try:
-        with untouched(context.model), standing(context.model, swaps, assigns), torch.no_grad():
+        with untouched(context.model), contextlib.ExitStack() as inside, torch.no_grad():
+            for rewire in rewires:
+                inside.enter_context(spliced(context.model, rewire, aliases(context.model, rewire), ()))
+            inside.enter_context(standing(context.model, swaps, assigns))
             after = [t.detach().clone() for t in tensors_in(context.run())]
     except Exception as error:  # whatever a user's forward raises
         return f"the network would not run on the probe: {reason(error)}{_place(error)}", math.inf
