@@ -40,7 +40,7 @@ class Modules(nn.Module):
 
     def forward(self, x):
         logits = self.router(x)
-        probs = logits.sigmoid() if self.weigh == "sigmoid" else logits.softmax(-1)
+        probs = logits.sigmoid() if "sigmoid" in self.weigh else logits.softmax(-1)
         if self.weigh == "all":
             return sum(probs[..., n : n + 1] * expert(x) for n, expert in enumerate(self.experts))
         if self.weigh == "logits":  # a softmax over the chosen ones, as in Mixtral's paper
@@ -48,7 +48,7 @@ class Modules(nn.Module):
             weights = weights.softmax(-1)
         else:
             weights, chosen = probs.topk(self.top_k, dim=-1)
-        if self.weigh == "renormalised":
+        if "renormalised" in self.weigh:
             weights = weights / weights.sum(-1, keepdim=True)
         out = torch.zeros_like(x)
         for n in range(self.num_experts):
@@ -157,6 +157,7 @@ EXACT = {
     "renormalised": (Modules, {}, TILE("moe.router", to=8), 4),
     "three times, renormalised": (Modules, {}, TILE("moe.router", by=8), 6),
     "not renormalised": (Modules, {"weigh": "plain"}, TILE("moe.router", to=8), 4),
+    "sigmoids, renormalised": (Modules, {"weigh": "sigmoid, renormalised"}, TILE("moe.router", to=8), 4),
     "softmax of the chosen": (Modules, {"weigh": "logits"}, TILE("moe.router", to=8), 4),
     "one chosen": (Modules, {"weigh": "plain", "top_k": 1}, TILE("moe.router", to=8), 2),
     "all": (Modules, {"weigh": "all"}, TILE("moe.router", to=8), 2),
