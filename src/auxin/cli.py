@@ -7,12 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from auxin.demo.both import run_both
 from auxin.demo.csv_file import read_csv
 from auxin.demo.main import run_demo
+from auxin.demo.more_compute import Setting
 from auxin.demo.recipe import Recipe
-from auxin.demo.results import PUBLISHED
 from auxin.demo.screen import open_screen
-from auxin.demo.series import DemoError, load_m3
+from auxin.demo.series import DemoError
 from auxin.errors import GrowthError
 from auxin.report import Report
 from auxin.version import __version__
@@ -36,12 +37,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale")
     demo = commands.add_parser(
         "demo",
-        help="grow a network on real series and compare it with fixed depths",
-        description="One residual network starts at one block and grows by itself, on the monthly series of the M3 "
-        "competition or on your own, and is compared with fixed depths at equal training FLOPs.",
+        help="grow networks on real series and compare them with what does not grow",
+        description="First a forecaster that is too small for the demand for electricity gets more compute: auxin "
+        "judges whether to go on, to grow, or to start anew, and all three are run. Second a network starts at "
+        "one block and grows by itself on the monthly series of the M3 competition, or on your own, beside fixed "
+        "depths at equal training FLOPs.",
     )
     demo.add_argument("--out", type=Path, help="empty directory for the results; default runs/NAME-DATE-TIME")
     demo.add_argument("--seeds", type=_positive, default=3, help="runs of each kind (default 3)")
+    demo.add_argument("--full", action="store_true", help="with four times the additional compute too, for electricity")
     demo.add_argument("--quick", action="store_true", help="a smoke test: a fiftieth of the budget, one seed")
     own = demo.add_argument_group("your own series")
     own.add_argument("--csv", type=Path, metavar="FILE", help="a CSV file with a header, rows in the order of time")
@@ -152,18 +156,22 @@ def _demo(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     given = [name for name in ("target", "horizon", "id") if getattr(options, name) is not None]
     if options.csv is None and given:
         parser.error(f"--{given[0]} belongs to --csv FILE")
+    if options.csv is not None and options.full:
+        parser.error("--full belongs to the demo without --csv")
     if options.csv is not None and (options.target is None or options.horizon is None):
         parser.error("--csv FILE needs --target COLUMN and --horizon N")
     screen = open_screen()
     try:
-        if options.csv is None:
-            task, name, published = load_m3(), "m3", PUBLISHED
-        else:
-            task = read_csv(options.csv, options.target, options.horizon, options.season, options.id)
-            name, published = options.csv.stem, {}
+        name = "demo" if options.csv is None else options.csv.stem
         out = options.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        seeds = 1 if options.quick else options.seeds
         recipe = Recipe().quick() if options.quick else Recipe()
-        run_demo(task, recipe, 1 if options.quick else options.seeds, out, screen, published)
+        if options.csv is not None:
+            own = read_csv(options.csv, options.target, options.horizon, options.season, options.id)
+            run_demo(own, recipe, seeds, out, screen, {})
+        else:
+            setting = Setting().quick() if options.quick else Setting()
+            run_both(setting, recipe, seeds, out, screen, options.full)
     except (DemoError, GrowthError) as error:
         screen.close()
         print(f"auxin demo: {error}", file=sys.stderr)

@@ -78,4 +78,4 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys) -> None:
 
 
 def test_without_a_command_it_shows_what_there_is(capsys) -> None:
-    assert main([]) == 2 and "grow a network on real series" in capsys.readouterr().out
+    assert main([]) == 2 and "grow networks on real series" in capsys.readouterr().out

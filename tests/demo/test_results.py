@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from auxin.demo.results import evaluate, printed, sentence, table
+from auxin.demo.results import endings, evaluate, printed, sentence, table
 from auxin.demo.series import Task
 from auxin.demo.training import Job, Outcome
 
@@ -55,3 +55,11 @@ def test_the_printed_table_is_aligned() -> None:
     lines = printed(table(results())).splitlines()
     assert "against depth 1" in lines[0] and set(lines[1]) == {"-"}
     assert any(line.startswith("grown from depth 1") and line.rstrip().endswith("-1.89") for line in lines), lines
+
+
+def test_three_lines() -> None:
+    assert endings(results()).splitlines() == [
+        "started from  6.29  fixed 1 block",
+        "grown         4.40  3 blocks",
+        "best rival    3.44  fixed 4 blocks, the best of 2 depths",
+    ]

@@ -1,22 +1,20 @@
-"""The whole demo: train, grow, compare, and leave everything behind in one directory."""
+"""The second part of the demo, and all of it on series of one's own: train, grow, compare, leave everything behind."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import auxin as ax
+from auxin.demo.folder import one_thread, prepare, save_run
 from auxin.demo.recipe import Recipe
-from auxin.demo.results import Results, evaluate, printed, sentence, table
+from auxin.demo.results import Results, endings, evaluate, printed, sentence, table
 from auxin.demo.screen import Screen, described
-from auxin.demo.series import DemoError, Task
+from auxin.demo.series import Task
 from auxin.demo.training import Data, Job, Outcome, Run
 from auxin.report import Report
 
@@ -40,8 +38,8 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         DemoError: the directory cannot be written.
     """
     begin = time.perf_counter()
-    _prepare(out)
-    with _one_thread():
+    prepare(out)
+    with one_thread():
         data = Data(task, recipe.stride)
         recipe = recipe.for_windows(len(data.after))
         screen.line(
@@ -59,7 +57,7 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         screen.close()
         assert shown.grower is not None
         journal = shown.grower.journal.to_json()
-        _save_run(out, shown.grower, first, journal)
+        save_run(out, shown.grower, journal, first.metrics, {"steps": first.steps, "flops": first.flops})
         outcomes = [first, *_train_rest(data, recipe, _jobs(seeds, recipe.extra_members), screen)]
     results = evaluate(task, outcomes, seeds, published)
     content, text = table(results), sentence(results)
@@ -73,7 +71,7 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         shapes={name: tuple(parameter.shape) for name, parameter in shown.network.named_parameters()},
     )
     report.write(out / "report.html")
-    screen.line(f"\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")
+    screen.line(f"\n{endings(results)}\n\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")
     screen.line(f"{time.perf_counter() - begin:.0f} s. Checkpoint, journal, metrics and report.html are in {out}")
     return results
 
@@ -117,34 +115,6 @@ def _begin_worker(task: Task, recipe: Recipe) -> None:
 def _work(job: Job) -> Outcome:
     assert _worker is not None
     return Run(*_worker, job).go()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small matrices are slower on several threads, and results must not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _prepare(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise DemoError(f"{out} is not empty; choose another directory with --out.")
-    except OSError as error:
-        raise DemoError(f"cannot write to {out}: {error.strerror}; choose another directory with --out.") from error
-
-
-def _save_run(out: Path, grower: ax.Grower, outcome: Outcome, journal: list[dict[str, Any]]) -> None:
-    """Checkpoint, journal and metrics of the run that was shown."""
-    ax.save(grower, out / "checkpoint", extra={"steps": outcome.steps, "flops": outcome.flops})
-    (out / "journal.json").write_text(json.dumps(journal, indent=1) + "\n", encoding="utf-8")
-    lines = "".join(json.dumps(entry) + "\n" for entry in outcome.metrics)
-    (out / "metrics.jsonl").write_text(lines, encoding="utf-8")
 
 
 def _examples(task: Task, outcome: Outcome, count: int = 6) -> list[dict[str, Any]]:

@@ -165,6 +165,18 @@ def table(results: Results) -> dict[str, Any]:
     return {"caption": caption, "columns": columns, "rows": [_cells(row) for row in results.rows]}
 
 
+def endings(results: Results) -> str:
+    """Three lines: where it started, what grew, and the best that does not grow."""
+    best, start = results.fixed[results.best], results.fixed[results.start]
+    return "\n".join(
+        [
+            f"started from  {start.mean:.2f}  fixed {_blocks(results.start)}",
+            f"grown         {results.grown.mean:.2f}  {_depths(results.grown)} blocks",
+            f"best rival    {best.mean:.2f}  fixed {_blocks(results.best)}, the best of {len(results.fixed)} depths",
+        ]
+    )
+
+
 def sentence(results: Results) -> str:
     """What the numbers support, whatever it is."""
     grown, best, start = results.grown, results.fixed[results.best], results.fixed[results.start]
@@ -211,12 +223,16 @@ def _best(fixed: dict[int, Row]) -> int:
     return min(fixed, key=lambda depth: fixed[depth].mean)
 
 
-def _cells(row: Row) -> list[str]:
+def _depths(row: Row) -> str:
     depths = sorted(set(row.depth or []))
+    return "-".join(map(str, depths[:1] + depths[1:][-1:]))
+
+
+def _cells(row: Row) -> list[str]:
     differences = row.differences
     return [
         row.name,
-        "-".join(map(str, depths[:1] + depths[1:][-1:])) or "–",
+        _depths(row) or "–",
         "–" if row.parameters is None else f"{row.parameters:,}",
         "–" if row.flops is None else f"{row.flops / 1e9:,.1f}",
         " ".join(f"{score:.2f}" for score in row.scores) if len(row.scores) > 1 else "–",

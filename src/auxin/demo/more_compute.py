@@ -1,0 +1,165 @@
+"""A trained network that is too small, and some more compute: go on, grow, or start anew."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import auxin as ax
+from auxin.demo.demand import Demand, training_error
+from auxin.demo.forecaster import Dilated, Forecaster
+from auxin.ledger import flops_of
+
+PLANS = ("go on", "grow", "start anew")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Every setting; docs/demo.md says which others were tried, and how they scored on the validation part.
+
+    Attributes:
+        dim: width of the network.
+        small: blocks of the old network.
+        large: blocks of the one that it grows to, and of the one that starts anew.
+        spent: training FLOPs of the old network.
+        added: FLOPs that there are now, as a share of those.
+        old_rate: learning rate of the old network, constant after ``warmup``.
+        rates: learning rate of each plan, from which it falls in a line to 0.
+        warmup: steps of linear warm-up of new networks.
+        rewarm: steps over which the updates of grown layers get their full size.
+        batch: series, and half-hours of each, in a training step.
+        pilots: share of its steps that a plan takes in each of the two pilots that the judgement rests on.
+        pilot_batch: series, and half-hours of each, in a training step of those.
+        pilot_rates: learning rate of each plan in those.
+    """
+
+    dim: int = 32
+    small: int = 3
+    large: int = 6
+    spent: float = 200e9
+    added: float = 0.25
+    old_rate: float = 1e-2
+    rates: tuple[float, float, float] = (3e-3, 1e-2, 4e-2)
+    warmup: int = 50
+    rewarm: int = 50
+    batch: tuple[int, int] = (4, 672)
+    pilots: tuple[float, float] = (1 / 6, 1 / 3)
+    pilot_batch: tuple[int, int] = (1, 336)
+    pilot_rates: tuple[float, float, float] = (3e-3, 3e-3, 2e-2)
+
+    @property
+    def more(self) -> float:
+        """FLOPs that are added."""
+        return self.added * self.spent
+
+    def fuller(self) -> "Setting":
+        """Four times the additional compute."""
+        return replace(self, added=4 * self.added, rates=(3e-3, 1e-2, 2e-2))
+
+    def quick(self) -> "Setting":
+        """A smoke test; the numbers mean nothing then."""
+        return replace(self, dim=4, spent=self.spent / 1000)
+
+
+class Bench:
+    """A network in training with all that belongs to it.
+
+    Args:
+        data: what it learns.
+        setting: of the demo.
+        depth: blocks to begin with.
+        seed: of the weights and of the batches.
+    """
+
+    def __init__(self, data: Demand, setting: Setting, depth: int, seed: int):
+        self.data, self.setting, self.seed = data, setting, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = Forecaster(setting.dim, depth)
+        self.generator = torch.Generator().manual_seed(1000 + seed)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=setting.old_rate, weight_decay=0.01)
+        example = data.batch(torch.Generator().manual_seed(1), setting.batch)
+        self.missing = [
+            ax.Insert("blocks", partial(Dilated, setting.dim, 2**place), index=place)
+            for place in range(depth, setting.large)
+        ]
+        self.grower = ax.Grower(
+            self.network,
+            self.optimizer,
+            edits=[self.missing] if self.missing else [],
+            when=ax.when.signal(),
+            probe=example[0][:1],
+            rewarm=setting.rewarm,
+        )
+        self.steps, self.spent = 0, 0.0
+
+    def cost(self, shape: tuple[int, int]) -> float:
+        """FLOPs of a training step on a batch of this shape."""
+        return flops_of(self.network, training_error, self.data.batch(torch.Generator().manual_seed(1), shape))
+
+    def train(self, steps: int, rate: Callable[[float], float], warmup: int, shape: tuple[int, int]) -> Iterator[float]:
+        """Take steps, and yield the loss of each; ``rate`` of the share that is done is the learning rate."""
+        cost = self.cost(shape)
+        for step in range(steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate(step / steps) * min(1.0, (step + 1) / max(1, warmup))
+            loss = training_error(self.network, self.data.batch(self.generator, shape))
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+            self.steps, self.spent = self.steps + 1, self.spent + cost
+            yield loss.item()
+        self.optimizer.zero_grad()
+
+    def grow(self) -> ax.Change:
+        """Grow by the blocks that are missing, as one growth; its checks are paid for."""
+        with FlopCounterMode(display=False) as counter:
+            change = self.grower.grow(self.missing)
+        self.spent += counter.get_total_flops()
+        return change
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """Whatever happens to this bench inside is gone afterwards."""
+        batches, steps, spent = self.generator.get_state(), self.steps, self.spent
+        with self.grower.trial(None):
+            yield
+        self.generator.set_state(batches)
+        self.steps, self.spent = steps, spent
+
+
+def old_network(data: Demand, setting: Setting, seed: int) -> tuple[Bench, Iterator[float]]:
+    """The network that is there, trained at a constant rate as the losses are taken from the iterator."""
+    bench = Bench(data, setting, setting.small, seed)
+    steps = int(setting.spent // bench.cost(setting.batch))
+    return bench, bench.train(steps, lambda share: setting.old_rate, setting.warmup, setting.batch)
+
+
+def planned(plan: str, old: Bench, flops: float, pilot: float = 0.0) -> tuple[Bench, Iterator[float]]:
+    """Carry out a plan; its steps are taken as the losses are taken from the iterator.
+
+    Args:
+        plan: one of ``PLANS``.
+        old: the network that is there; "start anew" leaves it alone.
+        flops: to spend.
+        pilot: take only this share of the steps, on the small batches of a pilot.
+
+    Returns:
+        The bench on which the plan ends, and the losses. What it has spent counts from the old network's FLOPs.
+    """
+    setting, before, bench, warmup = old.setting, old.spent, old, 0
+    if plan == "start anew":
+        bench, warmup = Bench(old.data, setting, setting.large, old.seed), setting.warmup
+        bench.spent = before
+    elif plan == "grow":
+        bench.grow()
+    steps = int((flops - (bench.spent - before)) // bench.cost(setting.batch))
+    rates, shape = setting.rates, setting.batch
+    if pilot:
+        rates, shape, steps = setting.pilot_rates, setting.pilot_batch, max(1, round(pilot * steps))
+    rate = rates[PLANS.index(plan)]
+    return bench, bench.train(steps, lambda share: rate * (1 - share), min(warmup, steps // 3), shape)
