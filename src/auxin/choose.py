@@ -300,7 +300,7 @@ class _ByRace:
             warnings.warn(
                 f"by_race(): there is no edit to race, {type(grower.model).__name__} stays as it is", stacklevel=2
             )
-        looks = [probed(grower, edit) for edit in edits]
+        looks = [probed(grower, edit, gain=len(edits) > self.rivals) for edit in edits]
         self.looks.append(looks)
         known = [look for look in looks if not look.why_not]
         if not known:

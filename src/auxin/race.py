@@ -244,7 +244,8 @@ class Probed:
         edit: which.
         flops: of one training step of the network that has grown by it.
         parameters: of that network.
-        gain: what the first optimizer step on the new entries alone takes off the loss on unseen data, to first order.
+        gain: what the first optimizer step on the new entries alone takes off the loss on unseen data, to first order;
+            NaN where nobody asked for it.
         why_not: why it could not be carried out; "" where it could.
     """
 
@@ -255,8 +256,8 @@ class Probed:
     why_not: str = ""
 
 
-def probed(run: Run, edit: Edit) -> Probed:
-    """Grow for a look: what a training step then costs, and what the new entries promise.
+def probed(run: Run, edit: Edit, gain: bool = True) -> Probed:
+    """Grow for a look: what a training step then costs, and (``gain``) what the new entries promise.
 
     Raises:
         GrowthError: there is no evidence; or a bad moment.
@@ -271,15 +272,15 @@ def probed(run: Run, edit: Edit) -> Probed:
                 raise GrowthError(f"the network would have {too_large}.")
             flops = flops_of(run.model, evidence.loss, evidence.batches[0])
             size = sum(p.numel() for p in run.model.parameters())
-            run.ledger.spend("probing", (2 * LOOKED_AT + 1) * flops)
-            return Probed(edit, flops, size, _gain(run, change, evidence))
+            run.ledger.spend("probing", flops)
+            return Probed(edit, flops, size, _gain(run, change, evidence, flops) if gain else math.nan)
     except BadMoment:
         raise
     except GrowthError as error:
         return Probed(edit, math.nan, 0, math.nan, str(error))
 
 
-def _gain(run: Run, change: Change, evidence: Evidence) -> float:
+def _gain(run: Run, change: Change, evidence: Evidence, flops: float) -> float:
     """The first-order decrease of the loss by one step on the entries that are new, seen on validation data.
 
     An optimizer that divides by the root of second moments moves each entry by its rate against the sign of the
@@ -290,6 +291,7 @@ def _gain(run: Run, change: Change, evidence: Evidence) -> float:
     masks |= dict.fromkeys(change.starting)
     rates = {id(p): (o, float(g["lr"])) for o in run.optimizers for g in o.param_groups for p in g["params"]}
     seen, unseen = (_mean_gradients(run.model, evidence.loss, batches) for batches in _looked_at(evidence))
+    run.ledger.spend("probing", sum(map(len, _looked_at(evidence))) * flops)
     gain = 0.0
     for name, parameter in run.model.named_parameters():
         if name in masks and name in seen and name in unseen and id(parameter) in rates:
@@ -322,5 +324,5 @@ def _mean_gradients(
     return total
 
 
-LOOKED_AT = 8  # batches that a gradient is the mean of
+LOOKED_AT = 4  # batches that a gradient is the mean of
 SCALE_FREE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
