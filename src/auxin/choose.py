@@ -234,7 +234,7 @@ class _ByGain:
         self.looks: list[list[Probed]] = []
 
     def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
-        looks = [probed(grower, cast(Any, edit)) for edit in edits]
+        looks = [probed(grower, cast(Any, edit), 8) for edit in edits]
         self.looks.append(looks)
         known = [look for look in looks if not look.why_not]
         if not known:
@@ -300,7 +300,7 @@ class _ByRace:
             warnings.warn(
                 f"by_race(): there is no edit to race, {type(grower.model).__name__} stays as it is", stacklevel=2
             )
-        looks = [probed(grower, edit, gain=len(edits) > self.rivals) for edit in edits]
+        looks = [probed(grower, edit, 4 if len(edits) > self.rivals else 0) for edit in edits]
         self.looks.append(looks)
         known = [look for look in looks if not look.why_not]
         if not known:

@@ -256,8 +256,8 @@ class Probed:
     why_not: str = ""
 
 
-def probed(run: Run, edit: Edit, gain: bool = True) -> Probed:
-    """Grow for a look: what a training step then costs, and (``gain``) what the new entries promise.
+def probed(run: Run, edit: Edit, looks: int) -> Probed:
+    """Grow for a look: what a training step then costs, and, on ``looks`` batches, what the new entries promise.
 
     Raises:
         GrowthError: there is no evidence; or a bad moment.
@@ -273,14 +273,14 @@ def probed(run: Run, edit: Edit, gain: bool = True) -> Probed:
             flops = flops_of(run.model, evidence.loss, evidence.batches[0])
             size = sum(p.numel() for p in run.model.parameters())
             run.ledger.spend("probing", flops)
-            return Probed(edit, flops, size, _gain(run, change, evidence, flops) if gain else math.nan)
+            return Probed(edit, flops, size, _gain(run, change, evidence, looks) if looks else math.nan)
     except BadMoment:
         raise
     except GrowthError as error:
         return Probed(edit, math.nan, 0, math.nan, str(error))
 
 
-def _gain(run: Run, change: Change, evidence: Evidence, flops: float) -> float:
+def _gain(run: Run, change: Change, evidence: Evidence, looks: int) -> float:
     """The first-order decrease of the loss by one step on the entries that are new, seen on validation data.
 
     An optimizer that divides by the root of second moments moves each entry by its rate against the sign of the
@@ -290,8 +290,9 @@ def _gain(run: Run, change: Change, evidence: Evidence, flops: float) -> float:
     masks: dict[str, Tensor | None] = {part.name: part.mask for part in change.parts}
     masks |= dict.fromkeys(change.starting)
     rates = {id(p): (o, float(g["lr"])) for o in run.optimizers for g in o.param_groups for p in g["params"]}
-    seen, unseen = (_mean_gradients(run.model, evidence.loss, batches) for batches in _looked_at(evidence))
-    run.ledger.spend("probing", sum(map(len, _looked_at(evidence))) * flops)
+    parts = _looked_at(evidence, looks)
+    run.ledger.spend("probing", sum(len(part) * flops_of(run.model, evidence.loss, part[0]) for part in parts))
+    seen, unseen = (_mean_gradients(run.model, evidence.loss, part) for part in parts)
     gain = 0.0
     for name, parameter in run.model.named_parameters():
         if name in masks and name in seen and name in unseen and id(parameter) in rates:
@@ -302,14 +303,14 @@ def _gain(run: Run, change: Change, evidence: Evidence, flops: float) -> float:
     return gain
 
 
-def _looked_at(evidence: Evidence) -> tuple[list[Any], list[Any]]:
+def _looked_at(evidence: Evidence, looks: int) -> tuple[list[Any], list[Any]]:
     """Batches for the step, and those on which it is to take something off: others, where there are validation data.
 
     Halves of the training data will not do: in a network that fits them their gradients are opposite.
     """
-    first = [evidence.batches[n] for n in range(min(LOOKED_AT, len(evidence.batches)))]
+    first = [evidence.batches[n] for n in range(min(looks, len(evidence.batches)))]
     if evidence.validation is not None:
-        return first, [evidence.validation[n] for n in range(min(LOOKED_AT, len(evidence.validation)))]
+        return first, [evidence.validation[n] for n in range(min(looks, len(evidence.validation)))]
     return first, first
 
 
@@ -324,5 +325,4 @@ def _mean_gradients(
     return total
 
 
-LOOKED_AT = 4  # batches that a gradient is the mean of
 SCALE_FREE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
