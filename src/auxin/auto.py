@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from auxin.anatomy.tree import unwrap
@@ -18,10 +17,11 @@ from auxin.evidence import Evidence
 from auxin.follow.own_groups import optimizers_in
 from auxin.grower import Grower
 from auxin.ledger import flops_of
+from auxin.progress import Kept
 from auxin.race import Race, validation_flops
 from auxin.when.spending import END, LAST, LEAST, growth_pays
 
-LOOKS = 40  # evaluations while the learning rate falls, at most
+LOOKS = 40  # evaluations, at most
 SHARE = 0.05  # of the training that evaluations may cost
 
 
@@ -120,43 +120,40 @@ class AutoGrower(Grower):
         return getattr(self.choose, "races", ())
 
     def train(self) -> float:
-        """Train on the evidence until the budget is spent, and leave the weights that did best on validation data.
+        """Train on the evidence until the budget is spent, and leave the run where it did best on validation data.
+
+        That may be before its last growth, or early, where it has learnt nothing since.
 
         Returns:
-            Their loss on the validation data.
+            The loss there on the validation data.
 
         Raises:
             GrowthError: a growth was refused; see ``Grower.step``.
         """
         assert self.evidence is not None
-        best: tuple[float, list[Tensor]] | None = None
-        due = 0.0
+        best, due = Kept(self._standing), 0.0
+        least: float | None = None
         while not self.finished:
             self.evidence.train(self.model, self.companions, 1, self.optimizer_steps)
             self.step()
-            if self.done and self.spent >= due:
+            if self.spent >= due or self.finished:
                 now = self._validated()
-                if best is None or now < best[0]:
-                    best = now, [t.detach().clone() for t in self._tensors()]
+                if least is None or least != least or now < least:
+                    least = now
+                    best.take()
                 costs = validation_flops(self.model, self.evidence) / self.budget
-                due = self.spent + max((1 - self.spent) / LOOKS, costs / SHARE)
-        last = self._validated()
-        if best is None or last <= best[0]:
-            return last
-        with torch.no_grad():
-            for tensor, value in zip(self._tensors(), best[1], strict=True):
-                tensor.copy_(value)
-        return best[0]
+                due = self.spent + max(1 / LOOKS, costs / SHARE)
+        if least is None:  # the budget was spent already
+            return self._validated()
+        best.restore()
+        self.rollback.forget()
+        return least
 
     def _validated(self) -> float:
         assert self.evidence is not None
         with self.ledger.timed("evaluation"):
             self.ledger.spend("evaluation", validation_flops(self.model, self.evidence))
             return self.evidence.validate(self.model)
-
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from self.model.parameters()
-        yield from self.model.buffers()
 
 
 def _warn_of_a_budget_that_ends_first(budget: float, step: float) -> None:

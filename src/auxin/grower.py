@@ -30,7 +30,7 @@ from auxin.ledger import Ledger, flops_of
 from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
 from auxin.probation import Probation, TakenBack
-from auxin.progress import Progress, Standing
+from auxin.progress import Kept, Progress, Standing
 from auxin.race import Race, raced
 from auxin.race import check as check_race
 from auxin.rank_consensus import RankConsensus
@@ -39,7 +39,7 @@ from auxin.refs import Allowed
 from auxin.structure import Undo
 from auxin.structure_history import StructureHistory
 from auxin.surgery import surgery
-from auxin.trial import Rollback, Snapshot, Store
+from auxin.trial import Rollback, Store
 from auxin.verify import verify, verify_here
 from auxin.when import Reading
 from auxin.when.inner import inside
@@ -394,17 +394,11 @@ class Grower:
         check_race(steps, shrink, averaged, sure)
         if not self._all.ranks.alone:
             raise GrowthError("race(...) runs in one process: race there, and carry out what wins on all: grow(edit).")
-        winner, marks = Snapshot([self.model, *self.companions]), list[Any]()
-
-        def keep() -> None:
-            winner.take()
-            marks[:] = [self._standing.mark()]
-
+        winner = Kept(self._standing)
         self._count_steps()
-        race = raced(self, edits, steps, shrink, averaged, sure, keep)
+        race = raced(self, edits, steps, shrink, averaged, sure, winner.take)
         with self.or_as_before():
             winner.restore()
-            self._standing.return_to(marks[0])
             self.rollback.forget()
             if race.change is not None:
                 self._write_down(race.change)

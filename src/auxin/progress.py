@@ -28,6 +28,7 @@ from auxin.listing import module_at
 from auxin.probation import Probation
 from auxin.refs import Allowed
 from auxin.safe_point import StepWatch
+from auxin.trial import Snapshot
 from auxin.when.inner import inside
 
 KEPT_READINGS = 1000
@@ -384,6 +385,26 @@ class Standing:
         still = set(state.get("frozen", ()))
         self._freeze([p for name, p in self.model.named_parameters() if name in still])
         self.flow.forget()
+
+
+class Kept:
+    """A state of a run to go to, from wherever it is then: network, companions, and where its Grower stands."""
+
+    def __init__(self, standing: Standing):
+        self._standing = standing
+        self._snapshot = Snapshot([standing.model, *standing.companions])
+        self._mark: tuple[Any, ...] | None = None
+
+    def take(self) -> None:
+        """Keep the state of now."""
+        self._snapshot.take()
+        self._mark = self._standing.mark()
+
+    def restore(self) -> None:
+        """Go to the state that was kept; what was spent stays spent."""
+        assert self._mark is not None
+        self._snapshot.restore()
+        self._standing.return_to(self._mark)
 
 
 def _removing(model: nn.Module, paths: Sequence[str]) -> str:
