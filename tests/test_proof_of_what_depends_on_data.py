@@ -94,7 +94,8 @@ def test_an_expert_that_rows_are_routed_to_is_checked() -> None:
 def test_a_router_without_an_output_for_it_is_named(edit: Any) -> None:
     torch.manual_seed(0)
     net = Routed()
-    with pytest.raises(GrowthError, match=r"experts\.3: .*router\.weight \(3, 8\).*give it one more output"):
+    leads = r"experts\.3: .*router\.weight \(3, 8\).*Widen\('router', to=6, unit='experts', init='tile'\) copies both"
+    with pytest.raises(GrowthError, match=leads):
         ax.grow(net, edit, torch.optim.AdamW(net.parameters()), probe=X)
 
 

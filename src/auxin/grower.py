@@ -470,12 +470,13 @@ class Grower:
     def or_as_before(self) -> Iterator[None]:
         """Put this grower's own state back where anything is raised inside; ``load`` needs it."""
         mark, rollback, resuming = self._standing.mark(), self.rollback.mark, self.log.resuming
-        spent = self.ledger.state_dict()
+        spent, counted = self.ledger.state_dict(), self._counted
         try:
             yield
         except BaseException:
             self.rollback.mark, self.log.resuming = rollback, resuming
             self.ledger.load_state_dict(spent)
+            self._counted = counted
             self._standing.return_to(mark)
             raise
 

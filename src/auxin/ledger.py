@@ -64,7 +64,8 @@ class Ledger:
         """Go on from ``state_dict``."""
         if set(state) != {"flops", "seconds"} or any(set(held) != set(KINDS) for held in state.values()):
             raise GrowthError(f"this is not the state of a ledger: {state!r:.80}.")
-        self.flops, self.seconds = ({k: float(v) for k, v in state[name].items()} for name in ("flops", "seconds"))
+        self.flops.update({kind: float(value) for kind, value in state["flops"].items()})
+        self.seconds.update({kind: float(value) for kind, value in state["seconds"].items()})
 
 
 def flops_of(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: Any, backward: bool = True) -> float:

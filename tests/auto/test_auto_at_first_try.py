@@ -133,6 +133,6 @@ def test_a_run_that_has_diverged_is_named():
     model = net()
     opt = torch.optim.AdamW(model.parameters(), lr=0.01)
     broken = ax.Evidence(lambda m, b: loss(m, b) * float("nan"), evidence().batches, validation=evidence().validation)
-    grower = ax.auto(model, opt, evidence=broken, budget=1000 * flops_of(model, loss, data()))
+    grower = ax.auto(model, opt, evidence=broken, budget=300 * flops_of(model, loss, data()))
     with pytest.warns(UserWarning, match="the run has diverged"):
         assert math.isnan(grower.train()) and grower.finished
