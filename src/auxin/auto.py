@@ -145,8 +145,11 @@ class AutoGrower(Grower):
                 due = self.spent + max(1 / LOOKS, costs / SHARE)
         if least is None:  # the budget was spent already
             return self._validated()
+        grown, call, step = len(self.progress.entries), self.calls, self.optimizer_steps
         best.restore()
         self.rollback.forget()
+        for _ in range(grown - len(self.progress.entries)):
+            self.log.undone(self, "the run did best on validation data before it", call, step)
         return least
 
     def _validated(self) -> float:

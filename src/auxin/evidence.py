@@ -24,7 +24,8 @@ class Evidence:
         validation: to judge on, batches that training does not see; None: ``batches`` themselves.
         step: ``step(model, batch)`` takes one training step as your loop does, the optimizer's step included, where a
             plain one will not do (clipping, accumulation, a scaler). A plain one clears gradients, goes backward, and
-            steps every optimizer, every schedule but those that wait for a metric, and every ``AveragedModel``.
+            steps every optimizer, every ``AveragedModel``, and every schedule that has kept pace with the steps so
+            far: one that counts epochs, or waits for a metric, stands still.
 
     Example:
         >>> from torch.nn.functional import mse_loss
@@ -90,11 +91,11 @@ class Evidence:
             model: the network.
             companions: optimizers, schedules and averages that take the steps with it.
             steps: how many.
-            begin: number of the first batch.
+            begin: number of the first batch, and of the optimizer steps so far.
             each: called after each step with its number from 0.
         """
         optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
-        schedules = [c for c in companions if isinstance(c, LRScheduler)]
+        schedules = [c for c in companions if isinstance(c, LRScheduler) and 2 * _count(c) >= begin]
         averages = [c for c in companions if hasattr(c, "update_parameters")]
         for number in range(steps):
             batch = self.batches[(begin + number) % len(self.batches)]
@@ -112,6 +113,12 @@ class Evidence:
                 each(number)
         for optimizer in optimizers:
             optimizer.zero_grad()
+
+
+def _count(schedule: LRScheduler) -> int:
+    """How often a schedule was stepped; one that chains others counts in these."""
+    count = getattr(schedule, "last_epoch", None)
+    return count if count is not None else max(map(_count, getattr(schedule, "_schedulers", ())), default=0)
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -26,7 +26,8 @@ class Ledger:
         flops: of matrix products, convolutions and attention, forward and backward (a multiply-add is two), by kind:
             "training" is what the network of now has been trained with, "races" what branches that were given up have
             cost, "probing" growths that were only looked at, "evaluation" losses on validation data.
-        seconds: of the same, but for steps of the user's own loop, which are not timed.
+            To count, a step of each network is run once, which is not written down.
+        seconds: of the same, but that all of a race is under "races", and steps of the user's own loop are not timed.
     """
 
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))

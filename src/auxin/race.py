@@ -116,17 +116,20 @@ def check(steps: int, shrink: float, averaged: float, sure: float) -> None:
 
 
 def shrink_weights(model: nn.Module, factor: float) -> None:
-    """Multiply all weights and biases but those of norms (Ash and Adams 2020, arXiv:1910.08475, without the noise).
+    """Multiply all weights and biases that train, but those of norms, once each (Ash and Adams 2020, arXiv:1910.08475,
+    without the noise).
 
     Units that a network grows late get more of the gradient where the old ones have not settled. Gains and shifts of
-    norms stay: they set the scale that what stands behind them is used to.
+    norms stay: they set the scale that what stands behind them is used to. What is frozen would never recover.
     """
+    shrunk: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if any(p.dim() > 1 for p in own):
+            shrunk |= {id(p): p for p in own if p.requires_grad}
     with torch.no_grad():
-        for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            if any(p.dim() > 1 for p in own):
-                for p in own:
-                    p.mul_(factor)
+        for p in shrunk.values():
+            p.mul_(factor)
 
 
 class Average:
@@ -162,6 +165,21 @@ class Average:
                     tensor.copy_(value)
 
 
+def check_companions(companions: Sequence[Any]) -> None:
+    """Check that a plain training step takes all companions along.
+
+    Raises:
+        GrowthError: there is an average of another package, which would stand still while the network trains.
+    """
+    for one in companions:
+        steps = hasattr(one, "param_groups") or hasattr(one, "update_parameters") or hasattr(one, "step")
+        if callable(getattr(one, "update", None)) and not steps and not hasattr(one, "_per_optimizer_states"):
+            raise GrowthError(
+                f"race(...) trains by itself, and how {type(one).__name__} takes part in a step is not known: it would "
+                "stand still. Pass Evidence(loss, batches, step=f), where f(model, batch) takes one step of your loop."
+            )
+
+
 def raced(
     run: Run,
     edits: Sequence[Edit],
@@ -183,10 +201,12 @@ def raced(
         keep: called at the end of a branch that is the best so far.
 
     Raises:
-        GrowthError: there is no evidence; or a bad moment.
+        GrowthError: there is no evidence, or a companion that a plain step leaves out; or a bad moment.
     """
     if run.evidence is None:
         raise GrowthError("race(...) trains by itself: give the Grower evidence=auxin.Evidence(loss, batches).")
+    if run.evidence.step is None:
+        check_companions(run.companions)
     branches, spent, best, change = list[Branch](), list[float](), 0, None
     for edit in (None, *edits):
         try:

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import auxin as ax
 from auxin.ledger import Ledger, flops_of
-from auxin.race import Average, Branch, shown, shrink_weights
+from auxin.race import Average, Branch, check_companions, shown, shrink_weights
 from auxin.when.reading import Reading
 
 torch.set_num_threads(1)
@@ -213,6 +213,43 @@ def test_shrinking_leaves_norms():
     shrink_weights(net, 0.5)
     assert torch.equal(net[0].weight, before[0].weight / 2) and torch.equal(net[0].bias, before[0].bias / 2)
     assert torch.equal(net[1].weight, before[1].weight) and torch.equal(net[2].weight, before[2].weight)
+
+
+def test_what_is_tied_is_shrunk_once_and_what_is_frozen_not_at_all():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5, bias=False))
+    net[2].weight = net[0].weight
+    net[1].requires_grad_(False)
+    before = copy.deepcopy(net)
+    shrink_weights(net, 0.5)
+    assert torch.equal(net[2].weight, before[2].weight / 2) and net[2].weight is net[0].weight
+    assert torch.equal(net[1].weight, before[1].weight) and torch.equal(net[1].bias, before[1].bias)
+
+
+def test_a_schedule_that_counts_epochs_stands_still_in_a_race():
+    net, opt, sched, _, grower = setup()
+    epochs = torch.optim.lr_scheduler.StepLR(opt, 1)  # stepped twice in what follows, and not by the race
+    for number in range(20):
+        grower.evidence.train(net, [opt, sched], 1, number)
+        if number % 10 == 9:
+            epochs.step()
+    grower.evidence.train(net, [opt, sched, epochs], 10, 20)
+    assert epochs.last_epoch == 2 and sched.last_epoch == 30
+
+
+def test_an_average_that_a_plain_step_leaves_out_is_named():
+    class Ema:  # as other packages write them
+        def __init__(self, model):
+            self.shadow = copy.deepcopy(model)
+
+        def update(self):
+            pass
+
+    with pytest.raises(ax.GrowthError, match=r"how Ema takes part in a step is not known.*step=f"):
+        check_companions([Ema(nn.Linear(2, 2))])
+    net = nn.Linear(2, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(opt)
+    check_companions([opt, schedule, AveragedModel(net), torch.amp.GradScaler("cpu")])
 
 
 def test_the_mean_of_weights_stands_only_inside():
