@@ -103,6 +103,7 @@ class AutoGrower(Grower):
     """
 
     budget: float
+    counts_flops = True
 
     @property
     def spent(self) -> float:

@@ -94,6 +94,8 @@ class Grower:
         3
     """
 
+    counts_flops = False  # whether training steps are counted, whatever the trigger asks for
+
     def __init__(
         self,
         model: nn.Module,
@@ -150,7 +152,7 @@ class Grower:
         self.log = log if isinstance(log, Logbook) else Logbook(self._all.on_one(log))  # last: it locks a directory
         self.flow.on_reading, self.log.rollback = self.log.flow, self.rollback
         self._standing.begin_parts()
-        asks = any(getattr(part, "counts_flops", False) for part in inside(when))
+        asks = self.counts_flops or any(getattr(part, "counts_flops", False) for part in inside(when))
         self._costs: dict[str, float] | None = {} if asks and evidence is not None else None
         self._counted, self._raced = 0, None
 

@@ -1,6 +1,7 @@
 """``auxin.auto``: nothing to name."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -173,3 +174,24 @@ def test_the_rate_follows_the_budget():
     with pytest.raises(ax.GrowthError, match="by_budget"):
         ax.schedule.by_budget(opt, decay=0)
     assert "grower" not in " ".join(sched.state_dict())
+
+
+def useless(module, site):
+    """New units that say the same for every input, loudly."""
+    with torch.no_grad():
+        module[0].weight[2:] = 0.0
+        module[0].bias[2:] = 5.0
+        module[2].weight[:, 2:] = 30.0
+
+
+def test_a_growth_that_only_did_harm_is_left_out_of_network_journal_and_log(tmp_path):
+    """With a trigger that asks for no FLOPs, which are counted all the same."""
+    edits, when = [ax.Widen("0", by=2, init=useless)], ax.when.at([380])
+    model, opt, _, grower = begun(edits=edits, when=when, choose=ax.choose.first, steps=400, log=tmp_path / "run")
+    loss_then = grower.train()
+    assert model[0].out_features == 2 and len(grower.journal) == 0 and grower.finished
+    assert grower.evidence.validate(model) == loss_then
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines if line["kind"] in ("growth", "undone")] == ["growth", "undone"]
+    assert not json.loads((tmp_path / "run" / "journal.json").read_text())["entries"]
+    grower.verify()
