@@ -21,19 +21,12 @@ LIMIT = 48  # models built from a configuration per search
 
 def fields_for(model: nn.Module, shapes: Mapping[str, torch.Size], width: Width) -> list[tuple[str, str, Any, Any]]:
     """(path, field, old, new) of the configuration that builds the grown network; nothing where none does."""
-    if not configured(model):
+    if _as_configured(model) is None:
         return []
-    try:
-        twin = on_meta(model, configuration(model))
-    except Exception:  # a class of the user's with arguments of its own
-        return []
-    before = {name: t.shape for name, t in model.state_dict(keep_vars=True).items()}
-    if {name: t.shape for name, t in twin.state_dict().items()} != before:
-        return []
-    wanted = {name: shapes.get(name, shape) for name, shape in before.items()}
+    wanted = _wanted(model, shapes)
     for fields in itertools.islice(_candidates(model, width), LIMIT):
         grown = _built(model, fields)
-        if grown is not None and {name: t.shape for name, t in grown.state_dict().items()} == wanted:
+        if grown is not None and _shapes(grown) == wanted:
             return [("", f"config.{name}", old, new) for name, (old, new) in fields.items()]
     return []
 
@@ -56,29 +49,43 @@ def fields_that_count(
         The fields, and those attributes of modules anywhere that what is built from them holds otherwise; nothing where
         no fields do.
     """
-    if not configured(model):
+    twin = _as_configured(model)
+    if twin is None:
         return []
-    try:
-        twin = on_meta(model, configuration(model))
-    except Exception:  # a class of the user's with arguments of its own
-        return []
-    before = {name: t.shape for name, t in model.state_dict(keep_vars=True).items()}
-    wanted = {name: shapes.get(name, shape) for name, shape in before.items()}
-    if {name: t.shape for name, t in twin.state_dict().items()} != before:
-        return []
+    wanted = _wanted(model, shapes)
     pairs = sorted((p for p in _numbers(model.config)), key=lambda pair: ABOUT_EXPERTS.search(pair[0]) is None)
     singles = [(name, old, new) for name, value in pairs for old, new in counts if value == old]
     chosen = (group for count in (1, 2, 3) for group in itertools.combinations(singles, count))
     for group in itertools.islice(chosen, LIMIT):
         fields = {name: (old, new) for name, old, new in group}
         grown = _built(model, fields) if len(fields) == len(group) else None
-        if grown is None or {name: t.shape for name, t in grown.state_dict().items()} != wanted:
+        if grown is None or _shapes(grown) != wanted:
             continue
         held = dict(grown.named_modules())
         if all(vars(held[path]).get(name) == new for path, name, new in said if path in held):
             found = [("", f"config.{name}", old, new) for name, (old, new) in fields.items()]
             return found + [*_otherwise(model, twin, grown)]
     return []
+
+
+def _as_configured(model: nn.Module) -> nn.Module | None:
+    """What its configuration builds, on the meta device; None where that has other tensors than the model."""
+    if not configured(model):
+        return None
+    try:
+        twin = on_meta(model, configuration(model))
+    except Exception:  # a class of the user's with arguments of its own
+        return None
+    return twin if _shapes(twin) == _shapes(model) else None
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in model.state_dict(keep_vars=True).items()}
+
+
+def _wanted(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """The shapes of all tensors of the grown network."""
+    return {name: shapes.get(name, shape) for name, shape in _shapes(model).items()}
 
 
 def _otherwise(model: nn.Module, twin: nn.Module, grown: nn.Module) -> Iterator[tuple[str, str, int, int]]:
