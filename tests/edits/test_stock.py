@@ -118,3 +118,12 @@ def test_rebuilding_takes_no_memory_for_the_parameters():
     twin = stock._empty(model)
     assert all(p.is_meta for p in twin.parameters()) and not any(b.is_meta for b in twin.buffers())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def test_the_field_of_a_width_follows():
+    model = llama()
+    before = model(IDS).logits
+    ax.grow(model, ax.Widen("model.layers.*.mlp.gate_proj", by=8), probe={"input_ids": IDS})
+    assert model.config.intermediate_size == 32 and torch.allclose(model(IDS).logits, before, atol=1e-6)
+    built = transformers.LlamaForCausalLM(model.config)
+    assert {n: t.shape for n, t in built.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
