@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LinearLR
@@ -23,6 +23,7 @@ from auxin.when.spending import END, LAST, LEAST, growth_pays
 
 LOOKS = 40  # evaluations, at most
 SHARE = 0.05  # of the training that evaluations may cost
+Auto = TypeVar("Auto", bound="AutoGrower")
 
 
 def auto(
@@ -63,36 +64,85 @@ def auto(
     Source:
         Our own; measured against every fixed width in docs/benchmarks.md, misses included.
     """
+    parts = parts_of(evidence, budget, probe, depth, width, options)
+    if not optimizers_in(companions):
+        raise GrowthError("auto(...) trains in races: pass an optimizer, auxin.auto(model, optimizer, evidence=...).")
+    if budget is None:
+        budget = budget_of(model, companions, evidence)
+        parts = parts_of(evidence, budget, probe, depth, width, options)
+    return begun(AutoGrower(model, *companions, **parts), budget, "when" not in options)
+
+
+def parts_of(
+    evidence: Evidence, budget: float | None, probe: Any, depth: bool, width: bool, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a Grower that decides by itself, those in ``options`` as they are there.
+
+    Raises:
+        GrowthError: no validation data.
+    """
     if not isinstance(evidence, Evidence) or evidence.validation is None:
         raise GrowthError(
             "auto(...) judges on data that training does not see: pass evidence=auxin.Evidence(loss, batches, "
             "validation=batches)."
         )
-    if not optimizers_in(companions):
-        raise GrowthError("auto(...) trains in races: pass an optimizer, auxin.auto(model, optimizer, evidence=...).")
-    inner = unwrap(model)
     probe = evidence.batches[0] if probe is None else probe
-    if budget is None:
-        steps = next((n for n in map(_steps_of, companions) if n), None)
-        if steps is None:
-            raise GrowthError(
-                "auto(...): how long is the run? No schedule here says it. Pass budget=, the FLOPs of the whole run; "
-                "auxin.ledger.flops_of(model, loss, batch) are those of one step."
-            )
-        budget = steps * flops_of(inner, evidence.loss, evidence.batches[0])
-    for companion in companions:
-        if _steps_of(companion) and not hasattr(companion, "grower"):
-            warnings.warn(_counted(companion), stacklevel=2)
-    parts: dict[str, Any] = {"edits": candidates(probe, depth, width), "when": growth_pays(budget), "choose": by_race()}
-    parts["on_refused"] = "warn"  # its own edits, of which one that does not fit is no reason to end the run
-    grower = AutoGrower(model, *companions, evidence=evidence, probe=probe, **{**parts, **options})
+    parts: dict[str, Any] = {"edits": candidates(probe, depth, width), "choose": by_race(), "evidence": evidence}
+    parts |= {
+        "probe": probe,
+        "on_refused": "warn",
+    }  # one of its own edits that does not fit is no reason to end the run
+    if budget is not None:
+        parts["when"] = growth_pays(budget)
+    return {**parts, **options}
+
+
+def budget_of(model: nn.Module, companions: Sequence[Any], evidence: Evidence) -> float:
+    """FLOPs of as many steps of the network as it is as a schedule says that the run has.
+
+    Raises:
+        GrowthError: none says it.
+    """
+    steps = next((n for n in map(_steps_of, companions) if n), None)
+    if steps is None:
+        raise GrowthError(
+            "auto(...): how long is the run? No schedule here says it. Pass budget=, the FLOPs of the whole run; "
+            "auxin.ledger.flops_of(model, loss, batch) are those of one step."
+        )
+    return steps * flops_of(unwrap(model), evidence.loss, evidence.batches[0])
+
+
+def begun(grower: Auto, budget: float, own_trigger: bool = True) -> Auto:
+    """Give a Grower its budget, tell it to the schedules that follow one, and warn of what will not work out.
+
+    Args:
+        grower: built with ``parts_of``.
+        budget: FLOPs of the whole run.
+        own_trigger: whether it decides when ``growth_pays`` says so.
+    """
     grower.budget = float(budget)
-    if "when" not in options:
-        _warn_of_a_budget_that_ends_first(grower.budget, flops_of(inner, evidence.loss, evidence.batches[0]))
-    for companion in companions:
-        if getattr(companion, "grower", grower) is None:
+    assert grower.evidence is not None
+    for companion in grower.companions:
+        if _steps_of(companion) and not hasattr(companion, "grower"):
+            warnings.warn(_counted(companion), stacklevel=3)
+        known = getattr(companion, "grower", companion)  # a host builds a Grower for each of its runs
+        if known is None or (isinstance(known, AutoGrower) and known.model is grower.model):
             companion.grower = grower
+    if own_trigger and not grower.calls:
+        step = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
+        _warn_of_a_budget_that_ends_first(grower.budget, step)
     return grower
+
+
+def warn_unless_spent(grower: AutoGrower | None, raise_it: str) -> None:
+    """Warn where a host's training has ended with budget left; ``raise_it``: what makes it longer."""
+    if grower is not None and not grower.finished:
+        warnings.warn(
+            f"auto(...): the training ended with {grower.spent:.0%} of its budget spent, so a schedule by the budget "
+            f"is not at its end, and growing may not be either. Raise {raise_it}, or pass a budget of "
+            f"{grower.ledger.total:.3g}.",
+            stacklevel=3,
+        )
 
 
 class AutoGrower(Grower):
@@ -168,7 +218,7 @@ def _warn_of_a_budget_that_ends_first(budget: float, step: float) -> None:
             f"auto(budget={budget:.3g}): that is {budget / step:.0f} training steps of the network as it is. The first "
             f"decision falls after {LEAST} steps and within the first third of the budget, so nothing will grow: pass "
             f"budget={needed:.2g} or more, or when=auxin.when.growth_pays(budget, least=...) with fewer steps.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +69,8 @@ class Evidence:
         return self._each(model, self.batches if self.validation is None else self.validation)
 
     def _each(self, model: nn.Module, batches: Sequence[Any]) -> list[float]:
-        modes = {m: m.training for m in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                return [float(self.loss(model, batch)) for batch in batches]
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with _in_mode(model, False), torch.no_grad():
+            return [float(self.loss(model, batch)) for batch in batches]
 
     def train(
         self,
@@ -87,6 +82,8 @@ class Evidence:
     ) -> None:
         """Take ``steps`` optimizer steps over the batches, round and round.
 
+        A network that an evaluation has left in eval mode is in train mode meanwhile.
+
         Args:
             model: the network.
             companions: optimizers, schedules and averages that take the steps with it.
@@ -97,22 +94,35 @@ class Evidence:
         optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
         schedules = [c for c in companions if isinstance(c, LRScheduler) and 2 * _count(c) >= begin]
         averages = [c for c in companions if hasattr(c, "update_parameters")]
-        for number in range(steps):
-            batch = self.batches[(begin + number) % len(self.batches)]
-            if self.step is not None:
-                self.step(model, batch)
-            else:
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                self.loss(model, batch).backward()
-                for taken in (*optimizers, *schedules):
-                    taken.step()
-                for average in averages:
-                    average.update_parameters(model)
-            if each is not None:
-                each(number)
+        with contextlib.nullcontext() if model.training else _in_mode(model, True):
+            for number in range(steps):
+                batch = self.batches[(begin + number) % len(self.batches)]
+                if self.step is not None:
+                    self.step(model, batch)
+                else:
+                    for optimizer in optimizers:
+                        optimizer.zero_grad()
+                    self.loss(model, batch).backward()
+                    for taken in (*optimizers, *schedules):
+                        taken.step()
+                    for average in averages:
+                        average.update_parameters(model)
+                if each is not None:
+                    each(number)
         for optimizer in optimizers:
             optimizer.zero_grad()
+
+
+@contextlib.contextmanager
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Set train or eval mode inside; every module's flag is put back."""
+    modes = {m: m.training for m in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _count(schedule: LRScheduler) -> int:

@@ -200,7 +200,7 @@ class Newborn:
         self._begun = []
         for p, since in self.held.values():
             count, group = _count(optimizer, p), groups.get(id(p))
-            if p.grad is not None and count is not None and group is not None:
+            if count is not None and group is not None:  # a step with a closure makes the gradients only now
                 if id(p) not in self._blocks:
                     on = count.device if isinstance(count, Tensor) else torch.device("cpu")
                     self._blocks[id(p)] = _slabs(p, since, on)

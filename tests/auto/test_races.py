@@ -302,3 +302,14 @@ def test_a_ledger_goes_through_its_state():
     assert other == ledger
     with pytest.raises(ax.GrowthError, match="not the state of a ledger"):
         other.load_state_dict({"flops": {}})
+
+
+def test_a_network_that_an_evaluation_has_left_in_eval_mode_trains_in_train_mode():
+    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).eval()
+    opt = torch.optim.SGD(net.parameters(), lr=0.01)
+    evidence().train(net, [opt], 3)
+    assert int(net[1].num_batches_tracked) == 3 and not any(m.training for m in net.modules())
+    net.train()
+    net[1].eval()  # on purpose: frozen statistics
+    evidence().train(net, [opt], 3)
+    assert int(net[1].num_batches_tracked) == 3 and net[0].training and not net[1].training

@@ -81,6 +81,28 @@ def test_they_move_as_under_a_fresh_optimizer(name, t0, decay):
     assert len(opt._optimizer_step_pre_hooks) == 1 or name == "Adamax"
 
 
+def test_a_step_with_a_closure_is_corrected_from_the_first_on():
+    """As Lightning steps: the gradients come into being inside."""
+    moved = []
+    for by_closure in (False, True):
+        torch.manual_seed(0)
+        net, opt = aged(torch.optim.Adam, {"lr": 1e-3, "eps": 1e-15, "betas": (0.9, 0.999)}, 200)
+        more_rows(net, opt, 2)
+        before = net.table.detach().clone()
+
+        def gradients(net=net, opt=opt):
+            opt.zero_grad()
+            (net.table * torch.arange(1.0, 4.0)).sum().backward()
+
+        if by_closure:
+            opt.step(gradients)
+        else:
+            gradients()
+            opt.step()
+        moved.append(net.table.detach() - before)
+    assert torch.equal(*moved) and bool(moved[0].any())
+
+
 def test_without_the_correction_the_overshoot_is_6_57_times():
     torch.manual_seed(0)
     worst = {}

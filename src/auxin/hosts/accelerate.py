@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from auxin import grower
 from auxin.anatomy.tree import unwrap
 from auxin.arguments import check_words
+from auxin.auto import AutoGrower, begun, budget_of, parts_of
 from auxin.change import Change, Edit
 from auxin.errors import GrowthError
+from auxin.evidence import Evidence
 from auxin.follow.own_groups import optimizers_in
 from auxin.hosts.common import FORWARD, as_built, unwrapped, warn_untested
 from auxin.hosts.files import STATE, read_state, write_state
@@ -108,6 +110,43 @@ class Grower(grower.Grower):
             if unwrap(model) is self.model:
                 return f"{number}-{STATE}" if number else STATE
         return None
+
+
+def auto(
+    accelerator: Any,
+    model: nn.Module,
+    *companions: Any,
+    evidence: Evidence,
+    budget: float | None = None,
+    probe: Any = None,
+    depth: bool = True,
+    width: bool = True,
+    **options: Any,
+) -> AutoGrower:
+    """``auxin.auto`` on prepared objects: call ``grower.step()`` after each optimizer step, until ``grower.finished``.
+
+    Args:
+        accelerator: the one that has prepared the others.
+        model: the prepared network, small.
+        companions: the prepared optimizers and schedulers, averages, scaler.
+        evidence: as for ``auxin.auto``, with batches on the device of the network.
+        budget: as for ``auxin.auto``.
+        probe: one batch to prove growths on; None: the first of the evidence.
+        depth: whether lists of blocks may get longer.
+        width: whether widths may get larger.
+        options: of ``auxin.Grower``, and ``allow``.
+
+    Raises:
+        GrowthError: as for ``auxin.auto`` and ``Grower``.
+    """
+    if budget is None:
+        budget = budget_of(model, [unwrapped(one) for one in companions], evidence)
+    parts = parts_of(evidence, budget, probe, depth, width, options)
+    return begun(_Auto(accelerator, model, *companions, **parts), budget, "when" not in options)
+
+
+class _Auto(Grower, AutoGrower):
+    """An AutoGrower on prepared objects."""
 
 
 def _forward_of(model: nn.Module) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from auxin.arguments import check_places, check_words
+from auxin.auto import AutoGrower, begun, parts_of, warn_unless_spent
+from auxin.evidence import Evidence
 from auxin.grower import Grower
 from auxin.hosts import lightning_trainer as parts
 from auxin.hosts.lightning_callback import AnyCallback, check
@@ -156,3 +159,52 @@ class GrowthCallback(AnyCallback):
                     change = grower.carry_out()
         for stopping in trainer.early_stopping_callbacks if change is not None and self.reset_patience else ():
             stopping.wait_count = 0
+
+
+def auto(
+    *, evidence: Evidence, budget: float, probe: Any = None, depth: bool = True, width: bool = True, **options: Any
+) -> GrowthCallback:
+    """``auxin.auto`` as a callback: ``Trainer(callbacks=[auto(evidence=..., budget=...)], max_epochs=-1)``.
+
+    It decides after every optimizer step, and ends the training when the budget is spent.
+
+    Args:
+        evidence: a loss, batches to train on in races, and ``validation=`` batches, on the device of the module.
+        budget: FLOPs of the whole run, races included: steps x ``auxin.ledger.flops_of(module, loss, batch)``.
+        probe: one batch to prove growths on; None: the first of the evidence.
+        depth: whether lists of blocks may get longer.
+        width: whether widths may get larger.
+        options: of ``auxin.Grower``, and of ``GrowthCallback``.
+
+    Raises:
+        GrowthError: no validation data, or an argument that no Grower takes.
+    """
+    return cast(GrowthCallback, _Auto(budget, **parts_of(evidence, budget, probe, depth, width, options)))
+
+
+class _Auto(GrowthCallback):
+    def __init__(self, budget: float, **options: Any):
+        super().__init__(**options)
+        self._arguments.make = functools.partial(_begun, budget)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """It looks at its evidence."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """It looks at its evidence."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Decide, race, and grow, once the schedule has stepped too."""
+        grower = self.grower
+        assert isinstance(grower, AutoGrower)
+        if not self._waiting(trainer, grower):
+            self._step(trainer, grower, {})
+        trainer.should_stop = trainer.should_stop or grower.finished
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say so where the budget is not spent."""
+        warn_unless_spent(self.grower, "max_epochs or max_steps")  # pyright: ignore[reportArgumentType]
+
+
+def _begun(budget: float, *parts: Any, **options: Any) -> AutoGrower:
+    return begun(AutoGrower(*parts, **options), budget, False)

@@ -45,7 +45,7 @@ def check(trainer: Any, pl_module: Any, callback: Any) -> None:
     """
     package = type(trainer).__module__.partition(".")[0]
     warn_untested(package, sys.modules[package].__version__, TESTED)
-    if any(type(other) is type(callback) and other is not callback for other in trainer.callbacks):
+    if any(isinstance(other, AnyCallback) and other is not callback for other in trainer.callbacks):
         raise GrowthError("two GrowthCallbacks in one Trainer: pass one, with edits=[...]; it may choose among many.")
     kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__ if kind.__name__ in SHARDED]
     if kinds:

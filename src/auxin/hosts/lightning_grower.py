@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from auxin.change import Change
@@ -29,6 +29,7 @@ class Arguments:
     def __init__(self, options: dict[str, Any], counted_by: str | None, allow: Iterable[Any]):
         self.options, self.counted_by = checked_parts(options), counted_by
         self.allow = [*allow, *named_by(options["edits"])]
+        self.make: Callable[..., Grower] = Grower
         self._log: Logbook | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,12 +47,13 @@ class Arguments:
         module, companions, log = trainer.lightning_module, companions_in(trainer), self.options.get("log")
         if self._log is None:
             self._log = log if isinstance(log, Logbook) else Logbook(log if trainer.is_global_zero else None)
-        own = {"log": self._log, "on_growth": functools.partial(self._grown, module)}
+        own: dict[str, Any] = {"log": self._log, "on_growth": functools.partial(self._grown, module)}
         own["on_undo"] = functools.partial(self._undone, module, trainer)
         probe = self.options.get("probe")
         with without_trainer(module):
             resumed((), module, (), (module, *companions))  # gates open again with the Grower's state
-            grower = Grower(module, *companions, **{**self.options, **own, "probe": batch if probe is None else probe})
+            own["probe"] = batch if probe is None else probe
+            grower = self.make(module, *companions, **{**self.options, **own})
             if saved is not None:
                 grower.load_state_dict(saved["grower"], self.allow)
         return grower

@@ -11,7 +11,9 @@ import torch
 import transformers
 
 from auxin.arguments import check_places, check_words
+from auxin.auto import AutoGrower, begun, parts_of, warn_unless_spent
 from auxin.errors import GrowthError
+from auxin.evidence import Evidence
 from auxin.follow import follow
 from auxin.grower import Grower
 from auxin.hosts.common import as_built, check_direction, checked_parts, named_by, unwrapped, warn_untested
@@ -43,6 +45,8 @@ class GrowthCallback(Loading):
         GrowthError: an option is wrong; later, from the Trainer: it is one under which networks do not grow, there are
             two callbacks, or an evaluation lacks the metric.
     """
+
+    looks_at_evaluations = True
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class GrowthCallback(Loading):
         self._check(args)
         if state.is_hyper_param_search:
             raise GrowthError("GrowthCallback: not in a hyperparameter_search; give each trial a Trainer of its own.")
-        if args.eval_strategy == "no":
+        if args.eval_strategy == "no" and self.looks_at_evaluations:
             warnings.warn("GrowthCallback decides at evaluations; with eval_strategy='no' nothing grows.", stacklevel=2)
         model, before, restored = kwargs["model"], self.grower, self._restored
         theirs = (kwargs["optimizer"], kwargs["lr_scheduler"], getattr(self._trainer.accelerator, "scaler", None))
@@ -94,7 +98,7 @@ class GrowthCallback(Loading):
             restored = before.state_dict()  # a second train() goes on
         elif restored is None:
             self._history = StructureHistory()
-        self.grower = Grower(self._trainer.model_wrapped, *companions, *self.companions, **self.options)
+        self.grower = self._built(self._trainer.model_wrapped, *companions, *self.companions)
         self.grower.history = self._history
         if restored is not None:
             self.grower.progress.entries[:] = self._journal(model, restored).entries
@@ -141,6 +145,9 @@ class GrowthCallback(Loading):
         self._training = False
         self._check_monitor(args)
 
+    def _built(self, *parts: Any) -> Grower:
+        return Grower(*parts, **self.options)
+
     def _check(self, args: Any) -> None:
         check_direction(self.options, *better(args, self._monitored(args)), "greater_is_better of the Trainer")
 
@@ -155,3 +162,51 @@ class GrowthCallback(Loading):
                 f"GrowthCallback: no evaluation gave {self._monitored(args)}, only {', '.join(dict.fromkeys(seen))}. "
                 "Pass one of these as monitor=..., or return it from compute_metrics."
             )
+
+
+def auto(
+    *, evidence: Evidence, budget: float, probe: Any = None, depth: bool = True, width: bool = True, **options: Any
+) -> GrowthCallback:
+    """``auxin.auto`` as a callback: ``Trainer(..., callbacks=[auto(evidence=..., budget=...)])``.
+
+    It decides after every optimizer step, and ends the training when the budget is spent.
+
+    Args:
+        evidence: a loss, batches to train on in races, and ``validation=`` batches, on the device of the model.
+        budget: FLOPs of the whole run, races included: steps x ``auxin.ledger.flops_of(model, loss, batch)``.
+        probe: one batch to prove growths on; None: the first of the evidence.
+        depth: whether lists of blocks may get longer.
+        width: whether widths may get larger.
+        options: of ``auxin.Grower``, and of ``GrowthCallback``.
+
+    Raises:
+        GrowthError: no validation data, or an argument that no Grower takes.
+    """
+    return _Auto(budget, **parts_of(evidence, budget, probe, depth, width, options))
+
+
+class _Auto(GrowthCallback):
+    looks_at_evaluations = False
+
+    def __init__(self, budget: float, **options: Any):
+        super().__init__(**options)
+        self._budget = budget
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """It looks at its evidence."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide, race, and grow."""
+        grower = self.grower
+        assert isinstance(grower, AutoGrower)
+        with as_built(grower.model):
+            grower.step()
+        control.should_training_stop = control.should_training_stop or grower.finished
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say so where the budget is not spent."""
+        super().on_train_end(args, state, control, **kwargs)
+        warn_unless_spent(self.grower, "max_steps or num_train_epochs")  # pyright: ignore[reportArgumentType]
+
+    def _built(self, *parts: Any) -> Grower:
+        return begun(AutoGrower(*parts, **self.options), self._budget, False)
