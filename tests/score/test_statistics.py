@@ -183,6 +183,37 @@ def test_rows_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(seen.moments(PAIR), obvious(net, x, y))
 
 
+def test_sums_over_many_small_steps_are_as_exact_as_over_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import auxin.statistics.moments as module
+
+    monkeypatch.setattr(module, "ROWS", 50)
+    net, (x, y) = network().float(), data(240)
+    with watch(net, [PAIR], quiet=True) as seen:
+        for part in range(20):  # the last rows have not come to 50 again
+            rows = slice(12 * part, 12 * part + 12)
+            F.cross_entropy(net(x[rows].float()), y[rows]).backward()
+    assert seen.moments(PAIR).samples == 240
+    assert_same(seen.moments(PAIR), obvious(net.double(), x, y), rel=1e-6)
+    assert_same(seen.moments(PAIR), obvious(net.double(), x, y), rel=1e-6)  # asking changes nothing
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "padding"), [(3, 1, 1, 1), (3, 2, 1, 0), (2, 3, 2, 1)])
+def test_what_places_of_a_kernel_see_is_what_autograd_says(
+    kernel: int, stride: int, dilation: int, padding: int
+) -> None:
+    from auxin.statistics.rows import Geometry
+
+    h = torch.randn(2, 3, 7, 8, requires_grad=True)
+    layer = nn.Conv2d(3, 3, kernel, stride, padding, dilation)
+    made = torch.randn_like(layer(h))
+    found = Geometry.of(layer).brought_back(made.movedim(1, -1), (7, 8))
+    for place in range(kernel**2):
+        weight = torch.zeros(3, 1, kernel**2).index_fill_(2, torch.tensor([place]), 1).view(3, 1, kernel, kernel)
+        z = F.conv2d(h, weight, None, stride, padding, dilation, groups=3)
+        (expected,) = torch.autograd.grad(z, h, made)
+        assert torch.equal(found[:, :, place], expected.flatten(2).transpose(1, 2))
+
+
 def test_hooks_are_gone_whatever_is_raised() -> None:
     net = network()
     with pytest.raises(ZeroDivisionError), watch(net, PLACES, quiet=True):

@@ -14,6 +14,7 @@ from auxin.statistics.places import Pair, Proposal, Site
 from auxin.statistics.rows import Geometry
 
 WORKSPACE = 64 * 2**20  # bytes of rows that are looked at at once
+ROWS = 4096  # whose products gather in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +118,13 @@ class SiteMoments:
 
 @dataclass(eq=False)
 class Sums:
-    """Sums of products of rows, by name. ``add`` takes rows in pieces, so that memory stays bounded.
+    """Sums of products of rows, by name. ``product`` takes rows in pieces, so that memory stays bounded.
+
+    Products of float32 rows gather in float32, as one product of more rows would, and go to the float64 sums every
+    ``ROWS`` rows: a float64 sum after each small step would cost more than its products.
 
     Attributes:
-        sums: by name, float64.
+        sums: by name, float64; ``settle`` brings them up to date.
         samples: N so far.
         rows: of X and of H so far.
         mixing: see ``PairMoments``.
@@ -131,6 +135,7 @@ class Sums:
     rows: list[int] = field(default_factory=lambda: [0, 0])
     mixing: float | None = None
     tolerance: float = 1e-6
+    recent: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
     @classmethod
     def zeros(cls, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Sums:
@@ -141,11 +146,25 @@ class Sums:
         """Add left^T right, over all axes but the last, if it is asked for."""
         if name not in self.sums:
             return
-        self.sums[name] += left.flatten(0, -2).T @ right.flatten(0, -2)
+        left, right = left.flatten(0, -2), right.flatten(0, -2)
+        if left.dtype == torch.float64:
+            self.sums[name].addmm_(left.T, right)
+            return
+        recent, rows = self.recent.get(name) or (torch.zeros_like(self.sums[name], dtype=left.dtype), 0)
+        self.recent[name] = recent.addmm_(left.T, right), rows + len(left)
+        if rows + len(left) >= ROWS:
+            self._settle(name)
 
-    def tensors(self) -> list[Tensor]:
-        """The sums in order."""
-        return [self.sums[name] for name in sorted(self.sums)]
+    def settle(self) -> dict[str, Tensor]:
+        """The sums, with all that was added so far."""
+        for name in self.recent:
+            self._settle(name)
+        return self.sums
+
+    def _settle(self, name: str) -> None:
+        recent, _ = self.recent[name]
+        self.sums[name] += recent
+        self.recent[name] = recent.zero_(), 0
 
 
 def pair_shapes(
@@ -164,9 +183,9 @@ def pair_shapes(
     return shapes
 
 
-def bytes_of(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Of sums of these shapes."""
-    return sum(8 * math.prod(shape) for shape in shapes.values())
+def bytes_of(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Of sums of these shapes over rows of this dtype."""
+    return sum((8 if dtype == torch.float64 else 12) * math.prod(shape) for shape in shapes.values())
 
 
 def add_pair(
@@ -181,7 +200,7 @@ def add_pair(
     per_sample *= 1 if producer is None else producer.places
     for x, h, d in _pieces(tensors, max(1, WORKSPACE // max(1, per_sample))):
         D = consumer.made(d)
-        H = consumer.read(h) if "S_H" in sums.sums else None
+        H = consumer.read(h) if sums.sums.keys() & {"S_H", "M_H"} else None
         if H is not None:
             sums.rows[1] += H.shape[0] * H.shape[1]
             sums.product("S_H", H, H)
@@ -193,10 +212,9 @@ def add_pair(
         sums.product("S_X", X, X)
         sums.rows[0] += X.shape[0] * X.shape[1]
         if consumer.kernel:
-            D = consumer.brought_back(d, h.shape[2:]).flatten(2)
+            D = consumer.brought_back(D.unflatten(1, d.shape[2:]), h.shape[2:]).flatten(2)
             if H is not None:
-                square = H.transpose(1, 2).reshape(len(H), -1, *d.shape[2:])
-                H = consumer.brought_back(square, h.shape[2:]).flatten(2)
+                H = consumer.brought_back(H.unflatten(1, d.shape[2:]), h.shape[2:]).flatten(2)
         if H is not None:
             sums.product("S_XH", X, H)
         sums.product("M", X, D)
@@ -221,7 +239,7 @@ def add_site(sums: Sums, rows: Tensor, wanted: Tensor) -> None:
 def pair_moments(pair: Pair, sums: Sums, layers: tuple[Geometry | None, Geometry], samples: int) -> PairMoments:
     """The means."""
     producer, consumer = layers
-    means = {name: total / samples for name, total in sums.sums.items()}
+    means = {name: total / samples for name, total in sums.settle().items()}
     return PairMoments(
         pair,
         samples,

@@ -65,11 +65,13 @@ class Geometry:
 
     def read(self, given: Tensor) -> Tensor:
         """What the layer multiplies its weights with: (samples, places of the output, features)."""
-        if not self.kernel:
-            rows = given.reshape(len(given), -1, self.channels)
-        else:
-            rows = self._patches(given)
-        return F.pad(rows, (0, 1), value=1.0) if self.bias else rows
+        patches = self._patches(given) if self.kernel else given.reshape(len(given), -1, self.channels)
+        where = patches.shape[: len(self.kernel) + 1] if self.kernel else patches.shape[:-1]
+        rows = given.new_empty(*where, self.features)
+        rows[..., : self.channels * self.places].view(patches.shape).copy_(patches)
+        if self.bias:
+            rows[..., -1] = 1.0
+        return rows.flatten(1, -2)
 
     def made(self, output: Tensor) -> Tensor:
         """What the layer makes, in the same order: (samples, places of the output, outputs)."""
@@ -79,30 +81,30 @@ class Geometry:
         """What belongs to each place of the input, for each place of the kernel that looks at it.
 
         Args:
-            made: of shape (samples, channels, spatial axes of the output).
+            made: of shape (samples, spatial axes of the output, channels).
             sizes: of the spatial axes of the input.
 
         Returns:
             (samples, places of the input, places of the kernel, channels); zero where that place of the kernel never
             stands there.
         """
-        spans = [size + sum(pad) for size, pad in zip(sizes, self.padding, strict=True)]
-        found = []
-        for offset in torch.cartesian_prod(*map(torch.arange, self.kernel)).reshape(self.places, -1).tolist():
-            wide = made.new_zeros(*made.shape[:2], *spans)
-            inside = wide
-            for axis, (at, length) in enumerate(zip(offset, made.shape[2:], strict=True), start=2):
-                stride, begin = self.stride[axis - 2], at * self.dilation[axis - 2]
-                inside = inside.narrow(axis, begin, stride * (length - 1) + 1)
-                inside = inside[(slice(None),) * axis + (slice(None, None, stride),)]
-            inside.copy_(made)
-            for axis, (size, (before, _)) in enumerate(zip(sizes, self.padding, strict=True), start=2):
-                wide = wide.narrow(axis, before, size)
-            found.append(wide.movedim(1, -1).reshape(len(made), -1, made.shape[1]))
-        return torch.stack(found, dim=2)
+        found = made.new_zeros(len(made), *sizes, self.places, made.shape[-1])
+        offsets = torch.cartesian_prod(*map(torch.arange, self.kernel)).reshape(self.places, -1).tolist()
+        for number, offset in enumerate(offsets):
+            here, there = found.select(-2, number), made
+            for axis, (at, size, (before, _)) in enumerate(zip(offset, sizes, self.padding, strict=True), start=1):
+                stride = self.stride[axis - 1]
+                shift = at * self.dilation[axis - 1] - before  # output v stands at the input v stride + shift
+                first = max(0, -(shift // stride))
+                last = min(made.shape[axis] - 1, (size - 1 - shift) // stride)
+                there = there.narrow(axis, first, max(0, last - first + 1))
+                whole = (slice(None),) * axis
+                here = here[(*whole, slice(first * stride + shift, max(0, last * stride + shift + 1), stride))]
+            here.copy_(there)
+        return found.flatten(1, -3)
 
     def _patches(self, given: Tensor) -> Tensor:
-        """(samples, places of the output, channels x places of the kernel), as the weight is laid out."""
+        """A view (samples, axes of the output, channels, axes of the kernel), as the weight is laid out."""
         if any(pad for pair in self.padding for pad in pair):
             last_first = [pad for pair in reversed(self.padding) for pad in pair]
             mode = "constant" if self.mode == "zeros" else self.mode
@@ -112,4 +114,4 @@ class Geometry:
             size, dilation = self.kernel[axis], self.dilation[axis]
             given = given.unfold(axis + 2, dilation * (size - 1) + 1, self.stride[axis])[..., ::dilation]
         spatial, kernel = list(range(2, 2 + count)), list(range(2 + count, 2 + 2 * count))
-        return given.permute(0, *spatial, 1, *kernel).reshape(len(given), -1, self.channels * self.places)
+        return given.permute(0, *spatial, 1, *kernel)

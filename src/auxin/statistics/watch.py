@@ -113,11 +113,11 @@ class Watch:
             self._taps[place] = self._tap(place, proposals or {})
         if not self._taps:
             raise GrowthError("statistics: there is no place to look at; pass [Pair(producer, consumer), Site(path)].")
-        self.memory = sum(bytes_of(tap.shapes) for tap in self._taps.values())
+        self.memory = sum(tap.bytes for tap in self._taps.values())
         if self.memory > limit:
-            most = max(self._taps.values(), key=lambda tap: bytes_of(tap.shapes))
+            most = max(self._taps.values(), key=lambda tap: tap.bytes)
             raise GrowthError(
-                f"statistics: the sums would take {_size(self.memory)}, {_size(bytes_of(most.shapes))} of it at "
+                f"statistics: the sums would take {_size(self.memory)}, {_size(most.bytes)} of it at "
                 f"{most.place}; the limit is {_size(limit)}. Pass fewer places, or limit={self.memory} (bytes)."
             )
         self._handles: list[RemovableHandle] = []
@@ -164,8 +164,9 @@ class Watch:
             group: As in ``torch.distributed.all_reduce``; None: all.
         """
         for tap in self._taps.values():
-            for total in tap.sums.tensors():
-                dist.all_reduce(total, group=group)
+            sums = tap.sums.settle()
+            for name in sorted(sums):
+                dist.all_reduce(sums[name], group=group)
             counts = torch.tensor([tap.sums.samples, *tap.sums.rows], device=tap.device)
             dist.all_reduce(counts, group=group)
             tap.sums.samples, *tap.sums.rows = counts.tolist()
@@ -272,6 +273,11 @@ class _Tap:
         self.device = torch.device("cpu") if first is None else first.device
         self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
         self.sums: Sums
+
+    @property
+    def bytes(self) -> int:
+        """That the sums take."""
+        return bytes_of(self.shapes, self.dtype)
 
     def begin(self) -> None:
         self.sums = Sums.zeros(self.shapes, self.device)
@@ -418,8 +424,7 @@ class _SiteTap(_Tap):
                     if self.sums.samples:
                         raise GrowthError(f"{self.place} returns tensors of different numbers of channels")
                     shapes = dict.fromkeys(self.shapes, (rows.shape[-1], rows.shape[-1]))
-                    fresh = Sums.zeros(shapes, held.device)
-                    self.sums.sums = fresh.sums
+                    self.sums.sums = Sums.zeros(shapes, held.device).sums
                 add_site(self.sums, rows, wanted.movedim(axis, -1))
 
             output.register_hook(lambda gradient: seen.asked(self, gradient, add))
@@ -434,7 +439,7 @@ class _SiteTap(_Tap):
         return 1 if output.dim() > 3 or (self.convolves and output.dim() == 3) else -1
 
     def moments(self) -> SiteMoments:
-        means = {name: total / self.sums.samples for name, total in self.sums.sums.items()}
+        means = {name: total / self.sums.samples for name, total in self.sums.settle().items()}
         return SiteMoments(
             self.place,
             self.sums.samples,
