@@ -1,8 +1,8 @@
 """What second moments cost in a training step, against the products of matrices that they are made of.
 
 A training step of 512-512-512 (ReLU, SGD), whose pair of layers is watched with all five moments (X^T X, H^T H, X^T H,
-X^T D, H^T D), and one of a small convolutional network, also with the two that ``Widen(init="tiny")`` needs (X^T X, X^T D).
-In turn, in one process, in processor time:
+X^T D, H^T D), and one of a small convolutional network, also with the two that ``Widen(init="tiny")`` needs (X^T X and
+X^T D). In turn, in one process, in processor time:
 
 - "plain": the step as it is;
 - "floor": the step, and bare products of matrices of the same shapes after it, added up in place in float32;

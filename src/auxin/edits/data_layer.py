@@ -59,13 +59,14 @@ class TinyLayer:
         place = Site(next(path for path, m in model.named_modules() if m is tap), module.axis)
         with untouched(model):
             moments = measured(model, evidence, [place], quiet=True, guarded=False)[place]
-            direction = score.sensitivity(moments, whitened=True).direction
+            step = score.sensitivity(moments, whitened=True)
+            direction = step.direction
             before = mean_loss(model, evidence)
 
             def loss(gamma: float) -> float:
                 def behind(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-                    step = gamma * direction.to(output)
-                    return output + (output.movedim(module.axis, -1) @ step.T).movedim(-1, module.axis)
+                    P = gamma * direction.to(output)
+                    return output + (output.movedim(module.axis, -1) @ P.T).movedim(-1, module.axis)
 
                 handle = tap.register_forward_hook(behind)
                 try:
@@ -73,7 +74,7 @@ class TinyLayer:
                 finally:
                     handle.remove()
 
-            after, gamma = lowest(loss)
+            after, gamma = lowest(loss, before, step.score)
         if not after < before:
             raise GrowthError(
                 f"{self.where}: init='tiny': no step of P lowers the loss on the evidence ({before:.4g}). Leave init "

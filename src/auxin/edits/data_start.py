@@ -6,9 +6,11 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from auxin import score
 from auxin.anatomy.probe import PlanContext, untouched
@@ -88,9 +90,18 @@ def data_start(
     pairs = {_pair(model, width, atom, where, init): by for atom, by in width.growth.values()}
     with untouched(model):
         grow = _Grown(model, width, begun, assigns, evidence, where)
-        moments = measured(model, evidence, list(pairs), quiet=True, guarded=False, limit=LIMIT)
+        seen: list[Tensor] = []
+
+        def noted(network: nn.Module, batch: Any) -> Tensor:
+            value = evidence.loss(network, batch)
+            seen.extend([value.detach()] if isinstance(value, Tensor) else [])
+            return value
+
+        noting = dataclasses.replace(evidence, loss=noted)
+        moments = measured(model, noting, list(pairs), quiet=True, guarded=False, limit=LIMIT)
         if init == "tiny":
-            return grow.tiny({pair: (moments[pair], by) for pair, by in pairs.items()})
+            before = mean_loss(model, evidence) if evidence.validation is not None else mean_of(seen)
+            return grow.tiny({pair: (moments[pair], by) for pair, by in pairs.items()}, before)
         found = []
         for pair, by in pairs.items():
             A, O, _ = score.gradmax(moments[pair], by)  # noqa: E741
@@ -114,15 +125,14 @@ class _Grown:
         self.evidence, self.where = evidence, where
         self.born = {m.name: (torch.tensor(m.index) < 0).nonzero().flatten() for m in width.members}
 
-    def tiny(self, asked: dict[Pair, tuple[PairMoments, int]]) -> Begun:
-        """Both factors times the root of the gamma of lowest loss."""
-        before = mean_loss(self.model, self.evidence)
+    def tiny(self, asked: dict[Pair, tuple[PairMoments, int]], before: float) -> Begun:
+        """Both factors times the root of the gamma of lowest loss; ``before`` is the loss as it is."""
         units = []
         for pair, (moments, by) in asked.items():
             new = score.tiny(moments, by, joint=False)
             units.append(_Units(pair, new.A, new.O, moments.biased[0]))
-        units = self._signed(units, {pair: moments.M for pair, (moments, _) in asked.items()})
-        loss, gamma = lowest(lambda gamma: self._loss(units, gamma))
+        units, gain = self._signed(units, {pair: moments.M for pair, (moments, _) in asked.items()})
+        loss, gamma = lowest(lambda gamma: self._loss(units, gamma), before, gain)
         if not loss < before:
             raise GrowthError(
                 f"{self.where}: init='tiny': no amplitude of the new units lowers the loss on the evidence "
@@ -141,7 +151,7 @@ class _Grown:
         flipped = [one.scaled(-1.0, 1.0) for one in scaled]
         signs = []
         for one, other in zip(seen, self._silent(flipped), strict=True):
-            larger = other[1].square().sum(1) > one[1].square().sum(1)
+            larger = other.square().sum(1) > one.square().sum(1)
             signs.append(torch.where(larger, -1.0, 1.0).double())
         scaled = [one.scaled(sign.to(one.rows), 1.0) for one, sign in zip(scaled, signs, strict=True)]
         self._name_idle(scaled)
@@ -163,13 +173,13 @@ class _Grown:
                 )
         return self._with(scaled, "outgoing weights of the largest gradient, made by zero weights", True)
 
-    def _signed(self, units: list[_Units], linear: dict[Pair, Tensor | None]) -> list[_Units]:
-        """Each unit with the sign that brings more, through what really stands between the layers.
+    def _signed(self, units: list[_Units], linear: dict[Pair, Tensor | None]) -> tuple[list[_Units], float]:
+        """Each unit with the sign that brings more, through what really stands between the layers; and what all bring.
 
         s(z) - s(-z) is z for ReLU, GELU and SiLU, so one pass says both; of odd functions both signs are the same.
         """
-        signed = []
-        for one, (_, M_new) in zip(units, self._silent(units), strict=True):
+        signed, brought = [], 0.0
+        for one, M_new in zip(units, self._silent(units), strict=True):
             M = linear[one.pair]
             assert M is not None
             both = one.rows.T @ M
@@ -177,34 +187,33 @@ class _Grown:
             minus = score.gain(both - M_new, one.columns)
             sign = torch.where(minus > plus, -1.0, 1.0).to(one.rows)
             signed.append(one.scaled(sign, sign))
-        return signed
+            brought += float(torch.maximum(plus, minus).sum())
+        return signed, brought
 
-    def _silent(self, units: list[_Units]) -> list[tuple[Tensor, Tensor]]:
-        """Of each pair, what all its units say (their second moments) and M_new, with outgoing weights of zero."""
+    def _silent(self, units: list[_Units]) -> list[Tensor]:
+        """Of each pair, M_new, (unit, place of the kernel and output), with outgoing weights of zero."""
         muted = [one.scaled(1.0, 0.0) for one in units]
-        places = [Pair(None, one.pair.consumer) for one in units]
-        with standing(self.model, self._swaps(muted), self.assigns):
-            found = measured(self.model, self.evidence, places, quiet=True, guarded=False, limit=LIMIT)
         told = []
-        for one, place in zip(units, places, strict=True):
-            S_H, M_H = found[place].hidden("Widen")
+        for one, M_H in zip(units, self._asked(muted, [one.pair.consumer for one in units]), strict=True):
             weight = module_at(self.model, one.pair.consumer).get_parameter("weight")
             new = self.born[join(one.pair.consumer, "weight")].to(M_H.device)
             K = weight[0, 0].numel()
             rows = (new.unsqueeze(1) * K + torch.arange(K, device=new.device)).flatten()
-            told.append((S_H, M_H[rows].view(len(new), -1)))  # (unit, place of the kernel and output)
+            told.append(M_H[rows].view(len(new), -1))
         return told
 
     def _slopes(self, units: list[_Units]) -> list[bool]:
         """Whether a gradient comes back to incoming weights of zero."""
-        muted = self._swaps(units)
-        places = [Pair(None, one.pair.producer or "") for one in units]
-        with standing(self.model, muted, self.assigns):
+        made = [one.pair.producer or "" for one in units]
+        asked = zip(made, self._asked(units, made), strict=True)
+        return [bool(M_H[:, self.born[join(path, "weight")]].any()) for path, M_H in asked]
+
+    def _asked(self, units: list[_Units], paths: list[str]) -> list[Tensor]:
+        """M_H of each of these layers of the wider network."""
+        places = [Pair(None, path, direct=True) for path in paths]
+        with standing(self.model, self._swaps(units), self.assigns):
             found = measured(self.model, self.evidence, places, quiet=True, guarded=False, limit=LIMIT)
-        return [
-            bool(found[place].hidden("Widen")[1][:, self.born[join(one.pair.producer or "", "weight")]].any())
-            for one, place in zip(units, places, strict=True)
-        ]
+        return [found[place].M_H for place in places]
 
     def _loss(self, units: list[_Units], gamma: float) -> float:
         root = math.sqrt(gamma)
@@ -256,18 +265,51 @@ class _Grown:
 
     def _name_idle(self, units: list[_Units]) -> None:
         """Warn of new units that say nothing on the evidence, or what another unit says."""
-        for one, (S_H, _) in zip(units, self._silent(units), strict=True):
+        for one, (size, cosine) in zip(units, self._said(units), strict=True):
             new = self.born[join(one.pair.consumer, "weight")].tolist()
-            K = module_at(self.model, one.pair.consumer).get_parameter("weight")[0, 0].numel()
-            size = S_H.diagonal()[: len(S_H) - len(S_H) % K].view(-1, K).sum(1) if K > 1 else S_H.diagonal()
             dead = [unit for unit in new if not size[unit] > DEAD * size.max()]
-            norm = S_H.diagonal().clamp(min=torch.finfo(S_H.dtype).tiny).sqrt()
-            cosine = (S_H / norm / norm.unsqueeze(1)).abs().fill_diagonal_(0)
-            alike = [unit for unit in new if unit not in dead and K == 1 and cosine[unit].max() > ALIKE]
+            alike = [unit for unit, most in zip(new, cosine, strict=True) if unit not in dead and most > ALIKE]
             for units_of, what in ((dead, "say nothing"), (alike, "say what another unit, or the bias, says")):
                 if units_of:
                     names = in_words([f"{one.pair.producer}[{unit}]" for unit in units_of])
                     warnings.warn(f"{self.where}: on the evidence {names} {what}.", stacklevel=2)
+
+    def _said(self, units: list[_Units]) -> list[tuple[Tensor, Tensor]]:
+        """By pair: the sum of squares of each unit that the consumer reads, and each new one's |cos| to its nearest.
+
+        One forward of the wider network over the evidence; where the consumer has a bias, it counts as a unit.
+        """
+        found: list[tuple[Any, Any]] = [(0.0, 0.0) for _ in units]
+        new = [self.born[join(one.pair.consumer, "weight")] for one in units]
+
+        def listen(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def read(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+                rows = (args[0] if isinstance(layer, nn.Linear) else args[0].movedim(1, -1)).flatten(0, -2)
+                rows = F.pad(rows, (0, 1), value=1.0) if layer.bias is not None else rows
+                size, products = found[number]
+                products = products + (rows[:, new[number].to(rows.device)].T @ rows).double()
+                found[number] = size + rows.square().sum(0, dtype=torch.float64), products
+
+            return read
+
+        handles = []
+        try:
+            for number, one in enumerate(units):
+                layer = module_at(self.model, one.pair.consumer)
+                handles.append(layer.register_forward_pre_hook(listen(number)))
+            with standing(self.model, self._swaps(units), self.assigns), torch.no_grad():
+                for batch in self.evidence.batches:
+                    self.evidence.loss(self.model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        told = []
+        for (size, products), mine in zip(found, new, strict=True):
+            norm = size.clamp(min=torch.finfo(size.dtype).tiny).sqrt()
+            cosine = (products / norm / norm[mine].unsqueeze(1)).abs()
+            cosine[torch.arange(len(mine)), mine] = 0.0
+            told.append((size, cosine.amax(1)))
+        return told
 
 
 def _pair(model: nn.Module, width: Width, atom: object, where: str, init: str) -> Pair:
@@ -297,15 +339,26 @@ def mean_loss(model: nn.Module, evidence: Evidence) -> float:
     """The mean loss that judges an amplitude, on validation batches where there are any; infinite if not finite."""
     batches = evidence.batches if evidence.validation is None else evidence.validation
     with torch.no_grad():
-        losses = [float(evidence.loss(model, batch)) for batch in batches]
-    mean = sum(losses) / len(losses)
+        return mean_of([evidence.loss(model, batch) for batch in batches])
+
+
+def mean_of(losses: Sequence[Tensor]) -> float:
+    """Their mean; infinite if not finite."""
+    mean = sum(map(float, losses)) / len(losses)
     return mean if math.isfinite(mean) else math.inf
 
 
-def lowest(loss: Callable[[float], float]) -> tuple[float, float]:
-    """The lowest loss and its gamma, on a geometric grid that extends while the best is at an end.
+def lowest(loss: Callable[[float], float], before: float, gain: float) -> tuple[float, float]:
+    """The lowest loss and its gamma.
 
-    Steps of 4 from 2^-6 to 2^4, then of 2 and of the root of 2 around the best.
+    It begins at the gamma at which the parabola through the loss at 0, its slope there and the loss at 1 is lowest,
+    looks at half and twice of it, goes on by factors of 4 while the best is at an end, and tries the lowest point of a
+    parabola in log gamma through the best and both sides of it.
+
+    Args:
+        loss: of a gamma.
+        before: its value at 0.
+        gain: minus its slope at 0.
     """
     known: dict[float, float] = {}
 
@@ -314,16 +367,23 @@ def lowest(loss: Callable[[float], float]) -> tuple[float, float]:
             known[exponent] = loss(2.0**exponent)
         return known[exponent]
 
-    for exponent in range(-6, 5, 2):
-        at(exponent)
-    for _ in range(20):  # from 2^-46 to 2^44
-        best = min(known, key=at)
-        if best not in (min(known), max(known)):
+    def best() -> float:
+        return min(known, key=at)
+
+    bend = at(0.0) - before + gain
+    if gain > 0 and 0 < bend < math.inf:
+        at(round(4 * min(max(math.log2(gain / (2 * bend)), -12.0), 12.0)) / 4)
+    for _ in range(4):
+        middle = best()
+        low, high = at(middle - 1), at(middle + 1)
+        if best() == middle:
+            if 0 < low - 2 * known[middle] + high < math.inf:
+                at(middle + (low - high) / (2 * (low - 2 * known[middle] + high)))
             break
-        at(best + math.copysign(2, best - sum((min(known), max(known))) / 2))
-    for step in (1.0, 0.5):
-        best = min(known, key=at)
-        at(best - step)
-        at(best + step)
-    best = min(known, key=at)
-    return known[best], 2.0**best
+        onwards = math.copysign(2.0, best() - middle)
+        for _ in range(22):  # as far as 2^-44 and 2^44
+            end = best()
+            at(end + onwards)
+            if best() == end:
+                break
+    return known[best()], 2.0 ** best()

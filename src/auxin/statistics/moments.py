@@ -35,8 +35,8 @@ class PairMoments:
         S_XH: X^T H / N, (i, K n); None without a producer, or where the pair is direct.
         M: X^T D / N, (i, K o); None without a producer.
         M_H: H^T D / N, (n, o). Minus the gradient of the loss by the consumer's weights and bias, transposed. None
-            where the pair is direct.
-        S_D: D^T D / N, (o, o); for a pair without a producer only.
+            where the pair is direct and has a producer.
+        S_D: D^T D / N, (o, o); for a pair without a producer that is not direct.
         M_new: s(X A)^T D / N, (k, K o), for a proposal (A, s); None without one.
         rank: how many rows of X there were, and of H.
         mixing: the part of the gradient between hidden units (squared) that comes from other places or channels than
@@ -174,7 +174,7 @@ def pair_shapes(
     n, o, K = consumer.features, consumer.outputs, consumer.places
     shapes: dict[str, tuple[int, ...]] = {} if direct else {"S_H": (n, n), "M_H": (n, o)}
     if producer is None:
-        shapes["S_D"] = (o, o)
+        shapes |= {"M_H": (n, o)} if direct else {"S_D": (o, o)}
     else:
         i = producer.features
         shapes |= {"S_X": (i, i), "M": (i, K * o)} | ({} if direct else {"S_XH": (i, K * n)})

@@ -23,7 +23,8 @@ class Pair:
     Args:
         producer: path of a Linear or a convolution; None: only what the consumer reads is looked at.
         consumer: path of a Linear or a convolution.
-        direct: only X and D, for units that leave old weights as they are: S_X and M are all that is taken.
+        direct: only X and D, for units that leave old weights as they are: S_X and M are all that is taken, and M_H
+            alone where there is no producer.
 
     Example:
         >>> Pair("blocks.0.up", "blocks.0.down")
