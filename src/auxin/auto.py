@@ -201,6 +201,7 @@ class AutoGrower(Grower):
         self.rollback.forget()
         for _ in range(grown - len(self.progress.entries)):
             self.log.undone(self, "the run did best on validation data before it", call, step)
+        self.log.spent(self)
         return least
 
     def _validated(self) -> float:

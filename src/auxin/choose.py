@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, cast
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
-from auxin.ledger import flops_of
-from auxin.race import Probed, Race, probed
+from auxin.ledger import Option, flops_of
+from auxin.race import Branch, Probed, Race, probed, shown
 from auxin.race import check as check_race
 from auxin.run_state import Run
 
@@ -170,14 +170,17 @@ class _ByTrial:
                 "by_trial(...) needs a loss and batches to branch on: give the Grower "
                 "evidence=auxin.Evidence(loss, batches), or by_trial a score(model) and steps(grower)."
             )
+        before = grower.ledger.copy()
         unchanged = self._branch(None, grower)
         scores = [self._try(edit, grower) for edit in edits]
         self.results = [(None, unchanged), *zip(edits, scores, strict=True)]
         tried = [(_worst_if_nan(score), number) for number, score in enumerate(scores) if not isinstance(score, str)]
+        best, number = min(tried, default=(math.inf, 0))
+        wins = best < _worst_if_nan(unchanged) - self.margin
+        grower.ledger.decided(grower, self, list(map(_tried, self.results)), 1 + number if wins else 0, before)
         if not tried:
             return edits[0] if edits else None
-        best, number = min(tried)
-        return edits[number] if best < _worst_if_nan(unchanged) - self.margin else None
+        return edits[number] if wins else None
 
     def _try(self, edit: Any, grower: Run) -> float | str:
         try:
@@ -193,11 +196,13 @@ class _ByTrial:
             if too_large is not None:
                 raise GrowthError(f"the network would have {too_large}.")
             evidence = cast(Evidence, grower.evidence)  # checked above, where it is needed
-            if callable(self.steps):
-                self.steps(grower)
-            else:
-                evidence.train(grower.model, grower.optimizers, self.steps)
-            return float(self.score(grower.model) if self.score is not None else evidence.mean(grower.model))
+            with grower.ledger.timed("races"):
+                if callable(self.steps):
+                    self.steps(grower)
+                else:
+                    evidence.train(grower.model, grower.optimizers, self.steps)
+                    grower.ledger.spend("races", self.steps * _flops(grower.model, evidence))
+                return float(self.score(grower.model) if self.score is not None else evidence.mean(grower.model))
 
     def __repr__(self) -> str:
         return f"by_trial(steps={self.steps!r}, margin={self.margin!r})"
@@ -234,13 +239,17 @@ class _ByGain:
         self.looks: list[list[Probed]] = []
 
     def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
+        before = grower.ledger.copy()
         looks = [probed(grower, cast(Any, edit), 8) for edit in edits]
         self.looks.append(looks)
         known = [look for look in looks if not look.why_not]
         if not known:
             return edits[0] if edits else None  # for the Grower to say why not
         best = max(known, key=lambda look: _least_if_nan(self.rate(look, grower)))
-        return best.edit if self.rate(best, grower) > self.least else None
+        pays = self.rate(best, grower) > self.least
+        chosen = looks.index(best) if pays else None
+        grower.ledger.decided(grower, self, list(map(_looked_at, looks)), chosen, before)
+        return best.edit if pays else None
 
     def rate(self, look: Probed, grower: Run) -> float:
         """The gain of an edit for each FLOP, or parameter, that it adds."""
@@ -295,7 +304,7 @@ class _ByRace:
         self.looks: list[list[Probed]] = []
 
     def __call__(self, edits: Sequence[Any], grower: Run) -> Any:
-        before = grower.ledger.total
+        before = grower.ledger.copy()
         if not edits:
             warnings.warn(
                 f"by_race(): there is no edit to race, {type(grower.model).__name__} stays as it is", stacklevel=2
@@ -309,14 +318,49 @@ class _ByRace:
         alone = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
         known.sort(key=lambda look: -_least_if_nan(look.gain / max(look.flops - alone, 1.0)))
         chosen = known[: self.rivals]
-        steps = int(self.cost * before / (alone + sum(look.flops for look in chosen)))
+        steps = int(self.cost * before.total / (alone + sum(look.flops for look in chosen)))
         race = grower.race([look.edit for look in chosen], max(self.least, steps), *self.words)
         self.races.append(race)
+        rest = [_looked_at(look) for look in looks if look not in chosen]
+        predicted = [math.nan, *(look.gain for look in chosen)]
+        raced = [_raced(branch, gain) for branch, gain in zip(race.branches, predicted, strict=True)]
+        grower.ledger.decided(grower, self, [*raced, *rest], race.winner, before)
         return race.change
 
     def __repr__(self) -> str:
         shrink, averaged, sure = self.words
         return f"by_race(cost={self.cost!r}, rivals={self.rivals!r}, shrink={shrink!r}, {averaged=}, {sure=})"
+
+
+def _tried(result: tuple[Any, float | str]) -> Option:
+    edit, score = result
+    words = "as it is" if edit is None else shown(edit)
+    return Option(words, why_not=score) if isinstance(score, str) else Option(words, obtained=score)
+
+
+def _looked_at(look: Probed) -> Option:
+    if look.why_not:
+        return Option(shown(look.edit), why_not=look.why_not)
+    return Option(shown(look.edit), _none_if_nan(look.gain), None, look.parameters, look.flops)
+
+
+def _raced(branch: Branch, gain: float) -> Option:
+    words = "as it is" if branch.edit is None else shown(branch.edit)
+    if branch.why_not:
+        return Option(words, why_not=branch.why_not)
+    return Option(words, _none_if_nan(gain), branch.score, branch.parameters, branch.flops)
+
+
+def _flops(model: Any, evidence: Evidence) -> float:
+    """FLOPs of a training step; 0 where there is nothing that is counted."""
+    try:
+        return flops_of(model, evidence.loss, evidence.batches[0])
+    except GrowthError:
+        return 0.0
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _least_if_nan(value: float) -> float:

@@ -302,6 +302,7 @@ class Grower:
             return None  # a call that takes back grows nothing: what has fired is decided at the next one
         if state.pending is not None or not state.fired or state.on_probation is not None:
             return state.pending
+        weighed = len(self.ledger.decisions)
         try:
             edit = self._all.chosen(self)
         except BadMoment as error:  # a chooser that tries: it is asked again at the next call
@@ -310,7 +311,7 @@ class Grower:
         self.progress.fired = False  # not `state`: a chooser that tries growths has put another object in its place
         if isinstance(edit, Change):  # a chooser that races has carried its growth out
             self._raced, edit = edit, None
-        self.log.decision(self, edit)
+        self.log.decision(self, edit if self._raced is None else self._raced.edit, None, weighed)
         return None if edit is None else (edit, seed_of(self.model, edit))
 
     def grow(self, edit: Edit | Sequence[Edit], seed: int | None = None) -> Change:

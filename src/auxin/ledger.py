@@ -1,11 +1,11 @@
-"""What a run has spent, in FLOPs and in seconds: on training, and on finding out how to grow."""
+"""What a run has spent, in FLOPs and in seconds: on training, and on finding out how to grow; and what it has found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +18,53 @@ from auxin.errors import GrowthError
 KINDS = ("training", "races", "probing", "evaluation")
 
 
+@dataclass(frozen=True)
+class Option:
+    """One way to go on that was weighed.
+
+    Attributes:
+        edit: as one writes it, or "as it is".
+        predicted: what the first step on the new entries takes off the loss, to first order; None: nobody asked.
+        obtained: loss at the end of a branch, lower is better; None: there was no branch.
+        parameters: of the network then; None: not known.
+        flops: of one of its training steps; None: not known.
+        why_not: why it could not be had; "" where it could.
+    """
+
+    edit: str
+    predicted: float | None = None
+    obtained: float | None = None
+    parameters: int | None = None
+    flops: float | None = None
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a chooser has weighed, what it has chosen, and what it cost to know.
+
+    Attributes:
+        call: of ``grower.step``.
+        step: of the optimizer, behind the decision.
+        chooser: as it prints itself.
+        options: that were weighed.
+        chosen: number of the one that was chosen; None: the network stays as it is, which was not weighed.
+        flops: spent on knowing; the training of a winner is none of it.
+        seconds: of the same, but with the training of a winner.
+    """
+
+    call: int
+    step: int
+    chooser: str
+    options: tuple[Option, ...]
+    chosen: int | None
+    flops: float
+    seconds: float
+
+
 @dataclass
 class Ledger:
-    """FLOPs and seconds by what they were spent on.
+    """FLOPs and seconds by what they were spent on, and the decisions that were taken on it.
 
     Attributes:
         flops: of matrix products, convolutions and attention, forward and backward (a multiply-add is two), by kind:
@@ -28,10 +72,12 @@ class Ledger:
             cost, "probing" growths that were only looked at, "evaluation" losses on validation data.
             To count, a step of each network is run once, which is not written down.
         seconds: of the same, but that all of a race is under "races", and steps of the user's own loop are not timed.
+        decisions: of the choosers that weigh: ``by_gain``, ``by_trial``, ``by_race``.
     """
 
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    decisions: list[Decision] = field(default_factory=list)
 
     @property
     def total(self) -> float:
@@ -57,16 +103,37 @@ class Ledger:
         rows = [f"{kind:<11} {self.flops[kind]:>10.3g} FLOPs {self.flops[kind] / total:>6.1%}" for kind in KINDS]
         return "\n".join([*rows, f"{'all':<11} {self.total:>10.3g} FLOPs"])
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
-        """Plain data."""
-        return {"flops": dict(self.flops), "seconds": dict(self.seconds)}
+    def decided(self, run: Any, chooser: Any, options: Sequence[Option], chosen: int | None, before: Ledger) -> None:
+        """Write down a decision; ``before``: this ledger as it was when the chooser was asked."""
+        knowing = [kind for kind in KINDS if kind != "training"]
+        flops = sum(self.flops[kind] - before.flops[kind] for kind in knowing)
+        seconds = sum(self.seconds[kind] - before.seconds[kind] for kind in knowing)
+        at = run.calls, run.optimizer_steps
+        self.decisions.append(Decision(*at, repr(chooser), tuple(options), chosen, flops, seconds))
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+    def copy(self) -> Ledger:
+        """As it is now."""
+        return Ledger(dict(self.flops), dict(self.seconds), list(self.decisions))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        decisions = [{**asdict(one), "options": [asdict(option) for option in one.options]} for one in self.decisions]
+        return {"flops": dict(self.flops), "seconds": dict(self.seconds), "decisions": decisions}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
-        if set(state) != {"flops", "seconds"} or any(set(held) != set(KINDS) for held in state.values()):
-            raise GrowthError(f"this is not the state of a ledger: {state!r:.80}.")
-        self.flops.update({kind: float(value) for kind, value in state["flops"].items()})
-        self.seconds.update({kind: float(value) for kind, value in state["seconds"].items()})
+        try:
+            flops, seconds = state["flops"], state["seconds"]
+            if not set(flops) == set(seconds) == set(KINDS):
+                raise ValueError("other kinds")
+            self.decisions[:] = [
+                Decision(**{**one, "options": tuple(Option(**option) for option in one["options"])})
+                for one in state.get("decisions", ())  # earlier versions wrote none
+            ]
+        except (TypeError, ValueError, KeyError) as error:
+            raise GrowthError(f"this is not the state of a ledger: {state!r:.80}.") from error
+        self.flops.update({kind: float(value) for kind, value in flops.items()})
+        self.seconds.update({kind: float(value) for kind, value in seconds.items()})
 
 
 def flops_of(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: Any, backward: bool = True) -> float:

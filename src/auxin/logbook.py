@@ -38,7 +38,8 @@ class Logbook:
     """Writes the files of one run into a directory.
 
     ``metrics.jsonl`` holds one JSON object a line, each with its ``kind``: "reading" for every call of ``grower.step``,
-    "decision" where the trigger had fired (with what it waits for, or why it was refused), "growth", "undone" with the
+    "decision" where the trigger had fired (with what it waits for, or why it was refused; ``weighed`` as in the
+    decisions of the ledger), "ledger" behind what was weighed: FLOPs and seconds by kind, "growth", "undone" with the
     reason, "flow" for the gradients of new blocks (see ``auxin.flow``), "resumed". Numbers that are not finite are
     null. ``journal.json`` is that of a checkpoint, and the shapes of the parameters.
 
@@ -88,11 +89,24 @@ class Logbook:
             measured = {"flops": _finite(self._flops), "parameters": _size(run.model)}
             self._write({"kind": "reading", **self._now(run), **measured, "metric": _finite(metric), "metrics": named})
 
-    def decision(self, run: Run, chosen: Any, waiting: str | None = None) -> None:
-        """The trigger has fired: what was chosen (None: nothing), why it waits, or why it was refused."""
+    def decision(self, run: Run, chosen: Any, waiting: str | None = None, weighed: int | None = None) -> None:
+        """The trigger has fired: what was chosen (None: nothing), why it waits, or why it was refused.
+
+        ``weighed``: number of the first decision of the ledger that belongs to it.
+        """
         if self._ready():
             told = {"fired": True, "chosen": None if chosen is None else repr(chosen), "waiting": waiting}
+            new = [] if weighed is None else run.ledger.state_dict()["decisions"][weighed:]
+            told |= {"weighed": _without_nan(new)} if new else {}
             self._write({"kind": "decision", **self._now(run), **told, "reason": repr(run.when)})
+            if new:
+                self.spent(run)
+
+    def spent(self, run: Run) -> None:
+        """What was spent so far, by kind."""
+        if self._ready():
+            told = {"flops_by_kind": dict(run.ledger.flops), "seconds_by_kind": dict(run.ledger.seconds)}
+            self._write({"kind": "ledger", **self._now(run), **told})
 
     def growth(self, run: Run, change: Any) -> None:
         """A growth, the last of the journal."""
@@ -288,6 +302,15 @@ def _training_flops(model: nn.Module, probe: Probe, batch: int | None) -> float:
 
 def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def _without_nan(value: Any) -> Any:
+    """Plain data, with null for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _finite(value: float | None) -> float | None:

@@ -3,10 +3,22 @@
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from auxin.report.figures import finite
-from auxin.report.run import Decision, Flow, Growth, Moment, Run, items, mapping, read_growth
+from auxin.report.run import (
+    Decision,
+    Flow,
+    Growth,
+    Moment,
+    Run,
+    items,
+    mapping,
+    read_growth,
+    read_spent,
+    read_weighed,
+)
 
 _LONGEST = 1 << 22  # bytes of a line; longer ones are junk
 _PLACES = frozenset({"kind", "call", "step", "seconds", "flops", "parameters", "metric", "metrics"})
@@ -85,6 +97,8 @@ class _History:
             self._flow(line)
         elif kind == "decision":
             self._decision(line, call)
+        elif kind == "ledger":
+            self.run.spent = read_spent(line.get("flops_by_kind"), line.get("seconds_by_kind"))
         elif kind == "resumed":
             self.resumed = True
         elif kind is None:
@@ -142,7 +156,7 @@ class _History:
         for at in range(len(self.run.decisions) - 1, -1, -1):
             decision = self.run.decisions[at]
             if decision.growth is None and decision.chosen and self.decided[at] == call:
-                self.run.decisions[at] = Decision(growth.at, decision.reason, decision.chosen, None, growth)
+                self.run.decisions[at] = replace(decision, at=growth.at, waiting=None, growth=growth)
                 return
         self.run.decisions.append(Decision(growth.at, "", None, None, growth))
         self.decided.append(float("nan") if call is None else call)
@@ -168,9 +182,15 @@ class _History:
 
     def _decision(self, line: Mapping, call: float | None) -> None:
         reason, chosen, waiting = (str(line.get(key) or "") for key in ("reason", "chosen", "waiting"))
+        weighed = line.get("weighed")
         if not line.get("fired") and not waiting:
             return
-        self.run.decisions.append(Decision(self._moment(line), reason, chosen or None, waiting or None))
+        decision = Decision(self._moment(line), reason, chosen or None, waiting or None, None, read_weighed(weighed))
+        last = self.run.decisions[-1] if self.run.decisions and self.decided[-1] == call else None
+        if weighed and last is not None and last.growth is not None and not last.reason:
+            self.run.decisions[-1] = replace(decision, at=last.at, growth=last.growth)  # a race has grown already
+            return
+        self.run.decisions.append(decision)
         self.decided.append(float("nan") if call is None else call)
 
     def _named(self, number: object, kept: bool = False) -> Growth | None:

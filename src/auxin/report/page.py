@@ -17,7 +17,7 @@ from auxin.report.markup import Markup, join, shorten, tag
 from auxin.report.run import Run
 from auxin.report.script import FINGERPRINT, SCRIPT
 from auxin.report.style import STYLE
-from auxin.report.tables import decision_section, result_section
+from auxin.report.tables import decision_section, result_section, weighed_section
 
 LIMIT = 200_000  # bytes
 
@@ -87,6 +87,7 @@ def _page(run: Run, title: str, sentence: str, more: Markup, detail: Detail) -> 
         gradient_section(run, axes, detail.columns),
         more,
         decision_section(run, detail.rows),
+        weighed_section(run, detail.rows),
     )
     head = tag(
         "head",

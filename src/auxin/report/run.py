@@ -75,13 +75,17 @@ class Growth:
 
 @dataclass(frozen=True)
 class Decision:
-    """A trigger that fired, or a decision that had to wait; ``growth`` where it led to one."""
+    """A trigger that fired, or a decision that had to wait; ``growth`` where it led to one.
+
+    ``weighed`` is what a chooser has weighed, as the ledger of the run has it.
+    """
 
     at: Moment
     reason: str
     chosen: str | None = None
     waiting: str | None = None
     growth: Growth | None = None
+    weighed: Sequence[Mapping] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class Run:
         flows: likewise.
         shapes: of the final network's tensors by name; empty where they are not known.
         end: step, FLOPs and seconds at the end, where known beyond the last reading.
+        spent: FLOPs and seconds by what they were spent on.
         notes: what is missing, in sentences.
         unit: what a step is.
     """
@@ -160,6 +165,7 @@ class Run:
     flows: list[Flow] = field(default_factory=list)
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     end: Moment = field(default_factory=Moment)
+    spent: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unit: str = "step"
 
@@ -215,6 +221,17 @@ def read_growth(entry: Mapping, number: int, at: Moment, first: int = 0) -> Grow
         entry=entry,
         first=first,
     )
+
+
+def read_spent(flops: object, seconds: object) -> dict[str, tuple[float, float]]:
+    """A ledger, whatever it holds: FLOPs and seconds by kind."""
+    times = mapping(seconds)
+    return {str(kind): (finite(value) or 0.0, finite(times.get(kind)) or 0.0) for kind, value in mapping(flops).items()}
+
+
+def read_weighed(decisions: object) -> list[Mapping]:
+    """Decisions of a ledger, whatever they hold."""
+    return [one for one in items(decisions) if isinstance(one, Mapping)]
 
 
 def mapping(value: object) -> Mapping:

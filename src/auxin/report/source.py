@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from auxin.errors import GrowthError
 from auxin.report.figures import finite
 from auxin.report.log import read_log
-from auxin.report.run import Moment, Run, items, mapping, read_growth
+from auxin.report.run import Decision, Moment, Run, items, mapping, read_growth, read_spent, read_weighed
 
 if TYPE_CHECKING:
     from auxin.grower import Grower
@@ -72,6 +72,7 @@ def read_grower(grower: Grower) -> Run:
         run.unit = "step" if grower.optimizer_steps else "call"
         run.notes.append("This run keeps no log: what was measured on the way is not known.")
     add_entries(run, grower.journal.to_json())
+    _add_ledger(run, grower.ledger.state_dict())
     run.shapes = {name: tuple(tensor.shape) for name, tensor in grower.model.named_parameters()}
     return run
 
@@ -103,6 +104,15 @@ def _add_undone(run: Run, undone: Iterable[Mapping]) -> None:
         growth.undone, growth.why = growth.at, "probation"
         run.growths.append(growth)
     _renumber(run)
+
+
+def _add_ledger(run: Run, ledger: Mapping) -> None:
+    """What was spent, and the decisions that the log does not have."""
+    run.spent = read_spent(ledger.get("flops"), ledger.get("seconds"))
+    known = sum(len(decision.weighed) for decision in run.decisions)
+    for one in read_weighed(ledger.get("decisions"))[known:]:
+        at = Moment(finite(one.get("step")) or 0.0)
+        run.decisions.append(Decision(at, "", None, None, None, [one]))
 
 
 def _renumber(run: Run) -> None:
@@ -165,6 +175,8 @@ def _add_checkpoint(run: Run, checkpoint: Path) -> None:
     data, _ = _json(checkpoint / "run.json") if (checkpoint / "run.json").exists() else (None, "")
     state = mapping(mapping(data).get("grower"))
     steps, calls = finite(state.get("optimizer_steps")), finite(state.get("calls"))
+    if not run.spent:
+        _add_ledger(run, mapping(state.get("ledger")))
     if not len(run.readings) and not run.growths:
         run.end = Moment(steps or calls or math.nan)
         _add_undone(run, [entry for entry in items(state.get("undone")) if isinstance(entry, Mapping)])

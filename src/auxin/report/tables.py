@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from auxin.report.figure import Table, note, scrolled, section
-from auxin.report.figures import finite, significant, whole
+from auxin.report.figures import finite, scaled, significant, whole
 from auxin.report.markup import Markup, join, shorten, tag
-from auxin.report.run import Decision, Growth, Run, counts
+from auxin.report.run import Decision, Growth, Run, counts, items
 
 _CELL = 200  # characters
 _COLUMNS = 40
@@ -52,11 +52,70 @@ def decision_section(run: Run, most: int = 20_000) -> Markup:
     return _shown("Decisions", Table(caption, columns, rows, frozenset({0, 1, 5, 7, 8})), most)
 
 
+def weighed_section(run: Run, most: int = 20_000) -> Markup | None:
+    """One row per way to go on that a chooser has weighed, what knowing it has cost, and what the run has spent."""
+    decisions = [(decision, one) for decision in run.decisions for one in decision.weighed]
+    if not decisions and not any(flops for flops, _ in run.spent.values()):
+        return None
+    columns = [
+        run.unit.capitalize(),
+        "Way to go on",
+        "",
+        "Predicted gain",
+        "Loss obtained",
+        "Parameters",
+        "FLOPs a step",
+    ]
+    rows = [row for decision, one in decisions for row in _weighed(decision, one)]
+    caption = (
+        "What was weighed. Predicted gain: what the first step on the new entries takes off the loss, to first order. "
+        "Loss obtained: on validation data, at the end of a branch. Cost: of knowing; the training of a winner is kept."
+    )
+    table = Table(caption, [*columns, "Cost in FLOPs"], rows, frozenset({0, 3, 4, 5, 6, 7}))
+    return join(_shown("Weighed", table, most) if rows else None, _spent(run))
+
+
+def _weighed(decision: Decision, one: Mapping) -> list[list[object]]:
+    """The rows of one decision; the first says when it was, and what it has cost."""
+    rows: list[list[object]] = []
+    for number, option in enumerate(option for option in items(one.get("options")) if isinstance(option, Mapping)):
+        first, why_not = number == 0, option.get("why_not")
+        chosen = number == one.get("chosen")
+        rows.append(
+            [
+                whole(decision.at.step) if first else "",
+                tag("code", shorten(str(option.get("edit")), 100)),
+                "chosen" if chosen else f"not possible: {shorten(str(why_not), 100)}" if why_not else "",
+                significant(finite(option.get("predicted")), 3),
+                significant(finite(option.get("obtained"))),
+                whole(option.get("parameters")),
+                scaled(option.get("flops")),
+                scaled(one.get("flops")) if first else "",
+            ]
+        )
+    return rows
+
+
+def _spent(run: Run) -> Markup | None:
+    """The ledger."""
+    total = sum(flops for flops, _ in run.spent.values())
+    if not total:
+        return None
+    rows = [
+        [kind, scaled(flops), f"{flops / total:.1%}", significant(seconds, 3)]
+        for kind, (flops, seconds) in run.spent.items()
+    ]
+    caption = (
+        "What the run has spent. The seconds of races hold what their winners trained; your own loop is not timed."
+    )
+    return _shown("Spent", Table(caption, ["On", "FLOPs", "Share", "Seconds"], rows, frozenset({1, 2, 3})), 4_000)
+
+
 def _events(run: Run) -> list[tuple[Decision, int]]:
     """Growths and waits in their order; a wait that repeats itself is counted."""
     told = {id(decision.growth) for decision in run.decisions if decision.growth is not None}
     rest = [Decision(growth.at, "", growth=growth) for growth in run.growths if id(growth) not in told]
-    everything = [*run.decisions, *rest]
+    everything = [*(one for one in run.decisions if one.reason or one.waiting or one.growth), *rest]
     everything = everything if not rest else sorted(everything, key=_when)
     found: list[tuple[Decision, int]] = []
     for event in everything:
@@ -101,7 +160,8 @@ def _growth(growth: Growth, event: Decision) -> list[object]:
 
 def _waiting(event: Decision, count: int) -> list[object]:
     """A decision that did not grow, or not yet."""
-    outcome = f"waited: {event.waiting}" if event.waiting else "nothing to grow" if not event.chosen else "not grown"
+    grew_not = "not grown" if event.chosen else "stays as it is" if event.weighed else "nothing to grow"
+    outcome = f"waited: {event.waiting}" if event.waiting else grew_not
     outcome = shorten(outcome, 120) + (f" ({count:,} times)" if count > 1 else "")
     chosen = tag("code", shorten(event.chosen, 60)) if event.chosen else "–"
     return ["–", whole(event.at.step), chosen, _why(event.reason, ""), outcome, "–", "–", "–", "–"]
