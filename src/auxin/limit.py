@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from auxin.anatomy.probe import PlanContext, Probe, tensors_in, untouched
 from auxin.errors import GrowthError
+
+FACTOR, TOKENS = 2, 20  # growth at once, and tokens a parameter, up to which growing pays reliably (arXiv:2605.13405)
 
 
 class LimitReached(GrowthError):
@@ -83,3 +86,35 @@ def flops_per_sample(model: nn.Module, probe: Probe) -> float:
         context.run()
     batch = next((t.shape[0] for t in tensors_in(context.batch) if t.dim()), 1)
     return counter.get_total_flops() / batch
+
+
+def doubtful(before: int, after: int, tokens: int) -> str | None:
+    """In words, why a growth may not pay; None where nothing says so.
+
+    Args:
+        before: parameters of the network.
+        after: parameters once it has grown.
+        tokens: that the network was trained on; 0 where they are not known.
+
+    Source:
+        arXiv:2605.13405: of warm starts of language models, a factor of two is the most reliable, gains shrink beyond
+        20 tokens a parameter, and beyond some factor a new network is cheaper.
+    """
+    if after > FACTOR * before:
+        return (
+            f"it makes the network {after / before:.1f} times as large at once ({before:,} -> {after:,} parameters), "
+            "and a factor of two is what pays most reliably. Grow in smaller steps"
+        )
+    if tokens > TOKENS * before:
+        return (
+            f"the network was trained on {tokens / before:,.0f} tokens a parameter, and beyond {TOKENS} growing gains "
+            "less and less. Grow earlier"
+        )
+    return None
+
+
+def tokens_in(batch: Any) -> int:
+    """Tokens of a batch of token ids, (samples, length) in integers; 0 for any other."""
+    ids = next((t for t in tensors_in(batch) if isinstance(t, Tensor)), None)
+    known = ids is not None and ids.dim() == 2 and ids.dtype in (torch.int32, torch.int64)
+    return ids.numel() if ids is not None and known else 0
