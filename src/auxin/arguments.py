@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -111,11 +112,17 @@ def checked_edits(given: Any) -> Any:
     return given
 
 
+MOST = 10_000  # edits of one decision
+
+
 def listed(edits: Any) -> list[Edit]:
     """One edit or several as a list."""
     if isinstance(edits, (str, bytes)):
         raise GrowthError(f"edits={edits!r} is a text, not an edit; write edits=auxin.Duplicate({edits!r}, by=1).")
-    found: list[Any] = [edits] if is_edit(edits) or not isinstance(edits, Iterable) else list(map(as_edit, edits))
+    several = not is_edit(edits) and isinstance(edits, Iterable)
+    found: list[Any] = list(map(as_edit, itertools.islice(edits, MOST + 1))) if several else [edits]
+    if len(found) > MOST:
+        raise GrowthError(f"edits gives more than {MOST:,} edits and may never end; pass a list of those that matter.")
     for edit in found:
         if not is_edit(edit):
             raise GrowthError(f"edits holds {_words(edit)}; pass edits such as auxin.Duplicate('blocks', by=1).")

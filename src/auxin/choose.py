@@ -13,7 +13,7 @@ from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.ledger import Option, flops_of
-from auxin.race import Branch, Probed, Race, probed, shown
+from auxin.race import Branch, Probed, Race, check_evidence, probed, shown
 from auxin.race import check as check_race
 from auxin.run_state import Run
 
@@ -170,6 +170,8 @@ class _ByTrial:
                 "by_trial(...) needs a loss and batches to branch on: give the Grower "
                 "evidence=auxin.Evidence(loss, batches), or by_trial a score(model) and steps(grower)."
             )
+        if grower.evidence is not None:
+            check_evidence(grower, repr(self))
         before = grower.ledger.copy()
         unchanged = self._branch(None, grower)
         scores = [self._try(edit, grower) for edit in edits]
@@ -239,6 +241,7 @@ class _ByGain:
         self.looks: list[list[Probed]] = []
 
     def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
+        check_evidence(grower, "by_gain(): gains are of a loss on batches")
         before = grower.ledger.copy()
         looks = [probed(grower, cast(Any, edit), 8) for edit in edits]
         self.looks.append(looks)
@@ -255,7 +258,7 @@ class _ByGain:
         """The gain of an edit for each FLOP, or parameter, that it adds."""
         if self.per == "parameter":
             return look.gain / max(1, look.parameters - sum(p.numel() for p in grower.model.parameters()))
-        assert grower.evidence is not None  # probed() has said so
+        assert grower.evidence is not None  # __call__ has checked it
         alone = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
         return look.gain / max(1.0, look.flops - alone)
 
@@ -309,13 +312,13 @@ class _ByRace:
             warnings.warn(
                 f"by_race(): there is no edit to race, {type(grower.model).__name__} stays as it is", stacklevel=2
             )
+        evidence = check_evidence(grower, "by_race() trains by itself")
         looks = [probed(grower, edit, 4 if len(edits) > self.rivals else 0) for edit in edits]
         self.looks.append(looks)
         known = [look for look in looks if not look.why_not]
         if not known:
             return edits[0] if edits else None  # for the Grower to say why not
-        assert grower.evidence is not None  # probed() has said so
-        alone = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
+        alone = flops_of(grower.model, evidence.loss, evidence.batches[0])
         known.sort(key=lambda look: -_least_if_nan(look.gain / max(look.flops - alone, 1.0)))
         chosen = known[: self.rivals]
         steps = int(self.cost * before.total / (alone + sum(look.flops for look in chosen)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,9 +136,14 @@ def _mean(losses: Sequence[float]) -> float:
 
 
 def _is_list(batches: Any) -> bool:
-    if isinstance(batches, (Tensor, Dataset)):
+    if isinstance(batches, (Tensor, Dataset, Mapping)) or _is_one_batch(batches):
         return False
     return hasattr(batches, "__getitem__") and hasattr(batches, "__len__") and len(batches) > 0
+
+
+def _is_one_batch(batches: Any) -> bool:
+    """Whether it is (inputs, targets) rather than a list of batches."""
+    return isinstance(batches, tuple) and len(batches) > 1 and all(isinstance(part, Tensor) for part in batches)
 
 
 def _instead(batches: Any) -> str:
@@ -148,6 +153,10 @@ def _instead(batches: Any) -> str:
         return f"; a {kind} may draw others each time, and what is compared must see the same: list(loader)"
     if isinstance(batches, Dataset):
         return f"; a {kind} gives single samples: list(torch.utils.data.DataLoader(dataset, batch_size=64))"
+    if isinstance(batches, Mapping) or _is_one_batch(batches):
+        one = "(x, y)" if isinstance(batches, tuple) else "batch"
+        more = ", or [*x.split(64)] if each tensor is a batch" if isinstance(batches, tuple) else ""
+        return f"; a {kind} of tensors is one batch: Evidence(loss, [{one}]){more}"
     if isinstance(batches, Tensor):
         return "; a tensor is one batch: [tensor], or [*tensor.split(64)]"
     if hasattr(batches, "__iter__") and not hasattr(batches, "__len__"):

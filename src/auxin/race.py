@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.probe import untouched
 from auxin.change import Change, Edit
 from auxin.errors import BadMoment, GrowthError
 from auxin.evidence import Evidence
 from auxin.ledger import flops_of
 from auxin.run_state import Run
+from auxin.statistics.measured import loss_of
 
 ENOUGH = 8  # batches of validation data, of which a standard error can be told
 
@@ -180,6 +182,21 @@ def check_companions(companions: Sequence[Any]) -> None:
             )
 
 
+def check_evidence(run: Run, words: str) -> Evidence:
+    """The run's evidence, if its loss is a finite number on the first batch to train on and to judge on.
+
+    Raises:
+        GrowthError: there is none, the loss is not, or batches are on another device.
+    """
+    if run.evidence is None:
+        raise GrowthError(f"{words}: give the Grower evidence=auxin.Evidence(loss, batches).")
+    with untouched(run.model), torch.no_grad():
+        loss_of(run.model, run.evidence, 0, run.evidence.batches[0])
+        if run.evidence.validation is not None:
+            loss_of(run.model, run.evidence, 0, run.evidence.validation[0])
+    return run.evidence
+
+
 def raced(
     run: Run,
     edits: Sequence[Edit],
@@ -203,9 +220,8 @@ def raced(
     Raises:
         GrowthError: there is no evidence, or a companion that a plain step leaves out; or a bad moment.
     """
-    if run.evidence is None:
-        raise GrowthError("race(...) trains by itself: give the Grower evidence=auxin.Evidence(loss, batches).")
-    if run.evidence.step is None:
+    evidence = check_evidence(run, "race(...) trains by itself")
+    if evidence.step is None:
         check_companions(run.companions)
     branches, spent, best, change = list[Branch](), list[float](), 0, None
     for edit in (None, *edits):
@@ -214,8 +230,8 @@ def raced(
                 too_large = None if edit is None else run.limit.exceeded(run.model, run.probe)
                 if too_large is not None:
                     raise GrowthError(f"the network would have {too_large}.")
-                cost = flops_of(run.model, run.evidence.loss, run.evidence.batches[0])
-                losses = _trained_and_scored(run, run.evidence, steps, shrink, averaged)
+                cost = flops_of(run.model, evidence.loss, evidence.batches[0])
+                losses = _trained_and_scored(run, evidence, steps, shrink, averaged)
                 size = sum(p.numel() for p in run.model.parameters())
                 branch = Branch(edit, statistics.fmean(losses), size, cost, "", tuple(losses))
                 branches.append(branch)
@@ -229,6 +245,11 @@ def raced(
                 raise
             branches.append(Branch(edit, math.nan, 0, 0.0, str(error)))
         spent.append(steps * branches[-1].flops)
+    if not math.isfinite(branches[best].score):
+        raise GrowthError(
+            f"race(...): after {steps} steps the loss of every branch is not finite, so none is gone on with and the "
+            "run is as before. Lower the learning rate, or leave out the batch with such values."
+        )
     run.ledger.spend("training", spent[best])
     run.ledger.spend("races", sum(spent) - spent[best])
     return Race(tuple(branches), steps, best, change)
@@ -280,11 +301,10 @@ def probed(run: Run, edit: Edit, looks: int) -> Probed:
     """Grow for a look: what a training step then costs, and, on ``looks`` batches, what the new entries promise.
 
     Raises:
-        GrowthError: there is no evidence; or a bad moment.
+        GrowthError: a bad moment.
     """
+    assert run.evidence is not None  # the chooser has checked it
     evidence = run.evidence
-    if evidence is None:
-        raise GrowthError("gains are of a loss on batches: give the Grower evidence=auxin.Evidence(loss, batches).")
     try:
         with run.trial(edit) as change, run.ledger.timed("probing"):
             too_large = run.limit.exceeded(run.model, run.probe)

@@ -42,6 +42,7 @@ class RankConsensus:
         self._model, self._companions = model, companions
         self._wrappers = [c for c in companions if isinstance(c, DistributedDataParallel)]
         self._optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
+        self._asking = False
         guard_steps(self._wrappers, self._optimizers)
 
     def agree(self, what: str) -> Any:
@@ -120,16 +121,16 @@ class RankConsensus:
         """What the chooser of rank 0 has chosen.
 
         Raises:
-            GrowthError: it is an edit that this rank cannot build.
+            GrowthError: it is an edit that this rank cannot build, or the chooser asks itself.
         """
         if self.ranks.alone:
-            return grower.choose(grower.edits(), grower)
+            return self._ask(grower, grower.edits())
         edits: list[Edit] = []
         chosen: list[Edit | None] = []
 
         def told() -> Any:
             edits.extend(grower.edits())
-            chosen.append(grower.choose(edits, grower))
+            chosen.append(self._ask(grower, edits))
             return None if chosen[0] is None else edit_to_json(chosen[0])
 
         said = self.ranks.share("grower.step: the edit", told)
@@ -139,6 +140,18 @@ class RankConsensus:
             same = (e for e in (*chosen, *edits) if e is not None and _json(e) == said[0])
             allowed = Allowed.of(self._model, grower.references())
             return next(same, None) or edit_from_json(said[0], "the decision of rank 0", allowed)
+
+    def _ask(self, grower: Run, edits: list[Edit]) -> Edit | None:
+        if self._asking:
+            raise GrowthError(
+                "choose: the chooser has called grower.step or grower.decide, which ask the chooser: that would never "
+                "end. Return one of the edits, or None; to try an edit out write `with grower.trial(edit):`."
+            )
+        self._asking = True
+        try:
+            return grower.choose(edits, grower)
+        finally:
+            self._asking = False
 
     def _check_covered(self) -> None:
         for wrapper in self._wrappers:

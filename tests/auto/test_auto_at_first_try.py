@@ -1,6 +1,5 @@
 """What one passes to ``auto`` at the first try: loaders, small budgets, frozen parts, schedules that count steps."""
 
-import math
 import warnings
 
 import pytest
@@ -26,6 +25,8 @@ X, Y = data(0, 96)
         ),
         (TensorDataset(X, Y), r"gives single samples: list\(torch.utils.data.DataLoader\(dataset"),
         (X, r"a tensor is one batch: \[tensor\]"),
+        ((X, Y), r"a tuple of tensors is one batch: Evidence\(loss, \[\(x, y\)\]\), or \[\*x.split"),
+        ({"x": X, "y": Y}, r"a dict of tensors is one batch: Evidence\(loss, \[batch\]\)\.$"),
         (((x, y) for x, y in [(X, Y)]), r"a generator is empty after one pass: list\(...\)"),
         ([], r"a list of batches.*, not \[\]"),
         (3, r"a list of batches.*, not 3"),
@@ -134,5 +135,5 @@ def test_a_run_that_has_diverged_is_named():
     opt = torch.optim.AdamW(model.parameters(), lr=0.01)
     broken = ax.Evidence(lambda m, b: loss(m, b) * float("nan"), evidence().batches, validation=evidence().validation)
     grower = ax.auto(model, opt, evidence=broken, budget=300 * flops_of(model, loss, data()))
-    with pytest.warns(UserWarning, match="the run has diverged"):
-        assert math.isnan(grower.train()) and grower.finished
+    with pytest.raises(ax.GrowthError, match="the loss is nan.*has the run diverged"):
+        grower.train()

@@ -110,5 +110,5 @@ def loss_of(model: nn.Module, evidence: Evidence, number: int, batch: Any) -> Te
         told = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise GrowthError(f"{where}: the loss is {told}; return a scalar tensor, a mean over samples.")
     if not bool(loss.isfinite()):
-        raise GrowthError(f"{where}: the loss is {loss.item()}. Leave that batch out, or look why it is.")
+        raise GrowthError(f"{where}: the loss is {loss.item()}. Leave that batch out, or has the run diverged?")
     return loss.reshape(())
