@@ -1,8 +1,10 @@
 """Is a grown network as fast as the one that a person would have written? Steps in turn, median of the ratios."""
 
 import argparse
+import itertools
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from gpt import GPT
@@ -55,30 +57,42 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) ->
     return time.perf_counter() - start
 
 
+def grown(build: Callable[[int], nn.Module], x: torch.Tensor) -> tuple[nn.Module, nn.Module]:
+    """Four blocks grown to eight, and eight as a person builds them."""
+    model = build(4).to(x.device)
+    ax.grow(model, ax.Duplicate("blocks"), probe=x)
+    return model, build(8).to(x.device)
+
+
+def repeated(build: Callable[[int], nn.Module], x: torch.Tensor) -> tuple[nn.Module, nn.Module]:
+    """Four blocks that run twice, and a list that holds the same four modules twice."""
+    model, written = build(4).to(x.device), build(4).to(x.device)
+    ax.grow(model, ax.Repeat("blocks"), probe=x)
+    written.blocks = nn.ModuleList([*written.blocks] * 2)
+    return model, written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for name, (build, x) in FAMILIES.items():
+    for (name, (build, x)), pair in itertools.product(FAMILIES.items(), (grown, repeated)):
         x = x.to(args.device)
-        grown, written = build(4).to(args.device), build(8).to(args.device)
-        optimizer, other = torch.optim.AdamW(grown.parameters()), torch.optim.AdamW(written.parameters())
-        for _ in range(4):
-            ax.grow(grown, ax.Duplicate("blocks", by=1), optimizer, probe=x)
-            step(grown, optimizer, x)
-            optimizer.zero_grad()
+        runs = [(model, torch.optim.AdamW(model.parameters())) for model in pair(build, x)]
         for _ in range(5):
-            step(grown, optimizer, x), step(written, other, x)
+            for model, optimizer in runs:
+                step(model, optimizer, x)
         ratios = []
         for turn in range(args.rounds):
-            pair = [(grown, optimizer), (written, other)]
-            times = {id(m): step(m, o, x) for m, o in (pair if turn % 2 else reversed(pair))}
-            ratios.append(times[id(grown)] / times[id(written)])
-        low, high = statistics.quantiles(ratios, n=20)[0], statistics.quantiles(ratios, n=20)[-1]
+            times = {id(m): step(m, o, x) for m, o in (runs if turn % 2 else reversed(runs))}
+            ratios.append(times[id(runs[0][0])] / times[id(runs[1][0])])
+        low, *_, high = statistics.quantiles(ratios, n=20)
         median = statistics.median(ratios)
-        print(f"{name}: grown / hand-written step time, median {median:.3f}   (5-95 %: {low:.2f} .. {high:.2f})")
+        print(
+            f"{name}: {pair.__name__} / hand-written step time, median {median:.3f}   (5-95 %: {low:.2f} .. {high:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ DEPENDENCIES = {"auxin", "torch", "safetensors"}
 SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/", "upscale/")
 
 PUBLIC = """
-After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Replace Site Wake
-Widen auto candidates choose follow grow init load replay save schedule score sites surgery testing verify when
+After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Repeat Replace
+Site Untie Wake Widen auto candidates choose follow grow init load replay save schedule score sites surgery testing
+verify when
 """.split()
 
 

@@ -12,6 +12,7 @@ from auxin.edits.after import After
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.edits.remove import Remove
+from auxin.edits.repeat import Repeat, Untie
 from auxin.edits.replace import Replace
 from auxin.edits.wake import Wake
 from auxin.edits.widen import Widen
@@ -46,8 +47,10 @@ __all__ = [
     "Limit",
     "Probation",
     "Remove",
+    "Repeat",
     "Replace",
     "Site",
+    "Untie",
     "Wake",
     "Widen",
     "auto",

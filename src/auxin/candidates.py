@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from auxin.anatomy.blocks import passes
 from auxin.anatomy.probe import Probe
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.several import as_edit
@@ -103,7 +104,7 @@ def _lists(model: nn.Module) -> Iterator[str]:
     for path, module in named_modules(model).items():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 0:
             kinds = {_kind(child) for child in module}
-            if len(kinds) == 1 and any(p.requires_grad for p in module.parameters()):
+            if len(kinds) == 1 and not passes(module) and any(p.requires_grad for p in module.parameters()):
                 yield path
 
 

@@ -52,6 +52,8 @@ class New:
             norm stores its gain as 1 + w.
         continues: tensors inside ``module`` that go on from old ones, by name: a copy of the network takes them from
             its own old tensors.
+        tied: whether it holds the parameters of its source (True), or takes the place of its source with weights of its
+            own where that shares them with other passes (False); None: it shares what the source shares.
     """
 
     module: nn.Module
@@ -60,6 +62,7 @@ class New:
     gated: bool = False
     numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
     continues: Mapping[str, Continued] = field(default_factory=dict)
+    tied: bool | None = None
 
 
 # ``group=``: the index of an existing group, the options of an own one, or None: the group of the sibling.
@@ -483,7 +486,11 @@ class Change:
             kind = type(new.module).__name__
             if path.rpartition(".")[2] == GROWN and isinstance(new.module, nn.Sequential):
                 path, kind = f"{path}.0", type(new.module[0]).__name__
-            if new.source:
+            if new.source == path and new.tied is False:
+                yield f"{path} has weights of its own"
+            elif new.tied:
+                yield f"{path} runs {renamed.get(new.source or '', new.source)} again"
+            elif new.source:
                 yield f"{path} <- copy of {renamed.get(new.source, new.source)}"
             elif id(new.module) in asleep:
                 yield f"{path} wakes: {kind}"

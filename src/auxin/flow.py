@@ -296,7 +296,8 @@ def counterparts(change: Change) -> dict[str, str | None]:
         copied = None if path is None else f"{sources[path]}{move.name[len(path) :]}"
         join = change.joins.get(id(move.new))
         beside = None if join is None else names.get(id(join.sibling))
-        found[move.name] = known.get(move.name) or (copied if copied in change.after else beside)
+        same = copied if copied in change.after and copied != move.name else None
+        found[move.name] = known.get(move.name) or same or beside
     return found
 
 

@@ -12,15 +12,16 @@ from typing import Any, overload
 from torch import nn
 
 from auxin import typed
+from auxin.anatomy.blocks import passes
 from auxin.anatomy.probe import PlanContext
-from auxin.anatomy.tree import unwrap
+from auxin.anatomy.tree import CONTAINERS, unwrap
 from auxin.change import Change, Grouping
 from auxin.edits.several import as_edit, steps
 from auxin.engine import transaction, ways_back
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
 from auxin.gate import NAME as GATE
-from auxin.listing import every_tensor, lines_of
+from auxin.listing import every_tensor, join, lines_of, named_modules
 from auxin.randomness import random_state
 from auxin.refs import Allowed, name_of
 from auxin.structure import Undo
@@ -105,7 +106,7 @@ class Journal:
     ) -> Entry:
         """Write down a change that was carried out on ``model``; ``origin`` is the fingerprint before the first one."""
         added = [
-            {"path": path, "from": new.source, "parameters": sum(p.numel() for p in new.module.parameters())}
+            {"path": path, "from": new.source, "parameters": 0 if new.tied else _size(new.module)}
             for path, new in change.added
         ]
         before = change.parameters_before
@@ -212,10 +213,20 @@ def replayed(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of the names and shapes of all parameters and buffers; gates are not there for good."""
-    lasting = ((name, t) for name, t in every_tensor(model) if name.rpartition(".")[2] != GATE)
-    text = "\n".join(lines_of(lasting))
+    """A short hash of the names and shapes of all parameters and buffers, and of which blocks of a list run the same
+    weights; gates are not there for good.
+    """
+    lasting = [(name, t) for name, t in every_tensor(model) if name.rpartition(".")[2] != GATE]
+    lines = [*lines_of(lasting)]
+    if len({id(t) for _, t in lasting}) < len(lasting):
+        lists = ((path, m) for path, m in named_modules(model).items() if isinstance(m, CONTAINERS))
+        lines += [" = ".join(join(path, name) for name in together) for path, m in lists for together in passes(m)]
+    text = "\n".join(lines)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def references(edit: Any) -> list[Any]:

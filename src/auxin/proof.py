@@ -299,10 +299,12 @@ def _run(
         fit = "the network's forward may count, name or unpack what stands there."
         if about_arguments(error):
             fit = "its forward must take the arguments that the network calls it with."
+        elif any("Cache" in type(given).__name__ for given in context.batch[1].values()):
+            fit = "the cache in the probe has places for the old blocks alone: leave it out of the probe."
         elif isinstance(error, RuntimeError):
             fit = "its input and output widths must fit what stands before and behind it."
         at = where.split(", ")[0].rpartition(".")[0]
-        shapes = "; ".join(" ".join(repr(new.module).split())[:80] for _, new in change.added)
+        shapes = "; ".join(dict.fromkeys(" ".join(repr(new.module).split())[:80] for _, new in change.added))
         raise GrowthError(
             f"{where}: the grown network does not run on the probe: {reason(error)}."
             f"{_counted(model, at, change)} The new layer is {shapes or 'none'}; {fit}{_whole(model, at)}"
@@ -405,8 +407,7 @@ def _counted(model: nn.Module, at: str, change: Change) -> str:
 
 
 def _nonzero(grad: Tensor) -> bool:
-    values = grad.coalesce().values() if grad.is_sparse else grad
-    return bool(values.count_nonzero())
+    return bool((grad.coalesce().values() if grad.is_sparse else grad).count_nonzero())
 
 
 def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], context: PlanContext) -> float | None:
@@ -433,11 +434,12 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], 
     if change.preserves and not difference <= limit and any(move.reshaped for move in change.moves):
         limit = max(limit, _by_rounding(context.model, after, difference, limit, context))
     if change.preserves and not difference <= limit:
+        accept = "fade=0" if any(new.tied for _, new in change.added) else "init='default' or output='keep'"
         raise GrowthError(
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
             f"expected), though {change.how} was to keep them. Something outside the block depends on the number of "
             "layers, or uses more of what each of them gives than the next one is given (parallel branches, a sum over "
-            f"all){_shared_over_depth(often)}; init='default' or output='keep' would accept that."
+            f"all){_shared_over_depth(often)}; {accept} would accept that."
         )
     return difference
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.activations import not_one_tensor, probing
-from auxin.anatomy.blocks import CONTAINERS, Container
+from auxin.anatomy.blocks import CONTAINERS, Container, passes
 from auxin.anatomy.gradients import nodes_behind
 from auxin.anatomy.placed import takes_another
 from auxin.anatomy.probe import Call, PlanContext, Probe, tensors_in
@@ -277,10 +277,9 @@ def _block_lists(model: nn.Module, seen: Mapping[str, _Seen], fixed: set[str]) -
         ):
             continue
         container = Container(path, module, tuple(module._modules))
-        distinct = len({id(child) for child in module._modules.values()}) == len(container.names)
         children = {join(path, name): child for name, child in module._modules.items()}
         blocks = [known in fixed or _is_block(known, child, seen) for known, child in children.items()]
-        if container.numbered and distinct and any(blocks):
+        if container.numbered and not passes(module) and any(blocks):
             found[path] = all(blocks)
     return {path for path, whole in found.items() if whole or not any(p.startswith(f"{path}.") for p in found)}
 

@@ -16,6 +16,7 @@ from auxin.edits.after import After
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
 from auxin.edits.remove import Remove
+from auxin.edits.repeat import Repeat
 from auxin.engine import grow
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
@@ -23,7 +24,7 @@ from auxin.journal import Entry, Journal, fingerprint, replayed
 from auxin.structure import Undo
 from auxin.verify import verify_here
 
-ADDING = (After, Duplicate, Insert)  # what they add can be taken out by Remove
+ADDING = (After, Duplicate, Insert, Repeat)  # what they add can be taken out by Remove
 
 
 class StructureHistory:

@@ -97,7 +97,7 @@ PLAIN = {
     ),
     "one block under several numbers": (
         lambda: Over([Residual()] * 3, by_number), {},
-        r"the same module stands in it more than once \(shared weights\)",
+        r"blocks\.2 shares all its weights with blocks\.0, blocks\.1.*Untie\('blocks'\)",
     ),
     "a sum of branches": (lambda: Over([Residual() for _ in range(3)], beside_one_another), {}, "parallel branches"),
     "joined branches": (

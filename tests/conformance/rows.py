@@ -7,7 +7,7 @@ import families as f
 import torch
 from torch import nn
 
-from auxin import After, Duplicate, Insert, Wake, Widen
+from auxin import After, Duplicate, Insert, Repeat, Untie, Wake, Widen
 from auxin.edits.remove import Remove
 from auxin.edits.replace import Replace
 
@@ -46,7 +46,6 @@ WIDER = {  # a module inside every block, whose output gets wider
 KEPT = {
     "interleave": Duplicate("blocks", by=1),
     "double": Duplicate("blocks"),
-    "three": Duplicate("blocks", by=3),
     "stack": Duplicate("blocks", order="stack"),
     "middle": Duplicate("blocks", by=1, order="middle"),
     "last": Duplicate("blocks", by=1, order="last", state="copy"),
@@ -110,8 +109,7 @@ def rows(family: str) -> dict:
     found["insert-end"] = Insert("blocks", block)
     found["insert-front"] = Insert("blocks", block, index=-2)
     found["insert-default"] = Insert("blocks", block, index=1, init="default")
-    found["insert-kaiming"] = Insert("blocks", block, init="kaiming")
-    found["insert-xavier"] = Insert("blocks", block, index=0, init="xavier")
+    found["insert-kaiming"] = Insert("blocks", block, index=0, init="kaiming")
     if family in STEMS:
         found["identity"] = Insert("stem", STEMS[family], init="identity")
         found["stem-default"] = Insert("stem", STEMS[family], init="default")
@@ -125,6 +123,10 @@ def rows(family: str) -> dict:
     found["replace"] = Replace("blocks.1", block)
     found["widen"] = Widen(WIDER[family][0], by=WIDER[family][1])
     found["remove"] = Remove("blocks.0")
+    found["repeat"] = Repeat("blocks")
+    if family in ("mlp", "encoder"):
+        found["fading-repeat"] = Repeat("blocks", blocks=(0, 1), times=3, order="interleave", fade=15)
+    found["untie"] = Untie("blocks")  # of a network whose blocks were let run again
     found["by-hand-block"] = by_hand_block
     if family in ("mlp", "cnn", "encoder", "lstm"):
         found["by-hand-head"] = by_hand_head

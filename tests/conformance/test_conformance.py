@@ -6,12 +6,14 @@ from cells import FAMILIES, PAIRED, SEVERAL, Cell, all_edits, daily, paired, pai
 from companions import OWN, make_companions, make_optimizers
 from rows import REFUSED, rows
 
-from auxin import GrowthError, grow
+from auxin import GrowthError, Repeat, grow
 from auxin.testing import Report, check
 
 
 def run(cell: Cell, steps: int) -> Report:
     model = families.build(cell.family, **({"sparse": True} if cell.optimizer.startswith("SparseAdam") else {}))
+    if cell.edit.startswith("untie"):
+        grow(model, Repeat("blocks"))
     return check(
         model,
         rows(cell.family)[cell.edit],

@@ -11,7 +11,7 @@ from torch import nn
 
 from auxin import grow
 
-ZEROED = ("interleave", "double", "three", "stack", "middle", "list", "fresh", "insert", "insert-front", "insert-end")
+ZEROED = ("interleave", "double", "stack", "middle", "list", "fresh", "insert", "insert-front", "insert-end")
 FAMILIES = [name for name in families.FAMILIES if name != "encoder"]
 
 

@@ -20,7 +20,7 @@ OPTIONS = [
 ]
 
 
-def grown_run(rank: int, size: int, options: dict[str, Any], steps: int, every: int) -> Any:
+def grown_run(rank: int, size: int, options: dict[str, Any], steps: int, every: int, edits: list[Any]) -> Any:
     """Train and grow; every rank checks after each step that all are alike."""
     warnings.simplefilter("ignore")
     model = wrapped(rank, **options)
@@ -28,7 +28,7 @@ def grown_run(rank: int, size: int, options: dict[str, Any], steps: int, every: 
     model.register_forward_hook(lambda *_: hooked.append(1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     probe = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
-    grower = ax.Grower(model, optimizer, edits=ax.Duplicate("blocks", by=1), when=ax.when.every(every), probe=probe)
+    grower = ax.Grower(model, optimizer, edits=edits, choose=ax.choose.cycle(), when=ax.when.every(every), probe=probe)
     for step in range(steps):
         train_step(model, optimizer, *share(step, rank, size))
         grower.step()
@@ -37,13 +37,13 @@ def grown_run(rank: int, size: int, options: dict[str, Any], steps: int, every: 
     return len(grower.journal), values(*model.parameters())
 
 
-def alone(steps: int, every: int) -> Any:
+def alone(steps: int, every: int, edits: list[Any]) -> Any:
     """The same run in one process, on the global batch."""
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     probe = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
-    grower = ax.Grower(model, optimizer, edits=ax.Duplicate("blocks", by=1), when=ax.when.every(every), probe=probe)
+    grower = ax.Grower(model, optimizer, edits=edits, choose=ax.choose.cycle(), when=ax.when.every(every), probe=probe)
     for step in range(steps):
         train_step(model, optimizer, *batch(step))
         grower.step()
@@ -62,9 +62,14 @@ def test_a_hundred_steps_as_one_process_takes_them(options: dict[str, Any], size
     compare(size, options, 100, 20)
 
 
-def compare(size: int, options: dict[str, Any], steps: int, every: int) -> None:
+def test_two_ranks_share_weights_over_the_depth_as_one_process_does() -> None:
+    compare(2, {}, 40, 10, [ax.Repeat("blocks"), ax.Untie("blocks"), ax.Repeat("blocks", times=3, order="interleave")])
+
+
+def compare(size: int, options: dict[str, Any], steps: int, every: int, edits: list[Any] | None = None) -> None:
     """Every rank ends as one process on the global batch does."""
-    growths, expected = alone(steps, every)
-    for found, weights in on_ranks(size, grown_run, size, options, steps, every, timeout=300):
+    edits = [ax.Duplicate("blocks", by=1)] if edits is None else edits
+    growths, expected = alone(steps, every, edits)
+    for found, weights in on_ranks(size, grown_run, size, options, steps, every, edits, timeout=300):
         assert found == growths == steps // every
         assert float((weights - expected).abs().max()) <= 1e-6

@@ -169,7 +169,6 @@ def test_a_tensor_tied_to_another_layer_stays_there():
 @pytest.mark.parametrize(
     ("share", "where"),
     [
-        (lambda m: m.blocks.append(m.blocks[0]), "blocks.3"),
         (lambda m: m.add_module("c", nn.ModuleDict({"d": m.blocks[0]})), "c.d"),
         (lambda m: setattr(m, "first", m.blocks[0]), "first"),
         (lambda m: setattr(m, "some", [m.blocks[0]]), "some"),

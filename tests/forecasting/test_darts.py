@@ -30,7 +30,7 @@ MODELS = {
     ),
     "NBEATSModel, interpretable, in a stack": (
         BEATS | {"generic_architecture": False}, ax.Duplicate("stacks.0.blocks", by=1),
-        r"the same module stands in it more than once \(shared weights\)",
+        r"stacks\.0\.blocks\.1 shares all its weights with stacks\.0\.blocks\.0.*Untie",
     ),
     "NHiTSModel, a stack": (BEATS | {"dropout": 0.0}, ax.Duplicate("stacks", order=[0, 0, 1]), ZERO),
     "NHiTSModel, in a stack": (BEATS | {"dropout": 0.0}, ax.Duplicate("stacks.0.blocks", by=1), ZERO),

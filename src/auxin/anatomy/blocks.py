@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
 from auxin.gate import faded
-from auxin.listing import BARE, join, module_at, modules_in, named_modules, own_names
+from auxin.listing import BARE, join, module_at, modules_in, named_modules, named_parameters, own_names, parameters_of
 from auxin.modules import ResidualLinear, awake
 
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
@@ -51,6 +51,17 @@ class Container:
             )
         first = next(known for known, m in model.named_modules() if m is module)
         return cls(first, module, tuple(module._modules))
+
+    @classmethod
+    def list_at(cls, model: nn.Module, path: str, who: str) -> Container:
+        """Find one whose keys are the natural indices, or say what they are instead."""
+        container = cls.at(model, path, who)
+        if not container.numbered:
+            raise GrowthError(
+                f"{who}(at={path!r}): the children of {path!r} have names ({', '.join(container.names[:6])}), not the "
+                "indices 0, 1, ...; use Insert(at, layer, key=...) for one of them."
+            )
+        return container
 
     @property
     def numbered(self) -> bool:
@@ -106,13 +117,36 @@ def beside(model: nn.Module, container: Container) -> list[str]:
     return found
 
 
-def replica(model: nn.Module, block: nn.Module) -> nn.Module:
+def passes(container: nn.Module) -> list[dict[str, nn.Module]]:
+    """The children that run the very same weights, as ``Repeat`` leaves them: those of each block by name, in order."""
+    found: dict[tuple[Any, ...], dict[str, nn.Module]] = {}
+    for name, child in container._modules.items():
+        own = () if child is None else tuple(map(id, named_parameters(child).values()))
+        if child is not None and own:
+            found.setdefault((type(child), *own), {})[name] = child
+    return [together for together in found.values() if len(together) > 1]
+
+
+def replica(model: nn.Module, block: nn.Module, tied: bool = False, apart: Iterable[nn.Module] = ()) -> nn.Module:
     """A deep copy of a block that keeps sharing what the original shares with the rest of the network.
 
     Tied parameters stay tied, a configuration object held by every block stays one object, hooks of other objects stay
     theirs. Gradients are not copied; what is compiled is compiled in the copy too.
+
+    Args:
+        model: the network.
+        block: what is copied.
+        tied: whether the copy holds the very parameters of the block.
+        apart: further blocks; what is shared with these alone, the copy gets of its own.
     """
-    twin = copy_of(block, _shared(model, block))
+    memo = _shared(model, block)
+    if tied:
+        memo |= {id(p): p for p in block.parameters()}
+    elif apart:
+        beside = modules_beside(model, block, *apart)
+        kept = {id(value) for value in (*beside, *parameters_of(beside))}
+        memo = {i: v for i, v in memo.items() if i in kept or not isinstance(v, (nn.Module, nn.Parameter))}
+    twin = copy_of(block, memo)
     compile_copy(twin, block)
     inner = {id(p) for p in block.parameters()}
     for p in twin.parameters():
@@ -182,13 +216,13 @@ def shared_tensors(model: nn.Module, block: nn.Module) -> set[int]:
     return {id(p) for p in block.parameters() if id(p) in outside}
 
 
-def modules_beside(model: nn.Module, block: nn.Module) -> list[nn.Module]:
-    """The modules of a network that it would still have without the block, those included that both hold."""
+def modules_beside(model: nn.Module, *blocks: nn.Module) -> list[nn.Module]:
+    """The modules of a network that it would still have without these blocks, those included that both hold."""
     found: dict[int, nn.Module] = {}
-    left = [model]
+    without, left = set(map(id, blocks)), [model]
     while left:
         module = left.pop()
-        if module is not block and id(module) not in found:
+        if id(module) not in without and id(module) not in found:
             found[id(module)] = module
             left += [child for child in module._modules.values() if child is not None]
     return list(found.values())

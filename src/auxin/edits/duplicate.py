@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from auxin import init as inits
-from auxin.anatomy.blocks import Container, hooked_from_outside, number, replica, shape_of
+from auxin.anatomy.blocks import Container, hooked_from_outside, number, passes, replica, shape_of
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.numbering import differing
 from auxin.anatomy.placed import Placed, taken_apart
@@ -150,7 +150,7 @@ class Duplicate:
             counterparts += inside(join(container.path, str(homes[source])), names)
         rewire = container.renumbered(items)
         copied = [] if context.structural else _copied(sources)
-        notes = (*_unlike(container, copied, {number.name for number in known}), *_hooked(container, copied))
+        notes = (*_unlike(container, copied, {number.name for number in known}), *shared_hooks(container, copied))
         zeroed = self.output == "zero" and not context.structural
         return finish(
             model,
@@ -170,18 +170,17 @@ class Duplicate:
         )
 
     def _container(self, model: nn.Module) -> Container:
-        container = Container.at(model, self.at, "Duplicate")
-        if not container.numbered:
+        """The list; refused where a block would be copied that runs the weights of another."""
+        container = Container.list_at(model, self.at, "Duplicate")
+        again = {name: together for together in passes(container.module) for name in together}
+        copied = [container.names[i] for i in _copied(self.sources(len(container.names)))]
+        name = next((name for name in copied if name in again), None)
+        if name is not None:
+            path, others = container.path, ", ".join(join(container.path, n) for n in again[name] if n != name)
             raise GrowthError(
-                f"Duplicate(at={self.at!r}): the children of {self.at!r} have names "
-                f"({', '.join(container.names[:6])}), not the "
-                "indices 0, 1, ...; use Insert(at, layer, key=...) for one of them."
-            )
-        ids = [id(container.child(i)) for i in range(len(container.names))]
-        if len(set(ids)) != len(ids):
-            raise GrowthError(
-                f"Duplicate(at={self.at!r}): the same module stands in it more than once (shared weights); a copy of "
-                "one occurrence would untie them. Share further by hand inside `with auxin.surgery(model, optimizer):`."
+                f"Duplicate(at={self.at!r}): {join(path, name)} shares all its weights with {others}, so a copy could "
+                f"share them too, or have its own. Give each block its own first: Untie({self.at!r}); or let this one "
+                f"run once more: Repeat({self.at!r}, blocks=({name}, {int(name) + 1}))."
             )
         return container
 
@@ -232,7 +231,7 @@ class Duplicate:
     def _twin(self, model: nn.Module, container: Container, source: int, site: InitSite) -> tuple[nn.Module, bool]:
         """A copy of a block with the weights that are asked for; whether its init promises that the function stays."""
         path, promised = join(container.path, container.names[source]), False
-        twin = _twin(model, container.child(source), f"Duplicate(at={self.at!r}): {path}")
+        twin = twin_of(model, container.child(source), f"Duplicate(at={self.at!r}): {path}")
         if self.content == "fresh" and not site.context.structural:
             write: Callable[[], bool] = functools.partial(_reset, model, twin, path)
             if self.init is not None:
@@ -284,10 +283,10 @@ def _fresh(model: nn.Module, block: nn.Module, seed: int, write: Callable[[], bo
     return said
 
 
-def _twin(model: nn.Module, original: nn.Module, where: str) -> nn.Module:
-    """A deep copy, if the block's own way of copying gives one."""
+def twin_of(model: nn.Module, original: nn.Module, where: str, **sharing: Any) -> nn.Module:
+    """A deep copy, if the block's own way of copying gives one; ``sharing`` as ``replica`` takes it."""
     try:
-        twin = replica(model, original)
+        twin = replica(model, original, **sharing)
     except Exception as error:  # whatever a user's __deepcopy__ raises
         raise GrowthError(
             f"{where} ({type(original).__name__}) cannot be copied: {reason(error)}. Build a new one: "
@@ -403,7 +402,7 @@ def _unlike(container: Container, copied: list[int], known: set[str]) -> tuple[s
     return tuple(notes)
 
 
-def _hooked(container: Container, copied: list[int]) -> list[str]:
+def shared_hooks(container: Container, copied: list[int]) -> list[str]:
     """A note for each copied block whose hooks are called for the copy too."""
     paths = {join(container.path, container.names[i]): hooked_from_outside(container.child(i)) for i in set(copied)}
     return [

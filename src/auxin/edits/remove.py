@@ -14,7 +14,7 @@ from auxin.anatomy.tree import planned
 from auxin.change import Change, New, Rewire
 from auxin.edits.start import finish
 from auxin.errors import GrowthError
-from auxin.listing import join, module_at
+from auxin.listing import module_at
 from auxin.output_hook import NAME, has_grown
 
 
@@ -75,10 +75,10 @@ class Remove:
 
 def _refuse_shared(model: nn.Module, at: str, container: Container) -> None:
     """Refuse a block that something else uses as well: it would go on running, and no optimizer would hold it."""
-    name = at.rpartition(".")[2]
-    block = container.module._modules[name]
+    block = container.module._modules[at.rpartition(".")[2]]
     assert block is not None
-    where = [path for path in places(model, block) if path != join(container.path, name)]
+    # Other passes of it in the same list go on with its weights, as those that ``Repeat`` makes do.
+    where = [path for path in places(model, block) if path.rpartition(".")[0] != container.path]
     where += strays(model, block, container.aliases(model, container.named(list(container.names))))
     if where:
         raise GrowthError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from auxin.anatomy.blocks import number, replica
+from auxin.anatomy.blocks import number, passes, replica
 from auxin.anatomy.zero_init import set_constants
 from auxin.axes import carried
 from auxin.change import Before, New
@@ -38,7 +38,10 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
 
     def build(new: New, neighbour: str) -> nn.Module:
         if new.source is not None:
-            module = replica(twin, module_at(twin, new.source))
+            path, _, name = new.source.rpartition(".")
+            groups = passes(module_at(twin, path)) if new.tied is False else []
+            apart = [block for together in groups if name in together for block in together.values()]
+            module = replica(twin, module_at(twin, new.source), bool(new.tied), apart)
             close_gates(module)  # of a source that is fading in itself, or holds a block that does
             set_constants(module, new.zeroed)
             number(module, new.numbers)

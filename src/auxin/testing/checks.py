@@ -284,7 +284,8 @@ def sources_of(change: Change) -> dict[str, str]:
     for path, new in change.added:
         if new.source is not None:
             found |= {join(path, n): join(new.source, n) for n, _ in new.module.named_parameters()}
-    return found
+    old = {id(p): name for name, p in change.before.parameters.items()}
+    return found | {m.name: old[id(m.source)] for m in change.moves if m.name is not None and id(m.source) in old}
 
 
 def gap(old: list[Tensor], new: list[Tensor]) -> float:

@@ -71,6 +71,13 @@ def check_stock(model: nn.Module, change: Change, context: PlanContext) -> None:
             f"file (it holds {change.gates[0]}.auxin_gate). Pass stock=False; after {change.fade} optimizer steps the "
             "model is stock again."
         )
+    tied = next((path for path, new in change.added if new.tied), None)
+    if tied is not None:
+        raise GrowthError(
+            f"{type(model).__name__}: {tied} runs weights that another block holds. save_pretrained refuses to write "
+            "such a model, and plain transformers would build one with weights of its own for each block. Pass "
+            "stock=False; after Untie it is stock again."
+        )
     twin = _rebuilt(model, change)
     differ = list(_differing(model, twin, change))
     counts = [words for words, counted in differ if counted]
