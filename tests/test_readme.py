@@ -37,8 +37,8 @@ def test_the_code_runs_and_prints_what_it_says(
     assert shown and grown(shown[1]) == grown(printed[0])
 
 
-def test_code_comes_early() -> None:
-    assert blocks()[0][0] <= 15
+def test_it_is_short_and_code_comes_early() -> None:
+    assert len(README.split()) < 700 and blocks()[0][0] <= 15
 
 
 def test_pictures_are_there() -> None:
