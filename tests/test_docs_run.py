@@ -15,7 +15,10 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 METHODS = sorted(f"methods/{page.name}" for page in (DOCS / "methods").glob("*.md") if page.name != "README.md")
 
 
-@pytest.mark.parametrize("page", ["auto.md", "by_hand.md", "edits.md", "scores.md", "target_networks.md", "widen.md", *METHODS])
+PAGES = ["auto.md", "by_hand.md", "edits.md", "scores.md", "target_networks.md", "widen.md", *METHODS]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -267,7 +267,13 @@ class _ByGain:
 
 
 def by_race(
-    cost: float = 1.0, rivals: int = 2, least: int = 20, shrink: float = 0.5, averaged: float = 0.5, sure: float = 1.0
+    cost: float = 1.0,
+    rivals: int = 2,
+    least: int = 20,
+    shrink: float = 0.5,
+    averaged: float = 0.5,
+    sure: float = 1.0,
+    ahead: float = 1.0,
 ) -> "_ByRace":
     """Let the most promising edits race against the network as it is, and go on as the winner.
 
@@ -284,6 +290,8 @@ def by_race(
         averaged: part of the steps over which the weights that are judged are averaged.
         sure: by how many standard errors growing has to be better, paired over at least 8 batches of validation data:
             of two branches that are alike one is always ahead.
+        ahead: where the Grower has a budget (`auto`), an edit races only if the rest of it pays for this many times the
+            steps taken so far, of the larger network: races of equal steps do not see that it takes fewer.
 
     Returns:
         A chooser; its `races` hold what was decided and on what.
@@ -291,18 +299,23 @@ def by_race(
     Raises:
         GrowthError: when it is asked, if the Grower has no evidence, or runs in several processes.
     """
-    return _ByRace(cost, rivals, least, shrink, averaged, sure)
+    return _ByRace(cost, rivals, least, shrink, averaged, sure, ahead)
 
 
 class _ByRace:
-    def __init__(self, cost: float, rivals: int, least: int, shrink: float, averaged: float, sure: float) -> None:
+    def __init__(
+        self, cost: float, rivals: int, least: int, shrink: float, averaged: float, sure: float, ahead: float
+    ) -> None:
         for name, value in (("rivals", rivals), ("least", least)):
             if type(value) is not int or value < 1:
                 raise GrowthError(f"by_race({name}={value!r}): pass a whole number from 1.")
         if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not cost > 0:
             raise GrowthError(f"by_race(cost={cost!r}): pass a part of what was spent, above 0.")
+        if isinstance(ahead, bool) or not isinstance(ahead, (int, float)) or not 0 <= ahead < math.inf:
+            raise GrowthError(f"by_race(ahead={ahead!r}): pass a multiple of the steps taken so far, 0 for none.")
         check_race(least, shrink, averaged, sure)
         self.cost, self.rivals, self.least, self.words = cost, rivals, least, (shrink, averaged, sure)
+        self.ahead = ahead
         self.races: list[Race] = []
         self.looks: list[list[Probed]] = []
 
@@ -318,6 +331,10 @@ class _ByRace:
         known = [look for look in looks if not look.why_not]
         if not known:
             return edits[0] if edits else None  # for the Grower to say why not
+        known = [look for look in known if self._in_time(look, grower)]
+        if not known:
+            grower.ledger.decided(grower, self, list(map(_looked_at, looks)), None, before)
+            return None
         alone = flops_of(grower.model, evidence.loss, evidence.batches[0])
         known.sort(key=lambda look: -_least_if_nan(look.gain / max(look.flops - alone, 1.0)))
         chosen = known[: self.rivals]
@@ -330,9 +347,15 @@ class _ByRace:
         grower.ledger.decided(grower, self, [*raced, *rest], race.winner, before)
         return race.change
 
+    def _in_time(self, look: Probed, grower: Run) -> bool:
+        """Whether what is left of a budget pays for enough steps of the network that has grown."""
+        left = getattr(grower, "budget", math.inf) - grower.ledger.total
+        return left >= self.ahead * grower.optimizer_steps * look.flops
+
     def __repr__(self) -> str:
         shrink, averaged, sure = self.words
-        return f"by_race(cost={self.cost!r}, rivals={self.rivals!r}, shrink={shrink!r}, {averaged=}, {sure=})"
+        words = f"shrink={shrink!r}, {averaged=}, {sure=}, ahead={self.ahead!r}"
+        return f"by_race(cost={self.cost!r}, rivals={self.rivals!r}, {words})"
 
 
 def _tried(result: tuple[Any, float | str]) -> Option:

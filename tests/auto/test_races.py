@@ -275,7 +275,7 @@ def test_edits_are_shown_as_one_writes_them():
 
 
 def test_it_fires_at_growing_intervals_and_ends():
-    trigger = ax.when.growth_pays(1000, first=0.1, least=5)
+    trigger = ax.when.growth_pays(1000, least=10)
     spent, steps, fired = 0.0, 0, []
     while spent < 1000:
         spent, steps = spent + 10, steps + 1
@@ -313,3 +313,21 @@ def test_a_network_that_an_evaluation_has_left_in_eval_mode_trains_in_train_mode
     net[1].eval()  # on purpose: frozen statistics
     evidence().train(net, [opt], 3)
     assert int(net[1].num_batches_tracked) == 3 and net[0].training and not net[1].training
+
+
+def test_an_edit_does_not_race_when_the_rest_of_the_budget_is_too_short_for_it():
+    """Of the larger network the rest must pay for as many steps as were taken."""
+    torch.manual_seed(0)
+    x, y = data()
+    for ahead, races in ((1.0, 1), (1e4, 0)):
+        net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
+        opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+        evidence = ax.Evidence(lambda m, b: F.mse_loss(m(b[0]), b[1]), [(x, y)], validation=[(x, y)])
+        when, choose = ax.when.growth_pays(1e7, least=5), ax.choose.by_race(ahead=ahead)
+        grower = ax.auto(net, opt, evidence=evidence, budget=1e7, when=when, choose=choose)
+        while not grower.ledger.decisions:
+            evidence.train(net, [opt], 1, grower.optimizer_steps)
+            grower.step()
+        decision = grower.ledger.decisions[0]
+        assert len(grower.races) == races and len(decision.options) == 1 + races
+        assert (decision.chosen is None) == (races == 0)

@@ -14,23 +14,17 @@ END = 0.65  # part of the budget that a race must not go beyond
 
 
 def growth_pays(
-    budget: float,
-    first: float = 0.01,
-    least: int = LEAST,
-    ratio: float = 1.5,
-    last: float = LAST,
-    end: float = END,
+    budget: float, least: int = LEAST, ratio: float = 1.5, last: float = LAST, end: float = END
 ) -> "_GrowthPays":
     """Fires when enough was spent since the last decision for another one to pay.
 
-    The first time at ``first`` of the budget, then whenever ``ratio`` times as much was spent as after the last
-    decision. It ends when ``last`` of the budget is spent, or when a race that costs as much again would end beyond
+    The first time after ``least`` steps, then whenever ``ratio`` times as much was spent as after the last decision. It
+    ends when ``last`` of the budget is spent, or when a race that costs as much again would end beyond
     ``end``: what grows late has no time to learn, and the learning rate is to decay. That one decision, or two, went
     against growing does not end it.
 
     Args:
         budget: FLOPs of the whole run: training, races and evaluations.
-        first: part of the budget before the first decision.
         least: optimizer steps before the first decision.
         ratio: of what was spent between one decision and the next.
         last: part of the budget after which nothing grows.
@@ -42,25 +36,25 @@ def growth_pays(
 
     Example:
         >>> trigger = growth_pays(1e6)
-        >>> [trigger(Reading(None, {}, 1, 100, 0, 1, flops)) for flops in (5e3, 2e4, 4e4, 5e4, 7e4)]
-        [False, True, False, False, True]
+        >>> [trigger(Reading(None, {}, 1, 100, 0, 1, flops)) for flops in (5e3, 1e4, 4e4, 5e4, 7e4)]
+        [True, False, True, False, False]
     """
-    return _GrowthPays(budget, first, least, ratio, last, end)
+    return _GrowthPays(budget, least, ratio, last, end)
 
 
 class _GrowthPays:
     counts_flops = True
 
-    def __init__(self, budget: float, first: float, least: int, ratio: float, last: float, end: float) -> None:
-        numbers = {"budget": budget, "first": first, "least": least, "ratio": ratio, "last": last, "end": end}
+    def __init__(self, budget: float, least: int, ratio: float, last: float, end: float) -> None:
+        numbers = {"budget": budget, "least": least, "ratio": ratio, "last": last, "end": end}
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise GrowthError(f"growth_pays({name}={value!r}): pass a finite number from 0.")
-        if budget == 0 or ratio <= 1 or not first < last <= 1 or end > 1:
+        if budget == 0 or ratio <= 1 or not 0 < last <= 1 or end > 1:
             raise GrowthError(
-                f"growth_pays({numbers}): budget is above 0, ratio above 1, first below last, last and end at most 1."
+                f"growth_pays({numbers}): budget is above 0, ratio above 1, last above 0, last and end at most 1."
             )
-        self.budget, self.first, self.least, self.ratio, self.last, self.end = (float(v) for v in numbers.values())
+        self.budget, self.least, self.ratio, self.last, self.end = (float(v) for v in numbers.values())
         self.spent, self.next, self.fired = 0.0, 0.0, False
 
     @property
@@ -72,8 +66,7 @@ class _GrowthPays:
         self.spent = reading.flops
         if self.fired:  # the decision is over, and what it has cost is spent
             self.next, self.fired = self.ratio * reading.flops, False
-        early = reading.optimizer_steps < self.least or reading.flops < self.first * self.budget
-        self.fired = not (self.done or early or reading.flops < self.next)
+        self.fired = not (self.done or reading.optimizer_steps < self.least or reading.flops < self.next)
         return self.fired
 
     def state_dict(self) -> dict[str, Any]:
