@@ -53,14 +53,17 @@ def plan(change: Change) -> list[str]:
 
 
 def new_tensors(change: Change, buffers: bool = True) -> list[Tensor]:
-    """The tensors that a planned change brings: parameters, and ``buffers``. Not those that were there before."""
+    """The tensors that a planned change brings: parameters, and ``buffers``. Not those that were there before.
+
+    Nor buffers that get another size: running statistics are a rank's own until the next forward of the wrapper.
+    """
     old = {id(t) for held in (change.before.parameters, change.before.buffers) for t in held.values()}
     found: dict[int, Tensor] = {}
     for tensor, is_buffer in _brought(change):
         if (buffers or not is_buffer) and tensor.device.type != "meta":
             found[id(tensor)] = tensor
-    resized = {id(s.value) for s in change.swaps if s.resized}
-    return [t for i, t in found.items() if i not in old or i in resized]
+    resized = {id(s.value): s.buffer for s in change.swaps if s.resized}
+    return [t for i, t in found.items() if not resized.get(i, i in old)]
 
 
 def _brought(change: Change) -> Iterator[tuple[Tensor, bool]]:

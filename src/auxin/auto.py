@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from auxin.anatomy.tree import unwrap
+from auxin.anatomy.wrappers import with_wrappers
 from auxin.candidates import candidates
 from auxin.choose import by_race
 from auxin.errors import GrowthError
@@ -18,7 +19,8 @@ from auxin.follow.own_groups import optimizers_in
 from auxin.grower import Grower
 from auxin.ledger import flops_of
 from auxin.progress import Kept
-from auxin.race import Race, validation_flops
+from auxin.race import Race, step_flops, validation_flops
+from auxin.ranks import Ranks
 from auxin.when.spending import END, LAST, LEAST, growth_pays
 
 LOOKS = 40  # evaluations, at most
@@ -109,7 +111,8 @@ def budget_of(model: nn.Module, companions: Sequence[Any], evidence: Evidence) -
             "auto(...): how long is the run? No schedule here says it. Pass budget=, the FLOPs of the whole run; "
             "auxin.ledger.flops_of(model, loss, batch) are those of one step."
         )
-    return steps * flops_of(unwrap(model), evidence.loss, evidence.batches[0])
+    ranks = Ranks.of(with_wrappers(model, companions))
+    return steps * ranks.mean("auto", lambda: flops_of(unwrap(model), evidence.loss, evidence.batches[0]))
 
 
 def begun(grower: Auto, budget: float, own_trigger: bool = True) -> Auto:
@@ -129,8 +132,7 @@ def begun(grower: Auto, budget: float, own_trigger: bool = True) -> Auto:
         if known is None or (isinstance(known, AutoGrower) and known.model is grower.model):
             companion.grower = grower
     if own_trigger and not grower.calls:
-        step = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
-        _warn_of_a_budget_that_ends_first(grower.budget, step)
+        _warn_of_a_budget_that_ends_first(grower.budget, step_flops(grower))
     return grower
 
 
@@ -192,7 +194,7 @@ class AutoGrower(Grower):
                 if least is None or least != least or now < least:
                     least = now
                     best.take()
-                costs = validation_flops(self.model, self.evidence) / self.budget
+                costs = validation_flops(self) / self.budget
                 due = self.spent + max(1 / LOOKS, costs / SHARE)
         if least is None:  # the budget was spent already
             return self._validated()
@@ -205,10 +207,11 @@ class AutoGrower(Grower):
         return least
 
     def _validated(self) -> float:
-        assert self.evidence is not None
+        evidence = self.evidence
+        assert evidence is not None
         with self.ledger.timed("evaluation"):
-            self.ledger.spend("evaluation", validation_flops(self.model, self.evidence))
-            return self.evidence.validate(self.model)
+            self.ledger.spend("evaluation", validation_flops(self))
+            return self.ranks.mean("auto: the validation loss", lambda: evidence.validate(self.model))
 
 
 def _warn_of_a_budget_that_ends_first(budget: float, step: float) -> None:

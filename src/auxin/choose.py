@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, cast
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
-from auxin.ledger import Option, flops_of
-from auxin.race import Branch, Probed, Race, check_evidence, probed, shown
+from auxin.ledger import Option
+from auxin.race import Branch, Probed, Race, check_evidence, probed, shown, step_flops
 from auxin.race import check as check_race
 from auxin.run_state import Run
 
@@ -144,7 +144,8 @@ def by_trial(
     the Grower's limit, is passed over; where nothing else is left it is chosen, for the Grower to say why not.
 
     Args:
-        score: `score(model) -> number`, lower is better, NaN is worst; None: the mean of the Grower's `evidence`.
+        score: `score(model) -> number`, lower is better, NaN is worst; None: the loss on the validation data of the
+            Grower's `evidence`, or on its batches. Under DistributedDataParallel its mean over the ranks counts.
         steps: optimizer steps on the Grower's `evidence`; or `steps(grower)`, which trains by itself.
         margin: by how much the best must beat the branch that did not grow.
 
@@ -202,9 +203,10 @@ class _ByTrial:
                 if callable(self.steps):
                     self.steps(grower)
                 else:
-                    evidence.train(grower.model, grower.optimizers, self.steps)
-                    grower.ledger.spend("races", self.steps * _flops(grower.model, evidence))
-                return float(self.score(grower.model) if self.score is not None else evidence.mean(grower.model))
+                    evidence.train(grower.model, grower.companions, self.steps, grower.optimizer_steps)
+                    grower.ledger.spend("races", self.steps * _flops(grower))
+                score = self.score or evidence.validate
+                return grower.ranks.mean("by_trial: the score", lambda: float(score(grower.model)))
 
     def __repr__(self) -> str:
         return f"by_trial(steps={self.steps!r}, margin={self.margin!r})"
@@ -258,9 +260,7 @@ class _ByGain:
         """The gain of an edit for each FLOP, or parameter, that it adds."""
         if self.per == "parameter":
             return look.gain / max(1, look.parameters - sum(p.numel() for p in grower.model.parameters()))
-        assert grower.evidence is not None  # __call__ has checked it
-        alone = flops_of(grower.model, grower.evidence.loss, grower.evidence.batches[0])
-        return look.gain / max(1.0, look.flops - alone)
+        return look.gain / max(1.0, look.flops - step_flops(grower))
 
     def __repr__(self) -> str:
         return f"by_gain(per={self.per!r}, least={self.least!r})"
@@ -297,7 +297,7 @@ def by_race(
         A chooser; its `races` hold what was decided and on what.
 
     Raises:
-        GrowthError: when it is asked, if the Grower has no evidence, or runs in several processes.
+        GrowthError: when it is asked, if the Grower has no evidence.
     """
     return _ByRace(cost, rivals, least, shrink, averaged, sure, ahead)
 
@@ -325,7 +325,7 @@ class _ByRace:
             warnings.warn(
                 f"by_race(): there is no edit to race, {type(grower.model).__name__} stays as it is", stacklevel=2
             )
-        evidence = check_evidence(grower, "by_race() trains by itself")
+        check_evidence(grower, "by_race() trains by itself")
         looks = [probed(grower, edit, 4 if len(edits) > self.rivals else 0) for edit in edits]
         self.looks.append(looks)
         known = [look for look in looks if not look.why_not]
@@ -335,7 +335,7 @@ class _ByRace:
         if not known:
             grower.ledger.decided(grower, self, list(map(_looked_at, looks)), None, before)
             return None
-        alone = flops_of(grower.model, evidence.loss, evidence.batches[0])
+        alone = step_flops(grower)
         known.sort(key=lambda look: -_least_if_nan(look.gain / max(look.flops - alone, 1.0)))
         chosen = known[: self.rivals]
         steps = int(self.cost * before.total / (alone + sum(look.flops for look in chosen)))
@@ -377,10 +377,10 @@ def _raced(branch: Branch, gain: float) -> Option:
     return Option(words, _none_if_nan(gain), branch.score, branch.parameters, branch.flops)
 
 
-def _flops(model: Any, evidence: Evidence) -> float:
+def _flops(grower: Run) -> float:
     """FLOPs of a training step; 0 where there is nothing that is counted."""
     try:
-        return flops_of(model, evidence.loss, evidence.batches[0])
+        return step_flops(grower)
     except GrowthError:
         return 0.0
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from auxin.errors import GrowthError
@@ -82,27 +83,30 @@ class Evidence:
     ) -> None:
         """Take ``steps`` optimizer steps over the batches, round and round.
 
-        A network that an evaluation has left in eval mode is in train mode meanwhile.
+        A network that an evaluation has left in eval mode is in train mode meanwhile. Under DistributedDataParallel it
+        is the wrapper that is trained, each rank on its own batches.
 
         Args:
             model: the network.
-            companions: optimizers, schedules and averages that take the steps with it.
+            companions: optimizers, schedules and averages that take the steps with it, and the wrapper around it.
             steps: how many.
             begin: number of the first batch, and of the optimizer steps so far.
             each: called after each step with its number from 0.
         """
         optimizers = [c for c in companions if isinstance(getattr(c, "param_groups", None), list)]
-        schedules = [c for c in companions if isinstance(c, LRScheduler) and 2 * _count(c) >= begin]
+        stepped = [c for c in companions if isinstance(c, LRScheduler) and not isinstance(c, ReduceLROnPlateau)]
+        schedules = [c for c in stepped if 2 * _count(c) >= begin]
         averages = [c for c in companions if hasattr(c, "update_parameters")]
+        whole = next((c for c in companions if isinstance(c, DistributedDataParallel)), model)
         with contextlib.nullcontext() if model.training else _in_mode(model, True):
             for number in range(steps):
                 batch = self.batches[(begin + number) % len(self.batches)]
                 if self.step is not None:
-                    self.step(model, batch)
+                    self.step(whole, batch)
                 else:
                     for optimizer in optimizers:
                         optimizer.zero_grad()
-                    self.loss(model, batch).backward()
+                    self.loss(whole, batch).backward()
                     for taken in (*optimizers, *schedules):
                         taken.step()
                     for average in averages:

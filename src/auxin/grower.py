@@ -26,14 +26,15 @@ from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.follow.own_groups import check_own_group, checked
 from auxin.journal import Journal, fingerprint, references, replayed
-from auxin.ledger import Ledger, flops_of
+from auxin.ledger import Ledger
 from auxin.limit import Limit, LimitReached, doubtful, tokens_in
 from auxin.logbook import Logbook
 from auxin.probation import Probation, TakenBack
 from auxin.progress import Kept, Progress, Standing
-from auxin.race import Race, raced
+from auxin.race import Race, raced, step_flops
 from auxin.race import check as check_race
 from auxin.rank_consensus import RankConsensus
+from auxin.ranks import Ranks
 from auxin.record import coming_back
 from auxin.refs import Allowed
 from auxin.structure import Undo
@@ -215,6 +216,11 @@ class Grower:
         return self._standing.optimizer_steps
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that train the network together."""
+        return self._all.ranks
+
+    @property
     def ledger(self) -> Ledger:
         """FLOPs and seconds that were spent; training steps are counted where a trigger asks for FLOPs."""
         return self._standing.ledger
@@ -335,7 +341,7 @@ class Grower:
                 if self.probation is not None:
                     self.progress.on_probation = (edit, self.calls, len(self.progress.entries))
                 self._write_down(change)
-            self._all.ranks.share("grow: the log", functools.partial(self.log.growth, self, change))
+            self.ranks.share("grow: the log", functools.partial(self.log.growth, self, change))
             return change
         except BaseException:  # on_growth has raised, or the journal cannot hold the change: it is taken back
             if self.rollback.mark is mark:
@@ -382,7 +388,8 @@ class Grower:
         Every branch starts from this very state and takes as many steps on the batches of ``evidence``. It is judged by
         ``evidence.validate`` on its weights, averaged over the last ``averaged`` part of the steps. The steps of the
         winner are kept: network, optimizers, schedules and averages are where its branch ended, and its growth is in
-        the journal. Costs two copies of the run in memory; what was spent is in ``ledger``.
+        the journal. Costs two copies of the run in memory; what was spent is in ``ledger``. Under
+        DistributedDataParallel every rank trains on its own batches, and the losses of all ranks decide.
 
         Args:
             edits: the rivals of the network as it is. What is refused, or beyond the limit, is passed over.
@@ -393,11 +400,9 @@ class Grower:
                 8 batches of validation data.
 
         Raises:
-            GrowthError: no evidence, several processes, or a bad moment; nothing has happened then.
+            GrowthError: no evidence, or a bad moment; nothing has happened then.
         """
         check_race(steps, shrink, averaged, sure)
-        if not self._all.ranks.alone:
-            raise GrowthError("race(...) runs in one process: race there, and carry out what wins on all: grow(edit).")
         winner = Kept(self._standing)
         self._count_steps()
         race = raced(self, edits, steps, shrink, averaged, sure, winner.take)
@@ -405,7 +410,8 @@ class Grower:
             winner.restore()
             self.rollback.forget()
             if race.change is not None:
-                self._write_down(race.change)
+                with self._all.agree("race: the journal"):
+                    self._write_down(race.change)
                 self.log.growth(self, race.change)
         self._counted = self.optimizer_steps
         return race
@@ -514,7 +520,7 @@ class Grower:
             return
         now = self.progress.entries[-1].fingerprint if self.progress.entries else self._origin
         if now not in self._costs:
-            self._costs[now] = flops_of(self.model, self.evidence.loss, self.evidence.batches[0])
+            self._costs[now] = step_flops(self)
         self.ledger.spend("training", steps * self._costs[now])
 
     def _keep(self) -> Callable[[Undo], None] | None:
@@ -563,7 +569,7 @@ class Grower:
         judged = any(option.obtained is not None for one in self.ledger.decisions[-1:] for option in one.options)
         if self._doubted or judged:
             return
-        steps = self.optimizer_steps * self._all.ranks.size
+        steps = self.optimizer_steps * self.ranks.size
         tokens = 0 if self.evidence is None else steps * tokens_in(self.evidence.batches[0])
         before = change.parameters_before
         why = doubtful(before, before + change.added_parameters, tokens)

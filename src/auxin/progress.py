@@ -19,7 +19,7 @@ from auxin.anatomy.blocks import CONTAINERS
 from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.flow import FlowWatch
-from auxin.follow.ddp import refresh
+from auxin.follow.ddp import refresh, take_hold_again
 from auxin.follow.own_groups import optimizers_in
 from auxin.freezing import freeze, freeze_all_but, grown_paths, refuse_parts
 from auxin.journal import Entry, Journal, edit_from_json, edit_to_json, fingerprint
@@ -404,6 +404,7 @@ class Kept:
         """Go to the state that was kept; what was spent stays spent."""
         assert self._mark is not None
         self._snapshot.restore()
+        take_hold_again(self._standing.companions)  # the reducer of then may have lost its tensors meanwhile
         self._standing.return_to(self._mark)
 
 

@@ -190,7 +190,7 @@ def check_evidence(run: Run, words: str) -> Evidence:
     """
     if run.evidence is None:
         raise GrowthError(f"{words}: give the Grower evidence=auxin.Evidence(loss, batches).")
-    with untouched(run.model), torch.no_grad():
+    with run.ranks.agree("the evidence"), untouched(run.model), torch.no_grad():
         loss_of(run.model, run.evidence, 0, run.evidence.batches[0])
         if run.evidence.validation is not None:
             loss_of(run.model, run.evidence, 0, run.evidence.validation[0])
@@ -230,7 +230,7 @@ def raced(
                 too_large = None if edit is None else run.limit.exceeded(run.model, run.probe)
                 if too_large is not None:
                     raise GrowthError(f"the network would have {too_large}.")
-                cost = flops_of(run.model, evidence.loss, evidence.batches[0])
+                cost = step_flops(run)
                 losses = _trained_and_scored(run, evidence, steps, shrink, averaged)
                 size = sum(p.numel() for p in run.model.parameters())
                 branch = Branch(edit, statistics.fmean(losses), size, cost, "", tuple(losses))
@@ -261,20 +261,34 @@ def _trained_and_scored(run: Run, evidence: Evidence, steps: int, shrink: float,
         shrink_weights(run.model, shrink)
     average, first = Average(run.model), steps - max(1, round(steps * averaged))
 
-    def each(number: int) -> None:
+    def taken(number: int) -> None:
         if number >= first:
             average.add()
 
-    evidence.train(run.model, run.companions, steps, run.optimizer_steps, each)
+    evidence.train(run.model, run.companions, steps, run.optimizer_steps, taken)
     with average.standing():
-        run.ledger.spend("evaluation", validation_flops(run.model, evidence))
-        return evidence.losses(run.model)
+        run.ledger.spend("evaluation", validation_flops(run))
+        each = run.ranks.share("race: the losses", lambda: evidence.losses(run.model))
+    return [loss for losses in each for loss in losses]
 
 
-def validation_flops(model: nn.Module, evidence: Evidence) -> float:
-    """FLOPs of ``evidence.validate``, its batches taken to be as large as the first."""
+def step_flops(run: Run) -> float:
+    """FLOPs of one training step of the network as it is; the mean over the ranks, so that all of them spend alike."""
+    evidence = run.evidence
+    assert evidence is not None
+    return run.ranks.mean("the FLOPs of a step", lambda: flops_of(run.model, evidence.loss, evidence.batches[0]))
+
+
+def validation_flops(run: Run) -> float:
+    """FLOPs of ``evidence.validate``, its batches taken to be as large as the first; the mean over the ranks."""
+    evidence = run.evidence
+    assert evidence is not None
     batches = evidence.batches if evidence.validation is None else evidence.validation
-    return len(batches) * flops_of(model, evidence.loss, batches[0], backward=False)
+
+    def counted() -> float:
+        return len(batches) * flops_of(run.model, evidence.loss, batches[0], backward=False)
+
+    return run.ranks.mean("the FLOPs of an evaluation", counted)
 
 
 @dataclass(frozen=True)
@@ -310,7 +324,7 @@ def probed(run: Run, edit: Edit, looks: int) -> Probed:
             too_large = run.limit.exceeded(run.model, run.probe)
             if change is None or too_large is not None:
                 raise GrowthError(f"the network would have {too_large}.")
-            flops = flops_of(run.model, evidence.loss, evidence.batches[0])
+            flops = step_flops(run)
             size = sum(p.numel() for p in run.model.parameters())
             run.ledger.spend("probing", flops)
             return Probed(edit, flops, size, _gain(run, change, evidence, looks) if looks else math.nan)
@@ -331,7 +345,10 @@ def _gain(run: Run, change: Change, evidence: Evidence, looks: int) -> float:
     masks |= dict.fromkeys(change.starting)
     rates = {id(p): (o, float(g["lr"])) for o in run.optimizers for g in o.param_groups for p in g["params"]}
     parts = _looked_at(evidence, looks)
-    run.ledger.spend("probing", sum(len(part) * flops_of(run.model, evidence.loss, part[0]) for part in parts))
+    spent = run.ranks.mean(
+        "the FLOPs of a look", lambda: sum(len(p) * flops_of(run.model, evidence.loss, p[0]) for p in parts)
+    )
+    run.ledger.spend("probing", spent)
     seen, unseen = (_mean_gradients(run.model, evidence.loss, part) for part in parts)
     gain = 0.0
     for name, parameter in run.model.named_parameters():
@@ -340,7 +357,7 @@ def _gain(run: Run, change: Change, evidence: Evidence, looks: int) -> float:
             step = seen[name].sign() if isinstance(optimizer, SCALE_FREE) else seen[name]
             product = step * unseen[name]
             gain += rate * float((product if mask is None else product[mask.to(product.device)]).sum())
-    return gain
+    return run.ranks.mean("the gain of an edit", lambda: gain)
 
 
 def _looked_at(evidence: Evidence, looks: int) -> tuple[list[Any], list[Any]]:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from auxin import agreed
 from auxin.anatomy.wrappers import uncovered
 from auxin.arguments import number
-from auxin.change import Edit
+from auxin.change import Change, Edit
 from auxin.engine import check_moment
 from auxin.errors import GrowthError
 from auxin.follow.ddp import guard_steps
@@ -117,8 +117,8 @@ class RankConsensus:
         """Whether the trigger of rank 0 has fired."""
         return self.ranks.share("grower.step: the trigger", lambda: bool(when(reading)))[0]
 
-    def chosen(self, grower: Run) -> Edit | None:
-        """What the chooser of rank 0 has chosen.
+    def chosen(self, grower: Run) -> Edit | Change | None:
+        """What the chooser of rank 0 has chosen; or the change, where one that races has grown on every rank.
 
         Raises:
             GrowthError: it is an edit that this rank cannot build, or the chooser asks itself.
@@ -126,14 +126,18 @@ class RankConsensus:
         if self.ranks.alone:
             return self._ask(grower, grower.edits())
         edits: list[Edit] = []
-        chosen: list[Edit | None] = []
+        chosen: list[Any] = []
 
         def told() -> Any:
             edits.extend(grower.edits())
             chosen.append(self._ask(grower, edits))
+            if isinstance(chosen[0], Change):
+                return edit_to_json(chosen[0].edit)
             return None if chosen[0] is None else edit_to_json(chosen[0])
 
         said = self.ranks.share("grower.step: the edit", told)
+        if isinstance(chosen[0], Change):
+            return chosen[0]
         if said[0] is None:
             return None
         with self.ranks.agree("grower.step: the edit of rank 0"):

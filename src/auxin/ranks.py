@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import json
 import secrets
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,10 @@ class Ranks:
             self._meet(what, None, error)
             raise
         return self._meet(what, value)
+
+    def mean(self, what: str, make: Callable[[], float]) -> float:
+        """The mean over the ranks of what ``make()`` gives; see ``share``."""
+        return statistics.fmean(self.share(what, make))
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Let the tensors of every rank hold the values of rank 0; they are sent where they differ.

@@ -14,6 +14,7 @@ from auxin.evidence import Evidence
 from auxin.journal import Journal
 from auxin.ledger import Ledger
 from auxin.limit import Limit
+from auxin.ranks import Ranks
 from auxin.refs import Allowed
 from auxin.safe_point import StepWatch
 from auxin.trial import Rollback
@@ -75,6 +76,11 @@ class Run(Protocol):
     @property
     def optimizer_steps(self) -> int:
         """Steps of the first optimizer."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train the network together."""
         ...
 
     @property

@@ -232,6 +232,8 @@ def test_a_schedule_that_counts_epochs_stands_still_in_a_race():
         grower.evidence.train(net, [opt, sched], 1, number)
         if number % 10 == 9:
             epochs.step()
+    metric = torch.optim.lr_scheduler.ReduceLROnPlateau(opt)  # waits for a metric
+    grower.evidence.train(net, [opt, metric], 1, 0)
     grower.evidence.train(net, [opt, sched, epochs], 10, 20)
     assert epochs.last_epoch == 2 and sched.last_epoch == 30
 
