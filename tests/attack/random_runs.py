@@ -16,6 +16,8 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import auxin as ax
+from auxin.anatomy.blocks import passes
+from auxin.gate import gated
 
 DIM = 4
 
@@ -268,10 +270,18 @@ class Run:
         """What may be grown in depth."""
         inner, last = self.model.tail[0].out_features, self.model.exit.in_features
         wakes = isinstance(self.model.extra, ax.Dormant) and self.model.extra.layer.in_features == last
-        return [
+        copies = [
             ax.Duplicate("blocks", by=1, fade=5),
             ax.Duplicate("blocks", by=1, order="last", state="copy", fade=2),
             ax.Duplicate("blocks", by=2, order="stack", output="keep"),
+        ]
+        again = [ax.Repeat("blocks", blocks=(0, 1), fade=2), ax.Repeat("blocks", order="interleave")]
+        if passes(self.model.blocks):
+            fading = any(True for _ in gated(self.model.blocks))
+            copies = [again[0]] if fading else [ax.Untie("blocks"), ax.Untie("blocks", state="fresh")]
+        return [
+            *copies,
+            *again,
             ax.Insert("blocks", self.block(), index=0, fade=3),
             ax.Insert("tail", functools.partial(nn.Linear, inner, inner), index=1, init="identity"),
             ax.Insert("tail", functools.partial(nn.Linear, last, last), init="kaiming"),

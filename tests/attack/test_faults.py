@@ -66,6 +66,8 @@ LINEAR = functools.partial(nn.Linear, 6, 6)
 ACTIONS = {
     "duplicate": grow(ax.Duplicate("blocks", by=1)),
     "duplicate with state": grow(ax.Duplicate("blocks", by=2, order="stack", state="copy")),
+    "repeat that fades": grow(ax.Repeat("blocks", fade=3)),
+    "untie": grow(ax.Untie("blocks")),
     "insert a block": grow(ax.Insert("blocks", Block, index=1)),
     "insert a layer": grow(ax.Insert("tail", LINEAR, index=1, init="identity")),
     "replace": grow(ax.Replace("tail.0", LINEAR)),
@@ -86,6 +88,8 @@ def ready(name):
     run.steps(0 if name == "load" else STEPS)
     for optimizer in (run.adam, run.sgd):
         optimizer.zero_grad()
+    if name == "untie":
+        run.grower.grow(ax.Repeat("blocks"))
     if name == "trial":
         with run.grower.trial(None):  # its buffers are there from the first one on
             pass
