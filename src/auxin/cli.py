@@ -1,6 +1,7 @@
 """The command ``auxin``."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,13 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.command == "upscale":
         return _upscale(options)
+    if options.command == "doctor":
+        return _doctor(options)
     return _report(options) if options.command == "report" else _demo(options, parser)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="auxin", description="Grow PyTorch networks while they train.")
     parser.add_argument("--version", action="version", version=f"auxin {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale")
+    commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale | doctor")
     demo = commands.add_parser(
         "demo",
         help="grow networks on real series and compare them with what does not grow",
@@ -62,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="directory of the log, or of checkpoints")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default RUN/report.html")
     _add_upscale(commands)
+    doctor = commands.add_parser(
+        "doctor",
+        help="try what can grow in a network of your own",
+        description="Builds your network, tries each kind of growth on it, takes all of it back, and says what works "
+        "and what to write. The exit status is 0 where something grows and all beside the network follows, 1 where "
+        "not, 2 where there is nothing to try.",
+        epilog="example: auxin doctor train:build, where build() returns (model, optimizer, x)",
+    )
+    doctor.add_argument("place", metavar="MODULE:FACTORY", help="returns the model, what hangs on it, and a batch")
+    doctor.add_argument("--json", action="store_true", help="print plain data")
     return parser
 
 
@@ -110,6 +123,19 @@ def _report(options: argparse.Namespace) -> int:
         print(f"auxin report: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from auxin.doctor import examine, summoned  # on demand: the other commands do without
+
+    try:
+        model, companions, batch = summoned(options.place)
+        found = examine(model, *companions, probe=batch)
+    except GrowthError as error:
+        print(f"auxin doctor: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found.to_json(), indent=1) if options.json else found)
+    return 0 if found.works else 1
 
 
 def _upscale(options: argparse.Namespace) -> int:

@@ -1,0 +1,190 @@
+"""``auxin doctor``: what will work on a network of your own, tried out, and what to write."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from auxin.anatomy.probe import Probe
+from auxin.anatomy.tree import unwrap
+from auxin.change import Edit
+from auxin.companion import registered, registration_of
+from auxin.edits.after import After
+from auxin.edits.duplicate import Duplicate
+from auxin.edits.widen import Widen
+from auxin.engine import grow
+from auxin.errors import GrowthError, reason
+from auxin.race import shown
+from auxin.sites import Sites, sites
+from auxin.widths import Width
+
+MOST = 6  # edits of a kind that are tried
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one thing.
+
+    Attributes:
+        subject: an edit as one writes it, or the class of a companion.
+        works: whether it was tried and worked.
+        words: what it does, or why it does not work.
+        edit: the edit; None for a companion.
+    """
+
+    subject: str
+    works: bool
+    words: str
+    edit: Any = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found about a network and what hangs on it; prints itself in a dozen lines.
+
+    Attributes:
+        network: its class.
+        parameters: how many it has.
+        edits: those that were tried, each by a growth that was proved and taken back.
+        companions: whether each would be followed.
+        widths: those that cannot grow, with the reason.
+    """
+
+    network: str
+    parameters: int
+    edits: tuple[Finding, ...]
+    companions: tuple[Finding, ...]
+    widths: tuple[Finding, ...]
+
+    @property
+    def works(self) -> bool:
+        """Whether something can grow, and all companions follow."""
+        return any(one.works for one in self.edits) and all(one.works for one in self.companions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        found = {name: [asdict(one) for one in getattr(self, name)] for name in ("edits", "companions", "widths")}
+        for one in (one for rows in found.values() for one in rows):
+            del one["edit"]
+        return {"network": self.network, "parameters": self.parameters, "works": self.works, **found}
+
+    def __str__(self) -> str:
+        lines = [f"{self.network}, {self.parameters:,} parameters"]
+        rows = [*self.companions, *self.edits, *self.widths]
+        lines += [f"  {'works' if one.works else 'does not':<9} {one.subject}: {one.words}" for one in rows]
+        first = next((one for one in self.edits if one.works), None)
+        if not self.works:
+            lines.append("Nothing can grow as it stands." if first is None else "Mend what does not work, then write:")
+        if first is not None:
+            lines.append(f"  grower = auxin.Grower(model, ..., edits=auxin.{first.subject},")
+            lines.append("                        when=auxin.when.plateau(patience=3), probe=batch)")
+        return "\n".join(lines)
+
+
+def examine(model: nn.Module, *companions: Any, probe: Probe) -> Examination:
+    """Try on a network what could grow in it, and take all of it back.
+
+    Each list of blocks is made longer, each width wider by a quarter, and, where there is neither, a layer put behind a
+    module: growths as ``grow`` carries them out, proved on the probe with every companion, and undone. Of many places
+    of a kind the first few are tried.
+
+    Args:
+        model: the network.
+        companions: what hangs on it, as for ``Grower``.
+        probe: one batch, as for ``grow``.
+
+    Raises:
+        GrowthError: there is no probe, or the network does not run on it.
+    """
+    inner = unwrap(model)
+    found = sites(inner, probe)
+    following = tuple(_companion(one) for one in companions)
+    able = [one for one, told in zip(companions, following, strict=True) if told.works]
+    tried = tuple(_tried(model, edit, able, probe) for edit in _edits(found))
+    stuck = tuple(Finding(width.at, False, width.why_not) for width in found.widths if width.why_not)
+    if found.widths.why_not:
+        stuck = (Finding("widths", False, found.widths.why_not),)
+    size = sum(p.numel() for p in inner.parameters())
+    return Examination(type(inner).__name__, size, tried, following, stuck[:MOST])
+
+
+def _companion(companion: Any) -> Finding:
+    name = type(companion).__name__
+    try:
+        registration_of(companion)
+    except GrowthError as error:
+        return Finding(name, False, str(error))
+    return Finding(name, True, "is followed")
+
+
+def _edits(found: Sites) -> Iterator[Edit]:
+    lists = [site.at for site in found if any(text.startswith("Duplicate(") for text in site.fits)]
+    yield from (Duplicate(at, by=1) for at in lists[:MOST])
+    wider = [_by_a_quarter(width) for width, _ in found.widths.patterns() if width.edit and not width.edit.outputs]
+    yield from wider[:MOST]
+    behind = next((site.at for site in found if not site.why_not), None)
+    if behind is not None and not lists and not wider:
+        yield After(behind)
+
+
+def _by_a_quarter(width: Width) -> Widen:
+    assert width.edit is not None and width.edit.by is not None
+    return replace(width.edit, by=width.edit.by * max(1, width.size // width.step // 4))
+
+
+def _tried(model: nn.Module, edit: Edit, companions: Sequence[Any], probe: Probe) -> Finding:
+    name = shown(edit)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            change = grow(model, edit, *companions, probe=probe, dry_run=True)
+    except GrowthError as error:
+        return Finding(name, False, str(error), edit)
+    return Finding(name, True, _outcome(str(change)), edit)
+
+
+def _outcome(line: str) -> str:
+    """Of a change's line, what it adds and whether the function stays."""
+    parts = [part for part in line.split(" · ") if "parameters" in part or "function" in part or "output" in part]
+    return ", ".join(parts) or line
+
+
+def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
+    """The network, its companions and a batch that ``module:factory`` returns.
+
+    Args:
+        place: ``module:factory``; the module is looked for from the working directory on. The factory takes no argument
+            and returns ``(model, optimizer, ..., batch)``: the batch last, as the model is called.
+
+    Raises:
+        GrowthError: it cannot be imported, raises, or returns something else.
+    """
+    module, _, name = place.partition(":")
+    if not module or not name.isidentifier():
+        raise GrowthError(f"doctor {place!r}: write it as module:factory, for example train:build.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except Exception as error:  # whatever a user's code raises
+        raise GrowthError(f"doctor {place}: it does not build: {reason(error)}.") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    parts = made if isinstance(made, tuple) else (made,)
+    if len(parts) < 2 or not isinstance(parts[0], nn.Module) or not _is_batch(parts[-1]):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise GrowthError(
+            f"doctor {place}: it returns ({kinds}). Return the model, what hangs on it, and one batch at the end, as "
+            "the model is called: (model, optimizer, x); a tuple of arguments or a dict of keywords will do for x."
+        )
+    return parts[0], parts[1:-1], parts[-1]
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, (Tensor, tuple, list, Mapping)) or (callable(value) and registered(value) is None)

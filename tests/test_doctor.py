@@ -1,0 +1,135 @@
+"""``auxin doctor``: what it says works, works, what it says does not, does not, and nothing is changed by asking."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import auxin as ax
+from auxin.cli import main
+from auxin.doctor import examine
+
+BUILD = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inp, self.out = nn.Linear(8, 8), nn.Linear(8, 1)
+        self.blocks = nn.Sequential(Block(8), Block(8))
+
+    def forward(self, x):
+        return self.out(self.blocks(self.inp(x)))
+
+
+def build():
+    model = Net()
+    return model, torch.optim.AdamW(model.parameters()), torch.randn(4, 8)
+
+
+def unknown():
+    model, opt, x = build()
+    return model, opt, object(), x
+
+
+def without_batch():
+    return build()[:2]
+
+
+def raises():
+    raise ValueError("no data here")
+"""
+
+
+class Shares(nn.Module):
+    """A width that a constant in forward holds fixed, and an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.lstm, self.out = nn.Embedding(10, 6), nn.LSTM(6, 6, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, ids):
+        return self.out(self.lstm(self.table(ids))[0].reshape(len(ids), -1, 3))
+
+
+def networks():
+    yield nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 8)
+    yield (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)),
+        torch.randn(2, 1, 6, 6),
+    )
+    yield nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), torch.randn(2, 3, 8)
+    yield Shares(), torch.randint(10, (2, 4))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_it_says_is_so(number: int) -> None:
+    torch.manual_seed(0)
+    model, x = list(networks())[number]
+    opt = torch.optim.AdamW(model.parameters())
+    before = copy.deepcopy(model.state_dict())
+    found = examine(model, opt, probe=x)
+    print(found)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert found.edits and found.works and found.companions[0].works
+    for one in found.edits:
+        net = copy.deepcopy(model)
+        if one.works:
+            ax.grow(net, one.edit, torch.optim.AdamW(net.parameters()), probe=x)
+        else:
+            with pytest.raises(ax.GrowthError):
+                ax.grow(net, one.edit, torch.optim.AdamW(net.parameters()), probe=x)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "a_users_file.py").write_text(BUILD)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("a_users_file", None)
+
+
+def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = list(sys.path)
+    assert main(["doctor", "a_users_file:build"]) == 0
+    told = capsys.readouterr().out
+    assert "works     Duplicate('blocks', by=1): +296 parameters" in told and "AdamW: is followed" in told
+    assert "auxin.Grower(model, ..., edits=auxin.Duplicate('blocks', by=1)" in told and len(told.splitlines()) <= 12
+    assert main(["doctor", "a_users_file:build", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["works"] and {one["subject"] for one in plain["edits"]} >= {"Duplicate('blocks', by=1)"}
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("place", "status", "words"),
+    [
+        ("a_users_file:unknown", 1, "builtins.object is not a companion"),
+        ("a_users_file:raises", 2, "it does not build: no data here"),
+        ("a_users_file:nothing", 2, "it does not build: module 'a_users_file' has no attribute 'nothing'"),
+        ("no_such_file:build", 2, "it does not build: No module named 'no_such_file'"),
+        ("a_users_file:without_batch", 2, "it returns (Net, AdamW). Return the model"),
+        ("a_users_file", 2, "write it as module:factory"),
+    ],
+)
+def test_what_cannot_be_examined(
+    place: str, status: int, words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", place]) == status
+    told = capsys.readouterr()
+    assert words in told.out + told.err
