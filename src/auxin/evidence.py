@@ -70,7 +70,7 @@ class Evidence:
         return self._each(model, self.batches if self.validation is None else self.validation)
 
     def _each(self, model: nn.Module, batches: Sequence[Any]) -> list[float]:
-        with _in_mode(model, False), torch.no_grad():
+        with in_mode(model, False), torch.no_grad():
             return [float(self.loss(model, batch)) for batch in batches]
 
     def train(
@@ -98,7 +98,7 @@ class Evidence:
         schedules = [c for c in stepped if 2 * _count(c) >= begin]
         averages = [c for c in companions if hasattr(c, "update_parameters")]
         whole = next((c for c in companions if isinstance(c, DistributedDataParallel)), model)
-        with contextlib.nullcontext() if model.training else _in_mode(model, True):
+        with contextlib.nullcontext() if model.training else in_mode(model, True):
             for number in range(steps):
                 batch = self.batches[(begin + number) % len(self.batches)]
                 if self.step is not None:
@@ -118,7 +118,7 @@ class Evidence:
 
 
 @contextlib.contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Set train or eval mode inside; every module's flag is put back."""
     modes = {m: m.training for m in model.modules()}
     model.train(training)

@@ -17,7 +17,7 @@ from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.probe import untouched
 from auxin.change import Change, Edit
 from auxin.errors import BadMoment, GrowthError
-from auxin.evidence import Evidence
+from auxin.evidence import Evidence, in_mode
 from auxin.ledger import flops_of
 from auxin.run_state import Run
 from auxin.statistics.measured import loss_of
@@ -339,7 +339,8 @@ def _gain(run: Run, change: Change, evidence: Evidence, looks: int) -> float:
 
     An optimizer that divides by the root of second moments moves each entry by its rate against the sign of the
     gradient g, any other one by rate x g. On unseen data, of gradient g', that takes off the product of step and g'; on
-    the same data noise counts as gain too.
+    the same data noise counts as gain too. As the step is taken in train mode and the loss judged in eval mode, so are
+    g and g'.
     """
     masks: dict[str, Tensor | None] = {part.name: part.mask for part in change.parts}
     masks |= dict.fromkeys(change.starting)
@@ -349,7 +350,11 @@ def _gain(run: Run, change: Change, evidence: Evidence, looks: int) -> float:
         "the FLOPs of a look", lambda: sum(len(p) * flops_of(run.model, evidence.loss, p[0]) for p in parts)
     )
     run.ledger.spend("probing", spent)
-    seen, unseen = (_mean_gradients(run.model, evidence.loss, part) for part in parts)
+    with in_mode(run.model, training=False):
+        for module in run.model.modules():
+            module.training = isinstance(module, nn.RNNBase)  # cuDNN goes backward in train mode only
+        unseen = _mean_gradients(run.model, evidence.loss, parts[1])
+    seen = _mean_gradients(run.model, evidence.loss, parts[0])  # moves running statistics, so it comes last
     gain = 0.0
     for name, parameter in run.model.named_parameters():
         if name in masks and name in seen and name in unseen and id(parameter) in rates:

@@ -1,5 +1,6 @@
 """Predicted over obtained, at a small step, in networks as they are written: printed, and within [0.95, 1.05]."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import auxin as ax
 from auxin import score
+from auxin.race import probed
 from auxin.statistics import Pair, Proposal, Site, measured
 
 STEP = 1e-5
@@ -145,3 +147,36 @@ def test_an_inserted_block() -> None:
     after = float(F.cross_entropy(net[2](h + STEP * torch.tanh(h @ U) @ V.T), y).detach())
     told("inserted block", "V", float(score.gain(M_new, V).sum()), evidence.mean(net), after)
     assert moments.samples == len(x)
+
+
+class Curved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 5).double(), nn.Linear(5, 6).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_what_by_gain_says_a_small_step_takes_off_validation_data(optimizer: type[torch.optim.Optimizer]) -> None:
+    """The step is taken in train mode, through a batch's norm, and judged in eval mode."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 3)]
+    net = nn.Sequential(*layers).double()
+    x, y = torch.randn(200, 8).double() * 2 + 1, torch.randint(3, (200,))
+    evidence = ax.Evidence(
+        lambda m, b: F.cross_entropy(m(b[0]), b[1]), [(x[:100], y[:100])], validation=[(x[100:], y[100:])]
+    )
+    steps, edit = optimizer(net.parameters(), lr=STEP), ax.Insert("", Curved, index=3)
+    grower = ax.Grower(net, steps, edits=edit, when=ax.when.every(9), probe=x, evidence=evidence)
+    look = probed(grower, edit, 8)
+    with grower.trial(edit):
+        before = evidence.validate(net)
+        stood = copy.deepcopy(net.state_dict())
+        gradients = torch.autograd.grad(evidence.loss(net.train(), evidence.batches[0]), [*net[3].parameters()])
+        net.load_state_dict(stood)  # running statistics
+        with torch.no_grad():
+            for p, gradient in zip(net[3].parameters(), gradients, strict=True):
+                p -= STEP * (gradient.sign() if optimizer is torch.optim.AdamW else gradient)
+        told(optimizer.__name__, "by_gain", look.gain, before, evidence.validate(net), scale=1.0)
