@@ -355,12 +355,18 @@ def test_scores_stay_where_two_layers_are_rescaled() -> None:
             torch.tensor(score.sensitivity(sites[Site("1")]).score),
         ]
 
-    before = told(A, O)
+    before, moments, output = told(A, O), case.moments(), case.net(case.x)
     whitened = score.sensitivity(measured(case.net, case.whole, [Site("1")], quiet=True)[Site("1")], True).score
     with torch.no_grad():
         case.net[0].weight *= c
         case.net[0].bias *= c
         case.net[2].weight /= c
+    again = case.moments()
+    assert close(case.net(case.x), output, 1e-12)
+    scales = torch.tensor([c] * 5 + [1.0], dtype=torch.float64)  # of the hidden units; the one for the bias stays
+    assert close(again.S_X, moments.S_X, 1e-12) and close(again.M, moments.M, 1e-10)
+    assert close(again.S_H, moments.S_H * torch.outer(scales, scales), 1e-10)
+    assert close(again.M_H, moments.M_H * scales[:, None], 1e-10)
     after = told(c * A, O / c)
     for a, b in zip(after[:2] + after[2:], before, strict=True):
         assert close(a, b, 1e-8)
