@@ -20,6 +20,7 @@ from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import with_wrappers
 from auxin.change import Change, Edit, Grouping
 from auxin.choose import first
+from auxin.doubts import Doubts
 from auxin.edits.several import as_edit
 from auxin.engine import BadMoment, Options, begin, seed_of, transact
 from auxin.errors import GrowthError
@@ -27,7 +28,7 @@ from auxin.evidence import Evidence
 from auxin.follow.own_groups import check_own_group, checked
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.ledger import Ledger
-from auxin.limit import Limit, LimitReached, doubtful, tokens_in
+from auxin.limit import Limit, LimitReached, tokens_in
 from auxin.logbook import Logbook
 from auxin.probation import Probation, TakenBack
 from auxin.progress import Kept, Progress, Standing
@@ -155,7 +156,7 @@ class Grower:
         self._standing.begin_parts()
         asks = self.counts_flops or any(getattr(part, "counts_flops", False) for part in inside(when))
         self._costs: dict[str, float] | None = {} if asks and evidence is not None else None
-        self._counted, self._raced, self._doubted = 0, None, False
+        self._counted, self._raced, self._doubts = 0, None, Doubts(self.companions)
 
     def __repr__(self) -> str:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
@@ -281,7 +282,7 @@ class Grower:
             return None
         self.waiting_for = None
         self._standing.moments.over()
-        self._warn_if_doubtful(change)
+        self._doubts.warn(change, self._tokens(), self.ledger.decisions)
         return change
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
@@ -291,6 +292,7 @@ class Grower:
         state = self.progress
         state.read(value, named)
         self._count_steps()
+        self._doubts.look()
         self.log.reading(self, value, named)
         self._standing.moments.call()
         undone = len(state.undone)
@@ -564,19 +566,10 @@ class Grower:
     def _within(self, change: Change) -> None:
         self.limit.check(self.model, self.probe)
 
-    def _warn_if_doubtful(self, change: Change) -> None:
-        """Say once, where no branch has been tried, that a growth is beyond what is known to pay."""
-        judged = any(option.obtained is not None for one in self.ledger.decisions[-1:] for option in one.options)
-        if self._doubted or judged:
-            return
+    def _tokens(self) -> int:
+        """Tokens that the network was trained on; 0 where they are not known."""
         steps = self.optimizer_steps * self.ranks.size
-        tokens = 0 if self.evidence is None else steps * tokens_in(self.evidence.batches[0])
-        before = change.parameters_before
-        why = doubtful(before, before + change.added_parameters, tokens)
-        if why is not None:
-            self._doubted = True
-            words = "or let a race judge it: Grower(choose=auxin.choose.by_race(), evidence=...) (arXiv:2605.13405)"
-            warnings.warn(f"{change.edit!r:.80}: this growth may not pay: {why}, {words}.", stacklevel=4)
+        return 0 if self.evidence is None else steps * tokens_in(self.evidence.batches[0])
 
     def _wait(self, reason: str) -> None:
         """Remember why a decision waits, and warn once where waiting does not help."""

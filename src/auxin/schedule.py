@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LRScheduler
 
 from auxin.errors import GrowthError
 
@@ -247,6 +248,38 @@ class ByBudget(LRScheduler):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_grower": None}
+
+
+class Decays:
+    """Tells which of a run's schedules decay, as far as that is known for sure.
+
+    A `wsd` says its phase. Of any other scheduler the largest rate that `look` has seen is its peak, so that a warm-up
+    is no decay, and below half of it the schedule decays. Cyclic schedules come back, and are left out.
+    """
+
+    def __init__(self, companions: Iterable[Any]):
+        schedules = [one for one in companions if callable(getattr(one, "get_last_lr", None))]
+        self.schedules = [one for one in schedules if not isinstance(one, CyclicLR | CosineAnnealingWarmRestarts)]
+        self.peaks = [0.0] * len(self.schedules)
+
+    def look(self) -> None:
+        """Take in the rates of now."""
+        self.peaks = [max(peak, _rate(one)) for one, peak in zip(self.schedules, self.peaks, strict=True)]
+
+    def found(self) -> str | None:
+        """The first schedule that decays, in words; None where none is known to."""
+        for one, peak in zip(self.schedules, self.peaks, strict=True):
+            name, rate = type(one).__name__, _rate(one)
+            if isinstance(one, WSD):
+                if one.phase == "decay":
+                    return f"{name} is in its decay"
+            elif rate < 0.5 * peak:
+                return f"{name} has taken the learning rate from {peak:.3g} to {rate:.3g}, below half of its peak"
+        return None
+
+
+def _rate(schedule: Any) -> float:
+    return max((float(rate) for rate in schedule.get_last_lr()), default=0.0)
 
 
 def _check(phases: tuple[Any, Any, Any], total: Any, final: Any, shape: Any) -> None:

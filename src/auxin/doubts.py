@@ -1,0 +1,48 @@
+"""What a Grower warns of, once each: growth that may not pay, and growth in the decay of the learning rate."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from auxin.change import Change
+from auxin.ledger import Decision
+from auxin.limit import doubtful
+from auxin.schedule import Decays
+
+_JUDGE = "or let a race judge it: Grower(choose=auxin.choose.by_race(), evidence=...) (arXiv:2605.13405)"
+_IN_TIME = (
+    "what is new has little learning rate left to learn. Grow in the stable phase: "
+    "Grower(when=auxin.when.not_while_decaying(trigger, schedule)), or with a schedule that decays once growing is "
+    "over: auxin.schedule.wsd(optimizer, warmup, decay), then schedule.grower = grower (arXiv:2511.04981)"
+)
+
+
+class Doubts:
+    """Says once what speaks against a growth, unless a branch has been tried with it.
+
+    Args:
+        companions: of the Grower; its schedules are among them.
+    """
+
+    def __init__(self, companions: Iterable[Any]):
+        self.decays = Decays(companions)
+        self.said: set[str] = set()
+
+    def look(self) -> None:
+        """Take in the learning rates of now."""
+        self.decays.look()
+
+    def warn(self, change: Change, tokens: int, decisions: Sequence[Decision]) -> None:
+        """Say what speaks against a growth that ``carry_out`` has just made."""
+        if any(option.obtained is not None for one in decisions[-1:] for option in one.options):
+            return
+        before = change.parameters_before
+        why = doubtful(before, before + change.added_parameters, tokens)
+        self._once("may not pay", change, why and f"{why}, {_JUDGE}")
+        late = self.decays.found()
+        self._once("comes late", change, late and f"{late}, and {_IN_TIME}")
+
+    def _once(self, what: str, change: Change, why: str | None) -> None:
+        if why is not None and what not in self.said:
+            self.said.add(what)
+            warnings.warn(f"{change.edit!r:.80}: this growth {what}: {why}.", stacklevel=5)
