@@ -25,9 +25,9 @@ class Curved(nn.Module):
 class Straight(nn.Module):
     """x + W V x: adds nothing that a linear network could not do already."""
 
-    def __init__(self):
+    def __init__(self, hidden=32):
         super().__init__()
-        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, hidden), nn.Linear(hidden, WIDTH)
 
     def forward(self, x):
         return x + self.down(self.up(x))
@@ -86,4 +86,31 @@ def test_p4_the_better_of_two_is_picked_in_nine_of_ten_seeds(seeds, name):
         right += picked == truth
         chosen.append(EDITS.index(picked) if picked is not None else None)
     print(f"{name} picked the truly better one in {right} of {seeds} seeds: {chosen}")
+    assert right >= 0.9 * seeds
+
+
+MANY = [ax.Insert("", functools.partial(Straight, hidden), index=1) for hidden in (8, 12, 16, 20, 24, 28, 32)]
+MANY.insert(3, EDITS[1])
+
+
+def everything(grower):
+    """All that a decision must leave as it was."""
+    moments = [t.clone() for state in grower.optimizers[0].state.values() for t in state.values()]
+    return [*(t.clone() for t in grower.model.state_dict().values()), *moments, torch.get_rng_state()]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seeds", [2, pytest.param(10, marks=pytest.mark.long)])
+def test_of_eight_the_planted_one_is_picked_by_halving(seeds):
+    right = 0
+    for seed in range(seeds):
+        grower, _ = run(seed)
+        before, choose = everything(grower), ax.choose.by_trial()
+        right += choose(MANY, grower) == EDITS[1]
+        assert all(map(torch.equal, before, everything(grower)))
+        reasons = [score for _, score in choose.results if isinstance(score, str)]
+        assert len(reasons) == 6 and all("behind after 64 of 128 steps" in why for why in reasons)
+        assert choose.results[0][0] is None and isinstance(choose.results[0][1], float)
+        assert grower.ledger.decisions[0].steps == 128
+    print(f"the planted one of eight was picked in {right} of {seeds} seeds")
     assert right >= 0.9 * seeds

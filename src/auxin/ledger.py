@@ -15,6 +15,7 @@ from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.probe import untouched
 from auxin.errors import GrowthError
 
+ENOUGH_STEPS = 128  # of a branch, below which its verdict can mislead (arXiv:2604.04281)
 KINDS = ("training", "races", "probing", "evaluation")
 
 
@@ -51,6 +52,7 @@ class Decision:
         chosen: number of the one that was chosen; None: the network stays as it is, which was not weighed.
         flops: spent on knowing; the training of a winner is none of it.
         seconds: of the same, but with the training of a winner.
+        steps: of the branches that decided; None: there were none, or their length is not known.
     """
 
     call: int
@@ -60,6 +62,7 @@ class Decision:
     chosen: int | None
     flops: float
     seconds: float
+    steps: int | None = None
 
 
 @dataclass
@@ -103,13 +106,21 @@ class Ledger:
         rows = [f"{kind:<11} {self.flops[kind]:>10.3g} FLOPs {self.flops[kind] / total:>6.1%}" for kind in KINDS]
         return "\n".join([*rows, f"{'all':<11} {self.total:>10.3g} FLOPs"])
 
-    def decided(self, run: Any, chooser: Any, options: Sequence[Option], chosen: int | None, before: Ledger) -> None:
+    def decided(
+        self,
+        run: Any,
+        chooser: Any,
+        options: Sequence[Option],
+        chosen: int | None,
+        before: Ledger,
+        steps: int | None = None,
+    ) -> None:
         """Write down a decision; ``before``: this ledger as it was when the chooser was asked."""
         knowing = [kind for kind in KINDS if kind != "training"]
         flops = sum(self.flops[kind] - before.flops[kind] for kind in knowing)
         seconds = sum(self.seconds[kind] - before.seconds[kind] for kind in knowing)
         at = run.calls, run.optimizer_steps
-        self.decisions.append(Decision(*at, repr(chooser), tuple(options), chosen, flops, seconds))
+        self.decisions.append(Decision(*at, repr(chooser), tuple(options), chosen, flops, seconds, steps))
 
     def copy(self) -> Ledger:
         """As it is now."""

@@ -8,7 +8,7 @@ from test_auto import begun, small
 from test_races import data, evidence
 
 import auxin as ax
-from auxin.ledger import Decision
+from auxin.ledger import ENOUGH_STEPS, Decision
 from auxin.report import Report
 
 torch.set_num_threads(1)
@@ -49,6 +49,7 @@ def test_the_other_choosers_do_too(choose):
     named = [option.edit for option in decision.options]
     assert named[-3:] == ["Widen('0', by=2)", "Widen('0', by=6)", "Widen('nowhere', by=1)"]
     assert decision.options[-1].why_not and decision.flops > 0
+    assert decision.steps == getattr(choose, "steps", None)
     assert f"Widen('0', by={change.edit.by})" == named[decision.chosen]
 
 
@@ -83,9 +84,10 @@ def test_the_log_and_the_page_tell_of_them(tmp_path):
     page = Report.read(tmp_path / "run").html()
     for option in grower.ledger.decisions[0].options:
         assert option.edit.replace("'", "&#x27;") in page or option.edit in page
-    assert page.count(">chosen<") == len(weighed) and "probing" in page
+    assert page.count(">chosen after") == len(weighed) and "probing" in page
+    assert f"steps, where a verdict wants {ENOUGH_STEPS}" in page  # the first races are shorter than that
     assert page.count("growth_pays") == len(weighed)  # a race and its growth are one row, with the trigger
-    assert Report.of(grower).html().count(">chosen<") == len(weighed)
+    assert Report.of(grower).html().count(">chosen after") == len(weighed)
 
 
 def test_the_page_of_a_run_that_weighs_nothing_has_no_such_table():

@@ -9,6 +9,7 @@ from auxin.report.run import Decision, Growth, Run, counts, items
 
 _CELL = 200  # characters
 _COLUMNS = 40
+ENOUGH_STEPS = 128  # of a branch, as in auxin.ledger, which a page does without
 
 
 def result_section(table: Mapping | None, most: int = 20_000) -> Markup | None:
@@ -80,12 +81,14 @@ def _weighed(decision: Decision, one: Mapping) -> list[list[object]]:
     rows: list[list[object]] = []
     for number, option in enumerate(option for option in items(one.get("options")) if isinstance(option, Mapping)):
         first, why_not = number == 0, option.get("why_not")
-        chosen = number == one.get("chosen")
+        chosen, steps = number == one.get("chosen"), finite(one.get("steps"))
+        length = f" after {steps:,.0f} steps" if steps is not None else ""
+        length += f", where a verdict wants {ENOUGH_STEPS}" if steps is not None and steps < ENOUGH_STEPS else ""
         rows.append(
             [
                 whole(decision.at.step) if first else "",
                 tag("code", shorten(str(option.get("edit")), 100)),
-                "chosen" if chosen else f"not possible: {shorten(str(why_not), 100)}" if why_not else "",
+                f"chosen{length}" if chosen else f"no: {shorten(str(why_not), 100)}" if why_not else "",
                 significant(finite(option.get("predicted")), 3),
                 significant(finite(option.get("obtained"))),
                 whole(option.get("parameters")),
