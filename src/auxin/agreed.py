@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from auxin import typed
+from auxin.anatomy.probe import tensors_in
 from auxin.change import MISSING, Change, New
 
 
@@ -50,6 +51,11 @@ def plan(change: Change) -> list[str]:
     for move in change.moves:
         lines.append(f"{move.old_name} -> {move.name}")
     return lines
+
+
+def batch(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[str]:
+    """The shapes of a probe: where they differ, so do the calls in which ranks send each other tensors."""
+    return [f"probe {number} {_kind(t)}" for number, t in enumerate(tensors_in(arguments))]
 
 
 def new_tensors(change: Change, buffers: bool = True) -> list[Tensor]:

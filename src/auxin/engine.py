@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from auxin import agreed, typed
+from auxin import agreed, sharded, typed
 from auxin.anatomy.hugging_face.stock import ACCEPT, check_stock, is_stock
 from auxin.anatomy.masks import UNSEEN, masked, order_lost, reaching
 from auxin.anatomy.probe import PlanContext, Probe
 from auxin.anatomy.tree import unwrap
-from auxin.anatomy.wrappers import with_wrappers
+from auxin.anatomy.wrappers import at_rest, with_wrappers
 from auxin.change import Change, Edit, Grouping, Measured
 from auxin.companion import registration_of
 from auxin.dynamo import eagerly, guards_are_off
@@ -31,6 +31,7 @@ from auxin.errors import BadMoment, GrowthError
 from auxin.follow.adapters import follow_adapters
 from auxin.follow.compiled import counting, follow_compiled
 from auxin.follow.ddp import take_hold_again
+from auxin.follow.fsdp import check_edit, shard
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
 from auxin.listing import lines_of, named_parameters
@@ -145,6 +146,9 @@ def begin(
             said += [*agreed.question(edit, seed, options), *agreed.structure(model, optimizers_in(companions))]
     with random_state(), eagerly(), _uncollected():
         context = PlanContext(model, options.probe, seed, evidence=options.evidence, memory=options.memory)
+        if context.has_probe and sharded.units(model):
+            with ranks.agree("grow: the probe") as said:
+                said += agreed.batch(context.batch)
         before: Baseline | None = None
         averages: Averaged = []
         mask, order = masked(context.network.modules) if context.has_probe else "", None
@@ -159,12 +163,13 @@ def begin(
                     change = _planned(model, one, own)
                 if not made and context.has_probe:  # after the plan, whose forward serves for it too
                     before = baseline_of(context)
-                    order = reaching(context) if mask else None
+                    order = reaching(context) if mask and not sharded.units(model) else None
                 if not made and before is not None and change.preserves:
                     averages = averaged(context, companions, change if len(edits) == 1 else None)
                 said += [] if ranks.alone else agreed.plan(change)
             share_values(ranks, change, companions)
             with ranks.agree("grow: the change"):
+                change = shard(model, change)
                 group = options.group if change.starting or not options.standing else None
                 going = transaction(model, change, companions, group, keep=way, rewarm=options.rewarm)
                 made.append(held.enter_context(going))
@@ -198,6 +203,8 @@ def _asked(model: nn.Module, edit: Edit, companions: Sequence[Any], options: Opt
         )
     written_down(edit)
     check_moment(model, companions, options.watch)
+    for one in getattr(edit, "edits", (edit,)):
+        check_edit(model, one)
     verify_here(model, *companions)
     if type(options.rewarm) is not int or options.rewarm < 0:
         raise GrowthError(f"rewarm={options.rewarm!r}: pass a number of optimizer steps, 0 for none.")
@@ -372,8 +379,9 @@ def _in_order(change: Change, context: PlanContext, mask: str, before: Tensor | 
 
 def check_moment(model: nn.Module, companions: Sequence[Any], watch: StepWatch | None) -> None:
     """Raise BadMoment where the network must not be changed now."""
+    at_rest(model, companions)
     scalers = [c for c in companions if hasattr(c, "_per_optimizer_states")]
-    reason = why_not_now(model, scalers, watch)
+    reason = sharded.why_not_now(model) or why_not_now(model, scalers, watch)
     if reason is None and guards_are_off():
         reason = (
             "torch.compiler.set_stance(skip_guard_eval_unsafe=True) keeps compiled code from seeing a growth; grow "

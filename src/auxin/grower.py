@@ -331,6 +331,7 @@ class Grower:
         """
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
+        self._all.rest()
         self._count_steps()
         edit, mark, sight = as_edit(edit), self._standing.mark(), self.rollback.look()
         try:

@@ -19,6 +19,7 @@ from auxin.errors import GrowthError
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
 BARE = nn.Module().__dict__  # what every module has
+COMPOSED = "__composable_api"  # begins the names under which torch keeps what fully_shard and the like hang on a module
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ def own_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _own_names(layout: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in layout if name not in BARE)
+    return tuple(name for name in layout if name not in BARE and not name.startswith(COMPOSED))
 
 
 def lines_of(named: Iterable[tuple[str, Tensor]]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from auxin.gate import set_gate
 from auxin.listing import in_words, named_modules
 from auxin.randomness import random_state
 from auxin.record import Record
+from auxin.sharded import is_unit, spread_like, whole
 
 Outputs = list[Tensor]
 # The kind of a companion, the copy of the network that it holds, and its outputs on the probe. None: it does not run;
@@ -209,7 +210,7 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
         checked = {name: grad for name, grad in grads.items() if name not in unseen}
         for step in change.steps:
             notes = (*notes, *_check_gradients(step, checked, late, context))
-    whole, each = _ratios(change, grads)
+    together, each = _ratios(change, grads)
     if difference is None:
         notes = (*notes, "output shape changed")
     idle = [n for n in _idle(change, grads) if n not in late] if change.preserves and not change.gates else []
@@ -218,7 +219,7 @@ def prove(model: nn.Module, change: Change, context: PlanContext, before: Baseli
         *(f"no gradient at {n}, as in the block that it copies" for n in idle),
         *_silent(change, grads, context),
     )
-    return change.with_measured(*notes, max_difference=difference, gradient_ratio=whole, gradient_ratios=each)
+    return change.with_measured(*notes, max_difference=difference, gradient_ratio=together, gradient_ratios=each)
 
 
 def _note_calls(path: str, modules: Iterable[nn.Module], called: set[str]) -> None:
@@ -278,17 +279,16 @@ def _run(
         after = _behind_shut_gates(model, change, context)
         out: Outputs = []
         grads: dict[str, Tensor | None] = {}
-        for whole in (False, True):
-            with torch.set_grad_enabled(whole):
-                if not whole:
+        for every in (True,) if is_unit(model) else (False, True):
+            with torch.set_grad_enabled(every):
+                if not every:
                     _record_from(tree.modules.values(), wanted)
                 out = list(tensors_in(context.run()))
             with torch.enable_grad():
                 loss = probe_loss(out) if wanted else None
                 known = {} if loss is None else gradients_of(loss, model, parameters)
-            grads = {name: known[name] for name in wanted} if known else {}
-            # Weights that are used before their module is called, or inside a reentrant checkpoint, get a gradient only
-            # if autograd records the whole forward.
+            grads = {name: whole(known[name]) for name in wanted} if known else {}
+            # Weights used before their module is called, or inside a reentrant checkpoint, need the whole forward.
             if not wanted or (grads and all(grad is not None for grad in grads.values())):
                 break
         return [t.detach().clone() for t in out] if after is None else after, grads
@@ -335,7 +335,7 @@ def _reached_late(
     try:
         with torch.no_grad():
             for n, g in at.items():
-                parameters[n].sub_(0.01 * g / g.abs().max())
+                parameters[n].sub_(spread_like(0.01 * g / g.abs().max(), parameters[n]))
         _, later = _run(model, change, context, tree)
     finally:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin import agreed
-from auxin.anatomy.wrappers import uncovered
+from auxin.anatomy.wrappers import at_rest, uncovered
 from auxin.arguments import number
 from auxin.change import Change, Edit
 from auxin.engine import check_moment
@@ -56,6 +56,10 @@ class RankConsensus:
             if then is not None:
                 then()
 
+    def rest(self) -> None:
+        """Let a network under FSDP2 hold nothing but shards, also after a forward without a backward."""
+        at_rest(self._model, self._companions)
+
     def undone(self, on_undo: Callable[[], Any] | None) -> None:
         """Call ``on_undo`` behind a growth that is taken back; where it raises on one rank, all raise.
 
@@ -95,6 +99,7 @@ class RankConsensus:
             value = None if metric is None else number(metric, "the metric")
             return {"": value, **{name: number(item, name) for name, item in metrics.items()}}
 
+        self.rest()
         if self.ranks.alone:
             read = told()
             return read.pop(""), read

@@ -24,6 +24,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin.errors import BadMoment, GrowthError
+from auxin.sharded import group_of, is_unit, units
 
 T = TypeVar("T")
 
@@ -52,9 +53,13 @@ class Ranks:
 
     @classmethod
     def of(cls, companions: Iterable[Any]) -> Ranks:
-        """Those of the DistributedDataParallel among a network's companions, or this process alone."""
-        wrapper = next((c for c in companions if isinstance(c, DistributedDataParallel)), None)
-        return cls(None if wrapper is None else wrapper.process_group)
+        """Those of the DistributedDataParallel, or FSDP2 root, among a network's companions, or this process alone."""
+        for one in companions:
+            if isinstance(one, DistributedDataParallel):
+                return cls(one.process_group)
+            if is_unit(one):
+                return cls(group_of(one))
+        return cls(None)
 
     def __repr__(self) -> str:
         return f"Ranks(rank {self.rank} of {self.size})"
@@ -89,7 +94,8 @@ class Ranks:
         except GeneratorExit:  # dropped while it was open
             raise
         except BaseException as error:
-            self._meet(what, None, error)
+            if not hasattr(error, "heard_of"):  # what another rank has raised is known to all
+                self._meet(what, None, error)
             raise
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         if len(set(self._meet(what, digest))) > 1:
@@ -144,14 +150,16 @@ class Ranks:
             return []
         heard = [json.loads(word) for word in words]
         calls = [call for call, _, _ in heard]
-        if len(set(calls)) > 1:
+        refused = [(rank, *told) for rank, (_, _, told) in enumerate(heard) if told is not None]
+        if refused and (error is None or isinstance(error, GrowthError)):
+            refusal = _refusal(refused, self.size)
+            refusal.heard_of = True  # pyright: ignore[reportAttributeAccessIssue]
+            raise refusal from error
+        if len(set(calls)) > 1 and error is None:
             raise GrowthError(
                 f"the ranks are in different calls: {_grouped(calls)}. Every rank makes the same calls of auxin in the "
                 "same order, also those that only one of them seems to need (grower.step, ax.save)."
             ) from error
-        refused = [(rank, *told) for rank, (_, _, told) in enumerate(heard) if told is not None]
-        if refused and (error is None or isinstance(error, GrowthError)):
-            raise _refusal(refused, self.size) from error
         return [said for _, said, _ in heard]
 
     def _gather(self, what: str, word: str) -> list[bytes]:
@@ -213,6 +221,17 @@ class Ranks:
             f"{what}: rank {ranks} of {self.size} did not come within {timeout.total_seconds():g} s. Every rank makes "
             "the same calls of auxin in the same order; one that has died, or hangs, never comes. Nothing was changed."
         )
+
+
+def together(what: str, network: Any) -> None:
+    """Wait, before all ranks of a sharded network send each other tensors, for those that may have refused instead.
+
+    Raises:
+        GrowthError: what another rank has raised.
+    """
+    if units(network):
+        with Ranks(group_of(network)).agree(f"grow: {what}"):
+            pass
 
 
 def _timeout(group: Any) -> timedelta:

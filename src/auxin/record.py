@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.listing import BARE, named_modules, own_names
+from auxin.listing import BARE, COMPOSED, named_modules, own_names
 from auxin.output_hook import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
+from auxin.sharded import here, is_spread
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
@@ -42,8 +43,7 @@ class Record:
 
     Objects that modules refer to (a configuration) are recorded as well. Tensors are kept by reference. With
     ``values=True`` their contents are kept as well (one copy of the network in memory), for code that may write into
-    them. Buffers, and tensors that a module holds beside them, are kept with their contents in any case: a forward may
-    write into them.
+    them; those of buffers, and of tensors that a module holds beside them, always, since a forward may write into them.
 
     A network may have thousands of modules, most of them with nothing but empty dicts. So little is recorded of each,
     and ``restore`` writes only where something differs.
@@ -358,7 +358,7 @@ class Sight:
             array[...] = content
         with torch.no_grad():
             for held in self.tensors:
-                self.reshaped |= held.tensor.shape != held.storage.shape
+                self.reshaped |= here(held.tensor).shape != held.storage.shape
                 held.give_back()
         for generator, state in self._generators:
             set_generator_state(generator, state)
@@ -399,7 +399,7 @@ class Sight:
             del self._seen[id(value)]  # it may be met again, nearer by
             return
         self._containers.append((own, list(own.items())))
-        for item in list(own.values()):
+        for item in [value for name, value in own.items() if not str(name).startswith(COMPOSED)]:
             self._visit(item, inside)
 
     def _tensor(self, tensor: Tensor) -> None:
@@ -415,7 +415,7 @@ class _Held:
     """One tensor: the object, where its values lived, and what they were."""
 
     def __init__(self, tensor: Tensor):
-        self.tensor, self.storage = tensor, tensor.detach()
+        self.tensor, self.storage = tensor, here(tensor.detach())
         self.grad = tensor.grad if tensor.is_leaf else None
         self.requires_grad = tensor.requires_grad
         self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
@@ -431,9 +431,9 @@ class _Held:
         self.value = buffer
 
     def give_back(self) -> None:
-        if storage_of(self.tensor) != storage_of(self.storage):
+        if not is_spread(self.tensor) and storage_of(self.tensor) != storage_of(self.storage):
             self.tensor.data = self.storage
-        write(self.tensor, self.value)
+        write(here(self.tensor), self.value)
         for kind, hooks in self.hooks:
             hook_again(self.tensor, kind, hooks)
         if self.tensor.is_leaf:
@@ -561,6 +561,7 @@ def storage_of(tensor: Tensor) -> Any:
     """Where a tensor's values live, and how they are laid out."""
     if tensor.layout != torch.strided:
         return tensor.layout
+    tensor = here(tensor)
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
@@ -596,4 +597,4 @@ def _same(tensor: Tensor, value: Tensor) -> bool:
 
 def _plain(tensor: Tensor) -> Tensor:
     """Without what autograd and lazy signs (``conj``) hang on it."""
-    return tensor.detach().resolve_conj().resolve_neg()
+    return here(tensor.detach()).resolve_conj().resolve_neg()

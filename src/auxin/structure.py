@@ -141,10 +141,10 @@ def noted(model: nn.Module) -> Callable[[], list[Undo]]:
 
 def _children(module: nn.Module, rewire: Rewire, of: Callable[[New, str], nn.Module]) -> dict[str, nn.Module | None]:
     held: dict[str | None, nn.Module | None] = {None: None, **module._modules}
-    return {n: of(c, _beside(rewire, n)) if isinstance(c, New) else held[c] for n, c in rewire.children}
+    return {n: of(c, beside(rewire, n)) if isinstance(c, New) else held[c] for n, c in rewire.children}
 
 
-def _beside(rewire: Rewire, name: str) -> str:
+def beside(rewire: Rewire, name: str) -> str:
     """Path (before) of the old child that stands nearest to a new one; the module around it where there is none."""
     names = [n for n, _ in rewire.children]
     at = names.index(name)

@@ -33,6 +33,7 @@ from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import Record, Sight
 from auxin.safe_point import StepWatch
+from auxin.sharded import refuse
 from auxin.structure import Undo, forget_shape, noted
 from auxin.verify import verify_here
 
@@ -81,6 +82,7 @@ class surgery:
         standing: bool = False,
     ):
         self.model, self.companions = unwrap(model), with_wrappers(model, companions)
+        refuse(self.model, "surgery", "Put a whole block in by an edit: Insert(at, layer), Duplicate(at), Remove(at).")
         self.group, self.probe, self.watch = group, probe, watch
         self._standing = standing  # ``group`` is for whatever grows, not asked for this once
         self._ranks = Ranks.of(self.companions)

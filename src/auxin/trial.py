@@ -18,6 +18,7 @@ from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.listing import modules_in, parameters_of
 from auxin.record import Sight, coming_back
+from auxin.sharded import settle
 
 Store = Literal["memory", "pinned", "disk"]
 
@@ -65,6 +66,7 @@ class Snapshot:
 
     def look(self) -> Sight:
         """What there is now, without its values."""
+        self._settle()
         return Sight(self.roots)
 
     def keep(self, sight: Sight) -> None:
@@ -81,10 +83,17 @@ class Snapshot:
         sight = self._taken
         if sight is None:
             raise GrowthError("Snapshot.restore(): nothing has been taken yet; call take() first.")
+        self._settle()
         with coming_back(sight.restore):
             pass
+        self._settle()
         if sight.reshaped:
             take_hold_again(self.roots)  # of tensors that had another shape meanwhile, DDP must take hold again
+
+    def _settle(self) -> None:
+        """Let networks under FSDP2 hold shards only, which is what is taken and put back."""
+        for network in _networks(self.roots):
+            settle(network)
 
     def _buffer(self, tensor: Tensor) -> Tensor:
         """A place for the values: one of an earlier taking, or a new one."""
@@ -228,16 +237,20 @@ class Rollback:
             yield
 
 
+def _networks(roots: Iterable[Any]) -> Iterator[nn.Module]:
+    """The network and the copies of it that averages hold."""
+    for root in roots:
+        if not isinstance(root, DistributedDataParallel):  # the network in it is a root of its own
+            yield from [root] if isinstance(root, nn.Module) and not networks_of(root) else networks_of(root)
+
+
 def structure_of(roots: Iterable[Any]) -> list[int]:
     """Identities of the modules and parameters of networks, in order, and of the groups of optimizers."""
     found = []
+    for network in _networks(roots):
+        modules = modules_in(network)
+        found += map(id, (*modules, *parameters_of(modules)))
     for root in roots:
-        if isinstance(root, DistributedDataParallel):  # the network in it is a root of its own
-            continue
-        networks: list[nn.Module] = [root] if isinstance(root, nn.Module) else networks_of(root)
-        for network in networks:
-            modules = modules_in(network)
-            found += map(id, (*modules, *parameters_of(modules)))
         groups = getattr(root, "param_groups", None)
         found += [id(p) for group in groups for p in group["params"]] if isinstance(groups, list) else []
     return found

@@ -20,6 +20,7 @@ from auxin.listing import Listing, listing
 from auxin.modules import Dormant, awake
 from auxin.ramp import opening
 from auxin.ranks import Ranks, digest
+from auxin.sharded import is_spread
 
 
 def verify(model: nn.Module, *companions: Any) -> None:
@@ -197,11 +198,11 @@ def _average(network: Listing, kind: str, copy: Listing) -> Iterator[str]:
 
 def bits(model: nn.Module, optimizers: Sequence[Any]) -> list[str]:
     """Each parameter with a digest of its values, and of its state in each optimizer."""
-    lines = [f"{name} {digest(p)}" for name, p in model.named_parameters()]
+    lines = [f"{name} {digest(p)}" for name, p in model.named_parameters() if not is_spread(p)]
     names = {id(p): name for name, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for p, state in optimizer.state.items():
             for key, value in state.items() if isinstance(p, Tensor) and isinstance(state, dict) else ():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and not is_spread(value):
                     lines.append(f"{key} of {names.get(id(p), '?')} in optimizer {number} {digest(value)}")
     return lines

@@ -1,4 +1,4 @@
-"""What plain PyTorch lets go wrong under DDP without a word, as docs/ddp.md says; and the page's own script."""
+"""What plain PyTorch lets go wrong under DDP without a word, as docs/ddp.md says; and the scripts of the pages."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import anew
 
-PAGE = Path(__file__).parents[2] / "docs" / "ddp.md"
+PAGES = Path(__file__).parents[2] / "docs"
 
 
 def spread(module: Any) -> float:
@@ -109,21 +109,22 @@ def test_the_constructor_called_again_forgets_hooks_and_modes() -> None:
     assert on_ranks(2, built_again) == [([], True, 0)] * 2
 
 
-def script_of_the_page(folder: Path) -> Path:
-    script = folder / "grow_ddp.py"
-    script.write_text(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0])
+def script_of(page: str, folder: Path) -> Path:
+    script, text = folder / f"grow_{page}.py", (PAGES / f"{page}.md").read_text()
+    script.write_text(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0])
     return script
 
 
-def assert_has_grown(printed: str, folder: Path, processes: int) -> None:
+def assert_has_grown(printed: str, saved: Path, processes: int) -> None:
     assert printed.count(" <- copy of blocks.") == 2
     assert f"3 blocks on {processes} ranks" in printed
-    assert len(list((folder / "run" / "ddp").iterdir())) == 1
+    assert len(list(saved.iterdir())) == (1 if saved.name == "ddp" else 1 + processes)
 
 
-def test_the_script_of_the_page_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["ddp", "fsdp"])
+def test_the_script_of_the_page_runs(page: str, tmp_path: Path) -> None:
     """With what torchrun tells each process."""
-    script = script_of_the_page(tmp_path)
+    script = script_of(page, tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
@@ -135,16 +136,16 @@ def test_the_script_of_the_page_runs(tmp_path: Path) -> None:
     for rank, process in enumerate(ranks):
         process.join(100)
         assert process.exitcode == 0, Path(files[rank][1]).read_text()[-3000:]
-    assert_has_grown("".join(Path(out).read_text() for out, _ in files), tmp_path, 2)
+    assert_has_grown("".join(Path(out).read_text() for out, _ in files), tmp_path / "run" / page, 2)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_script_of_the_page_runs_under_torchrun(tmp_path: Path, processes: int) -> None:
-    script = script_of_the_page(tmp_path)
+    script = script_of("ddp", tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_has_grown(done.stdout, tmp_path, processes)
+    assert_has_grown(done.stdout, tmp_path / "run" / "ddp", processes)

@@ -33,6 +33,14 @@ def sharded(kind: str) -> Any:
         mesh = init_device_mesh("cpu", (2,))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
+        if kind == "FSDP2 on two meshes":
+            fully_shard(model.out, mesh=init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard")))
+        if kind == "FSDP2 over two dimensions":
+            return fully_shard(Net(), mesh=init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard")))
+        if kind == "FSDP2 with a plain tensor":
+            return fully_shard(model, mesh=mesh, ignored_params={model.out.weight})
+        if kind == "FSDP2 of two as one":
+            fully_shard([model.inp, model.out], mesh=mesh)
         return model if kind == "FSDP2 of blocks" else fully_shard(model, mesh=mesh)
     if kind == "tensor parallel":
         from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -71,12 +79,22 @@ def refusals(rank: int, kind: str) -> list[str]:
 
 KINDS = {
     "FSDP1": "FSDP1 (FullyShardedDataParallel)",
-    "FSDP2": "FSDP2 (fully_shard)",
-    "FSDP2 of blocks": "blocks.0 is under FSDP2 (fully_shard)",
-    "tensor parallel": "blocks.0.up.weight is a DTensor (tensor parallel",
+    "FSDP2 of blocks": "blocks.0 is under FSDP2 (fully_shard), and inp.weight is not",
+    "FSDP2 on two meshes": "out.weight lies on another device mesh",
+    "FSDP2 over two dimensions": "a mesh of 2 dimensions (HSDP, or FSDP2 with a tensor-parallel plan)",
+    "FSDP2 with a plain tensor": "out.weight is a plain tensor among the DTensors",
+    "FSDP2 of two as one": "inp shares its FSDP2 state with another module",
+    "tensor parallel": "blocks.0.up.weight is a DTensor (tensor parallel, by a plan of parallelize_module)",
     "ZeRO 3": "inp.weight is partitioned by DeepSpeed (ZeRO)",
     "DeepSpeed": "a DeepSpeedEngine",
     "inner": "0 is a DistributedDataParallel inside of the network",
+}
+
+
+WAYS = {
+    "inner": "wrap the whole network in one",
+    "FSDP2 of blocks": "Call fully_shard(model) on the whole network",
+    "FSDP2 with a plain tensor": "Call fully_shard(model) on the whole network",
 }
 
 
@@ -90,7 +108,7 @@ def test_sharded_networks_are_refused_by_name() -> None:
             assert len(found[kind]) == 4
             for text in found[kind]:
                 assert name in text, kind
-                assert kind == "inner" or "Grow at a checkpoint: save, build the plain network" in text
+                assert WAYS.get(kind, "save, build the plain network") in text
 
 
 def sharded_optimizer(rank: int) -> str:

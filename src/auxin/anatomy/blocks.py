@@ -19,6 +19,8 @@ from auxin.errors import GrowthError
 from auxin.gate import faded
 from auxin.listing import BARE, join, module_at, modules_in, named_modules, named_parameters, own_names, parameters_of
 from auxin.modules import ResidualLinear, awake
+from auxin.ranks import together
+from auxin.sharded import copy_plainly, is_spread, unmark
 
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 
@@ -131,7 +133,8 @@ def replica(model: nn.Module, block: nn.Module, tied: bool = False, apart: Itera
     """A deep copy of a block that keeps sharing what the original shares with the rest of the network.
 
     Tied parameters stay tied, a configuration object held by every block stays one object, hooks of other objects stay
-    theirs. Gradients are not copied; what is compiled is compiled in the copy too.
+    theirs. Gradients are not copied; what is compiled is compiled in the copy too. Of a block under FSDP2 the copy is a
+    plain one, of full tensors: its weights are gathered, so that every rank must call this.
 
     Args:
         model: the network.
@@ -146,13 +149,22 @@ def replica(model: nn.Module, block: nn.Module, tied: bool = False, apart: Itera
         beside = modules_beside(model, block, *apart)
         kept = {id(value) for value in (*beside, *parameters_of(beside))}
         memo = {i: v for i, v in memo.items() if i in kept or not isinstance(v, (nn.Module, nn.Parameter))}
+    if any(map(is_spread, block.parameters())):
+        together("a block in full", block)
+        copy_plainly(block, memo)
     twin = copy_of(block, memo)
+    unmark(twin)
     compile_copy(twin, block)
     inner = {id(p) for p in block.parameters()}
     for p in twin.parameters():
         if id(p) not in inner:
             p.grad = None
     return twin
+
+
+def in_full(model: nn.Module, block: nn.Module) -> nn.Module:
+    """A block in tensors that can be computed with here and now: itself, or a copy where it is spread over ranks."""
+    return replica(model, block) if any(map(is_spread, block.parameters())) else block
 
 
 def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:

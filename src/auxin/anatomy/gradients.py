@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from auxin.listing import named_parameters
 from auxin.record import HOOKS, hook_again, hooks_of
+from auxin.sharded import is_spread
 
 
 def gradients_of(
@@ -34,7 +35,10 @@ def gradients_of(
     nodes = nodes_behind([loss])
     leaves = [node.variable for node in nodes if node.name().endswith("AccumulateGrad")]
     # Inside a reentrant activation checkpoint there are gradients in a plain backward only.
-    reentrant = any(node.name() == "CheckpointFunctionBackward" for node in nodes)
+    # Under FSDP2 they arrive at the shards, which the graph does not hold.
+    reentrant = any(node.name() == "CheckpointFunctionBackward" for node in nodes) or any(
+        map(is_spread, wanted.values())
+    )
     every = list({id(p): p for p in (*wanted.values(), *leaves)}.values())
     # Hooks of tensors are the training loop's: they log, clip, or step an optimizer inside the backward pass.
     hooks = [(p, kind, hooks_of(p, kind)) for p in every for kind in HOOKS if getattr(p, kind, None)]

@@ -19,7 +19,9 @@ from auxin.dynamo import eagerly
 from auxin.errors import GrowthError
 from auxin.listing import Listing, listing
 from auxin.randomness import random_state
+from auxin.ranks import together
 from auxin.record import Record, coming_back
+from auxin.sharded import computed_in, settle
 
 Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a callable that returns one of these
 
@@ -48,8 +50,15 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[Record]:
     """Run ``model`` inside in eval mode (or as it stands, ``train=True``); afterwards buffers, modes and attributes
     are back. Gives the record of them.
     """
+    together("a forward on the probe", model)
+    settle(model)
     tree = Record(model)
-    with coming_back(tree.restore):
+
+    def back() -> None:
+        settle(model)
+        tree.restore()
+
+    with coming_back(back):
         for module in () if train else tree.modules.values():
             if "training" in module.__dict__:  # without a word to methods of the user's
                 module.__dict__["training"] = False
@@ -214,6 +223,12 @@ class PlanContext:
             if counted is not None:
                 self.outputs = [t.detach().clone() for t in tensors_in(output)]
                 self.called = counted()
+        cast = computed_in(self.model)
+        for call in seen.values() if cast is not None else ():  # what is new is tried in the dtype of its weights
+            call.args, call.kwargs, call.output = (
+                moved(value, next(self.model.parameters()).device, cast)
+                for value in (call.args, call.kwargs, call.output)
+            )
         return {name: call for name, call in seen.items() if call.count}, output
 
 

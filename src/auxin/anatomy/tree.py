@@ -24,7 +24,6 @@ AT_A_CHECKPOINT = (
 )
 PARTS = "where each rank holds a part of every parameter"
 REFUSED = {  # wrappers under which nothing can grow, and why
-    "FSDPModule": f"FSDP2 (fully_shard), {PARTS}",
     "FullyShardedDataParallel": f"FSDP1 (FullyShardedDataParallel), {PARTS}",
     "DeepSpeedEngine": "a DeepSpeedEngine, which keeps its own copies and parts of the parameters",
     "DataParallel": "DataParallel, which copies the network in every forward; DistributedDataParallel is followed",

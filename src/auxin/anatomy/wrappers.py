@@ -14,6 +14,7 @@ from auxin.anatomy.tree import AT_A_CHECKPOINT, REFUSED, unwrap
 from auxin.companion import original_of, registered
 from auxin.errors import GrowthError
 from auxin.listing import modules_in, parameters_of
+from auxin.sharded import check, is_spread, is_unit, settle, units
 
 PREPARED = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}  # what each holds
 
@@ -70,12 +71,22 @@ def refuse_sharded(model: Any) -> None:
     if not isinstance(model, nn.Module):
         return
     own = unwrap(model)
+    settle(own)
     modules = modules_in(own)
     kinds, parameters = set(map(type, modules)), parameters_of(modules)
     if any(issubclass(kind, DistributedDataParallel) or _refused(kind) for kind in kinds):
         _refuse_module(own)
-    if any(_partial(p) for p in parameters):
-        _refuse_parameter(own)
+    if any(map(_partitioned, parameters)):
+        name = next(name for name, p in own.named_parameters() if _partitioned(p))
+        raise GrowthError(
+            f"{name} is partitioned by DeepSpeed (ZeRO), so that each rank holds a part of it. {AT_A_CHECKPOINT}"
+        )
+    if units(own) or any(map(is_spread, parameters)):
+        check(own)
+
+
+def _partitioned(p: Any) -> bool:
+    return hasattr(p, "ds_status") or hasattr(p, "ds_id")
 
 
 def _refuse_module(own: nn.Module) -> None:
@@ -90,27 +101,9 @@ def _refuse_module(own: nn.Module) -> None:
             raise GrowthError(f"{path or 'the model'} is under {REFUSED[name]}. {AT_A_CHECKPOINT}")
 
 
-def _refuse_parameter(own: nn.Module) -> None:
-    name, p = next((name, p) for name, p in own.named_parameters() if _partial(p))
-    if hasattr(p, "ds_status") or hasattr(p, "ds_id"):
-        raise GrowthError(
-            f"{name} is partitioned by DeepSpeed (ZeRO), so that each rank holds a part of it. {AT_A_CHECKPOINT}"
-        )
-    raise GrowthError(
-        f"{name} is a DTensor (tensor parallel, or FSDP2), of which each rank holds a part. {AT_A_CHECKPOINT}"
-    )
-
-
 def _refused(kind: type) -> str | None:
     names = (b.__name__ for b in kind.__mro__ if b.__module__.startswith(("torch.", "deepspeed")))
     return next((name for name in names if name in REFUSED), None)
-
-
-def _partial(p: Any) -> bool:
-    """Whether a parameter is one part of a larger one."""
-    kind = type(p)
-    foreign = kind is not nn.Parameter and any(base.__name__ == "DTensor" for base in kind.__mro__)
-    return foreign or hasattr(p, "ds_status") or hasattr(p, "ds_id")
 
 
 def wrappers_of(model: nn.Module) -> Iterator[nn.Module]:
@@ -121,6 +114,14 @@ def wrappers_of(model: nn.Module) -> Iterator[nn.Module]:
         if isinstance(model, DistributedDataParallel) or inner is not None:
             yield model
         model = inner or next(child for child in model._modules.values() if child is not None)
+    if is_unit(own):
+        yield own
+
+
+def at_rest(model: nn.Module, companions: Sequence[Any]) -> None:
+    """Let a network under FSDP2, and its averages, hold nothing but shards, as between two steps."""
+    for network in (model, *(copy for companion in companions for copy in networks_of(companion))):
+        settle(network)
 
 
 def _refuse_hidden(model: nn.Module, companions: Sequence[Any]) -> None:
@@ -131,7 +132,7 @@ def _refuse_hidden(model: nn.Module, companions: Sequence[Any]) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    if any(isinstance(c, DistributedDataParallel) and unwrap(c) is model for c in companions):
+    if is_unit(model) or any(isinstance(c, DistributedDataParallel) and unwrap(c) is model for c in companions):
         return
     if _wrapped(model) and gc.collect() >= 0 and _wrapped(model):  # a wrapper that is dead may be in a cycle still
         raise GrowthError(

@@ -26,10 +26,15 @@ from auxin.randomness import random_data, restore_random
 from auxin.ranks import Ranks
 from auxin.refs import Allowed
 from auxin.run_state import Run
+from auxin.sharded import refuse
 from auxin.trial import Snapshot
 from auxin.version import __version__
 
 ATTEMPTS = 10  # at a directory into which another process saves: the newest checkpoint of now may be gone in a moment
+OF_SHARDS = (
+    "Write grower.journal.to_json() and, by torch.distributed.checkpoint, the tensors; a new job builds the plain "
+    "network, ax.replay(model, journal), shards it, builds the optimizer, and loads the tensors."
+)
 KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
 
 
@@ -53,6 +58,7 @@ def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last
     if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
         kinds = f"{type(grower).__name__}, {type(path).__name__}"
         raise GrowthError(f"save(grower, path): got ({kinds}); pass the Grower first, then the directory.")
+    refuse(grower.model, "ax.save", OF_SHARDS)
     ranks = Ranks.of(grower.companions)
 
     def own() -> dict[str, Any]:
@@ -89,6 +95,7 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     if not isinstance(target, nn.Module) and not hasattr(target, "companions"):
         raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")
     into = _Target.of(target, list(allow))
+    refuse(into.model, "ax.load", OF_SHARDS)
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(Gone):
             return _loaded(path, into)

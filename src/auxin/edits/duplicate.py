@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from auxin import init as inits
-from auxin.anatomy.blocks import Container, hooked_from_outside, number, passes, replica, shape_of
+from auxin.anatomy.blocks import Container, hooked_from_outside, in_full, number, passes, replica, shape_of
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.numbering import differing
 from auxin.anatomy.placed import Placed, taken_apart
@@ -250,7 +250,8 @@ class Duplicate:
         role: ResidualRole | None,
     ) -> New:
         """The new block, silenced where the function is to stay."""
-        original, path = container.child(source), join(container.path, container.names[source])
+        original = in_full(model, container.child(source))
+        path = join(container.path, container.names[source])
         constants: Mapping[str, float] | None = {}
         if self.output == "zero" and not site.context.structural:
             call, context, where = site.call, site.context, f"Duplicate(at={self.at!r}, output='zero')"

@@ -15,6 +15,7 @@ from auxin.axes import carried
 from auxin.change import Before, New
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.listing import module_at
+from auxin.sharded import copy_plainly, is_unit, shard_like, unmark
 
 
 def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
@@ -47,7 +48,9 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
             number(module, new.numbers)
         else:
             own, memo, there = stood()
+            copy_plainly(new.module, memo)
             module = copy.deepcopy(new.module, memo)
+            unmark(module)
             _settle(module, new.module, neighbour, own, live, there)
             old = {**own.buffers, **own.parameters} if new.continues else {}
             tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())} if new.continues else {}
@@ -57,6 +60,8 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
         if new.gated:
             close_gate(module)
             open_gate(module)
+        if is_unit(twin):
+            shard_like(module, module_at(twin, new.source or neighbour), twin)
         return module
 
     return build

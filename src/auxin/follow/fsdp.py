@@ -1,0 +1,125 @@
+"""FSDP2: new blocks are sharded as those beside them, and the root takes them in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from auxin import sharded
+from auxin.change import Change, New, Rewire
+from auxin.errors import GrowthError
+from auxin.follow import follow
+from auxin.listing import join, module_at
+from auxin.structure import beside, reversible
+
+EDITS = ("Duplicate", "Insert", "Remove")
+
+
+def check_edit(model: nn.Module, edit: Any) -> None:
+    """Refuse, before it is planned, an edit of ours that cannot be carried out on a network under FSDP2.
+
+    Raises:
+        GrowthError: says why, and the way round.
+    """
+    if not sharded.units(model) or type(edit).__name__ in EDITS or not type(edit).__module__.startswith("auxin."):
+        return
+    why = "each rank holds a part of every tensor, so its entries cannot be moved"
+    if type(edit).__name__ not in ("Widen", "Untie"):
+        why = "the new module would be no unit of its own"
+    raise GrowthError(
+        f"{type(edit).__name__}({getattr(edit, 'at', '')!r}): not under FSDP2 (fully_shard): {why}. There "
+        f"{', '.join(EDITS)} work, of whole blocks. {sharded.AT_A_CHECKPOINT}"
+    )
+
+
+def shard(model: nn.Module, change: Change) -> Change:
+    """The same change with its new blocks sharded as their neighbours are. Every rank holds the same new values.
+
+    Raises:
+        GrowthError: the change touches something else than blocks of a container, each of them a unit.
+    """
+    if not sharded.units(model):
+        return change
+    if change.swaps or any(rewire.hook is not None for rewire in change.rewires):
+        raise GrowthError(
+            f"{change.edit!r} resizes or replaces single tensors, or puts a layer behind a module, which is not done "
+            f"under FSDP2 (fully_shard). {sharded.AT_A_CHECKPOINT}"
+        )
+    found: dict[int, nn.Parameter] = {}
+    remarks: list[str] = []
+    for rewire in change.rewires:
+        _check_removed(model, change, rewire)
+        _check_alike(model, rewire)
+        for name, new in rewire.children:
+            if isinstance(new, New):
+                found |= _sharded(model, rewire, name, new, remarks)
+    moves = tuple(dataclasses.replace(m, new=found.get(id(m.new), m.new)) for m in change.moves)
+    after = {name: found.get(id(p), p) for name, p in change.after.items()}
+    return dataclasses.replace(change, moves=moves, after=after, remarks=(*change.remarks, *remarks))
+
+
+def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: list[str]) -> dict[int, nn.Parameter]:
+    path = join(rewire.path, name)
+    tied = [n for n, p in new.module.named_parameters() if sharded.is_spread(p)]
+    if tied:
+        raise GrowthError(
+            f"{path}: its {tied[0]} is shared with the network, whose FSDP2 unit holds it already. "
+            f"{sharded.AT_A_CHECKPOINT}"
+        )
+    neighbour = module_at(model, new.source or beside(rewire, name))
+    if not sharded.is_unit(neighbour):
+        remarks.append(f"{path} is an FSDP2 unit of its own, those beside it belong to the unit around them")
+    elif not sharded.can_set_up(model):
+        remarks.append(
+            f"{path} is an FSDP2 root of its own, since this torch has no {' or '.join(sharded.OF_ROOT)}: right, but "
+            "not prefetched, and not resharded after forward"
+        )
+    return sharded.shard_like(new.module, neighbour, model)
+
+
+def _check_removed(model: nn.Module, change: Change, rewire: Rewire) -> None:
+    """A module that leaves must be a unit: the unit around it would go on gathering its parameters."""
+    kept = {child for _, child in rewire.children if isinstance(child, str)}
+    for name, child in module_at(model, rewire.path)._modules.items():
+        if (
+            name not in kept
+            and child is not None
+            and not sharded.is_unit(child)
+            and any(True for _ in child.parameters())
+        ):
+            raise GrowthError(
+                f"{join(rewire.path, name)} is no FSDP2 unit of its own, so the unit around it would go on gathering "
+                f"its parameters. {sharded.AT_A_CHECKPOINT}"
+            )
+
+
+def _check_alike(model: nn.Module, rewire: Rewire) -> None:
+    """Blocks of one container must have one policy of precision and of offloading, which the new ones get."""
+    known: dict[str, Any] = {}
+    for name, child in module_at(model, rewire.path)._modules.items():
+        if sharded.is_unit(child):
+            _, policies = sharded.policies_of(child, model)
+            known[name] = policies["mp_policy"], policies["offload_policy"]
+    first = next(iter(known), "")
+    for name, policies in known.items():
+        if policies != known[first]:
+            raise GrowthError(
+                f"{join(rewire.path, name)} is sharded by another policy than {join(rewire.path, first)} ({policies} "
+                f"and {known[first]}), so it is not known which a new block is to have. {sharded.AT_A_CHECKPOINT}"
+            )
+
+
+@follow(f"{sharded.FSDP}:FSDPModule")
+def follow_root(root: Any, change: Change) -> Iterator[None]:
+    """Let the root of a sharded network take in what is new, and let go of what leaves."""
+    before = sharded.states(root)
+    yield
+
+    def back() -> None:
+        sharded.forget_root(root, [*before, *sharded.states(root)])
+
+    yield from reversible(functools.partial(sharded.set_up_again, root), back)

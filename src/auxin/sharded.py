@@ -1,0 +1,312 @@
+"""FSDP2 (``fully_shard``): how a network is sharded, a block in plain tensors, a new one sharded as its neighbour is.
+
+torch has no public way to add a module to a network under FSDP2. What that needs of its private parts is asked for in
+this file only, and ``missing`` says which of them a version of torch does not have.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxin.errors import GrowthError
+from auxin.listing import COMPOSED, named_modules, named_parameters
+
+FSDP = "torch.distributed.fsdp"
+OF_ROOT = ("_is_root", "_state_ctx", "_lazy_init")  # of a state: to set the root up again
+OF_STATE = ("_fsdp_param_groups", "_auto_reshard_after_forward")  # of a state, and of its group: to shard alike
+OF_GROUP = ("mesh_info", "post_forward_mesh_info", "mp_policy", "offload_policy", "reduce_grads", "modules")
+MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")  # what fully_shard writes on the modules that it manages
+AT_A_CHECKPOINT = (
+    "Grow between two jobs: save, build the plain network in one process, load, grow and save it there, and shard the "
+    "grown one."
+)
+
+
+def is_unit(module: Any) -> bool:
+    """Whether ``fully_shard`` was called on it. Loads nothing: who has called that has loaded it."""
+    kind: Any = getattr(sys.modules.get(FSDP), "FSDPModule", None)
+    return kind is not None and isinstance(module, kind)
+
+
+def units(model: nn.Module) -> dict[str, Any]:
+    """The modules of a network on which ``fully_shard`` was called, by path; {} for one that is not sharded."""
+    if FSDP not in sys.modules:
+        return {}
+    return {path: module for path, module in named_modules(model).items() if is_unit(module)}
+
+
+def is_spread(tensor: Any) -> bool:
+    """Whether it is a DTensor, of which each rank holds a part."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Any:
+    """All of a tensor on every rank; every rank must call it. One that is not spread is returned as it is."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
+
+
+def here(tensor: Any) -> Tensor:
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if is_spread(tensor) else tensor
+
+
+def spread_like(tensor: Tensor, like: Any) -> Tensor:
+    """A tensor that every rank holds, spread as ``like`` is."""
+    if not is_spread(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def group_of(root: nn.Module) -> Any:
+    """The process group over which a network is sharded."""
+    return next(p for p in root.parameters() if is_spread(p)).device_mesh.get_group()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def check(model: nn.Module) -> None:
+    """Refuse a network that is sharded in another way than over one mesh by FSDP2 alone, all of it.
+
+    Raises:
+        GrowthError: names the tensor or the module, and the way round.
+    """
+    parameters, found = named_parameters(model), units(model)
+    spread = {name: p for name, p in parameters.items() if is_spread(p)}
+    if not found:
+        raise GrowthError(
+            f"{next(iter(spread))} is a DTensor (tensor parallel, by a plan of parallelize_module), of which each rank "
+            f"holds a part, and there is no plan for a new module. {AT_A_CHECKPOINT}"
+        )
+    plain = next((name for name in parameters if name not in spread), None)
+    if plain is not None or not is_unit(model):
+        what = (
+            f"{plain or 'the model'} is a plain tensor among the DTensors of a network under FSDP2 (ignored_params=?)"
+        )
+        if not is_unit(model):
+            what = f"{next(iter(found))} is under FSDP2 (fully_shard), and {plain or 'the model around it'} is not"
+        raise GrowthError(
+            f"{what}: each rank would train its own. Call fully_shard(model) on the whole network, after the blocks, "
+            "before the optimizer is built, and pass that network."
+        )
+    meshes: dict[str, Any] = {name: p.device_mesh for name, p in spread.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    first = next(iter(meshes.values()))
+    for name, mesh in meshes.items():
+        if mesh != first:
+            raise GrowthError(
+                f"{name} lies on another device mesh than the tensors before it, and it is not known on which a new "
+                f"block belongs. {AT_A_CHECKPOINT}"
+            )
+    if first.ndim != 1:
+        raise GrowthError(
+            f"the network is sharded over a mesh of {first.ndim} dimensions (HSDP, or FSDP2 with a tensor-parallel "
+            f"plan), and there is no plan for a new module. {AT_A_CHECKPOINT}"
+        )
+    for path, unit in found.items():
+        lacking = missing(unit)
+        if lacking:
+            raise GrowthError(
+                f"{path or 'the model'} is under FSDP2 (fully_shard), whose private {lacking} auxin reads to shard a "
+                f"new block alike; torch {torch.__version__} does not have it. {AT_A_CHECKPOINT}"
+            )
+        if len(_state(unit)._fsdp_param_groups) > 1 or any(len(g.modules) > 1 for g in _state(unit)._fsdp_param_groups):
+            raise GrowthError(
+                f"{path or 'the model'} shares its FSDP2 state with another module, or has several meshes "
+                f"(fully_shard([a, b]), shard_placement_fn=). {AT_A_CHECKPOINT}"
+            )
+
+
+def refuse(model: nn.Module, call: str, way: str) -> None:
+    """Refuse a call that does not know of networks under FSDP2.
+
+    Raises:
+        GrowthError: says what to do.
+    """
+    if units(model):
+        raise GrowthError(f"{call}: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. {way}")
+
+
+def missing(unit: Any) -> str:
+    """The first private part of torch's FSDP2 that is needed here and not there, or ""."""
+    if not hasattr(unit, "_get_fsdp_state"):
+        return "FSDPModule._get_fsdp_state"
+    state = _state(unit)
+    lacking = [f"FSDPState.{name}" for name in OF_STATE if not hasattr(state, name)]
+    for group in getattr(state, "_fsdp_param_groups", ()):
+        lacking += [f"FSDPParamGroup.{name}" for name in OF_GROUP if not hasattr(group, name)]
+    return lacking[0] if lacking else ""
+
+
+def _state(unit: Any) -> Any:
+    return unit._get_fsdp_state()
+
+
+def why_not_now(model: nn.Module) -> str | None:
+    """The reason why a sharded network must not be changed at this moment, or None."""
+    for path, unit in units(model).items():
+        if not all(group.reduce_grads for group in _state(unit)._fsdp_param_groups):
+            return (
+                f"{path or 'the model'} does not reduce its gradients (set_requires_gradient_sync(False)); grow after "
+                "set_requires_gradient_sync(True) and the optimizer step"
+            )
+    return None
+
+
+def computed_in(model: nn.Module) -> tuple[torch.dtype, torch.dtype] | None:
+    """The dtype in which a mixed-precision policy lets units compute, and that of their weights; None without one."""
+    for unit in units(model).values():
+        for group in _state(unit)._fsdp_param_groups:
+            own = next((p.dtype for p in unit.parameters() if p.is_floating_point()), None)
+            if group.mp_policy.param_dtype not in (None, own) and own is not None:
+                return group.mp_policy.param_dtype, own
+    return None
+
+
+def settle(model: nn.Module) -> None:
+    """Bring a sharded network to rest between two steps: no unit holds full parameters, all belong to one root.
+
+    A forward without a backward leaves full parameters in the root, which are no parameters of the optimizer.
+    """
+    found = list(units(model).values())
+    if not found:
+        return
+    if is_unit(model) and can_set_up(model) and _state(model)._is_root is not False:
+        if {id(state) for state in states(model)} != {id(state) for state in _state(model)._state_ctx.all_states}:
+            set_up_again(model)
+        model.reset_iter_state()  # pyright: ignore[reportCallIssue]
+    else:
+        for unit in found:
+            unit.reshard()
+
+
+def can_set_up(root: nn.Module) -> bool:
+    """Whether this torch has the private parts with which a root takes in new units."""
+    return all(hasattr(_state(root), name) for name in OF_ROOT)
+
+
+def states(model: nn.Module) -> list[Any]:
+    """The FSDP2 states of a network."""
+    return [_state(unit) for unit in units(model).values()]
+
+
+def forget_root(root: nn.Module, known: Iterable[Any]) -> None:
+    """Let the next forward find out again which units there are, among them those whose states are ``known``."""
+    if not is_unit(root) or not can_set_up(root):
+        return
+    for state in known:
+        state._is_root = None
+    _state(root)._state_ctx.all_states.clear()
+
+
+def set_up_again(root: nn.Module) -> None:
+    """Let a root take in all units that the network has now: one communication context, each reshards as it should."""
+    if is_unit(root) and can_set_up(root):
+        forget_root(root, states(root))
+        _state(root)._lazy_init()
+
+
+def copy_plainly(block: nn.Module, memo: dict[int, Any]) -> None:
+    """Let a deepcopy of a sharded block become one of plain tensors. Every rank must call it.
+
+    Args:
+        block: whose parameters are gathered, one by one, in order.
+        memo: of the deepcopy; gets what stands in the copy for what is sharded.
+    """
+    for p in block.parameters():
+        if is_spread(p) and id(p) not in memo:
+            memo[id(p)] = nn.Parameter(whole(p.detach()).clone(), requires_grad=p.requires_grad)
+    for module in reversed(list(block.modules())):
+        if is_unit(module) and id(module) not in memo:
+            memo[id(module)] = twin = object.__new__(_original(type(module)))
+            vars(twin).update(copy.deepcopy(dict(_without_hooks(module)), memo))
+
+
+def unmark(block: nn.Module) -> None:
+    """Take from a plain copy what fully_shard has written on the modules of the original."""
+    for module in block.modules():
+        for name in [name for name in module.__dict__ if name in MARKS or name.startswith(COMPOSED)]:
+            del module.__dict__[name]
+
+
+def _original(kind: type) -> type:
+    """The user's class of a unit."""
+    names = [base.__name__ for base in kind.__mro__]
+    return kind.__mro__[names.index("FSDPModule") + 1]
+
+
+def _without_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a unit without the hooks of FSDP2 in them."""
+    own = module.__dict__
+    gone = {
+        key
+        for name, held in own.items()
+        if name.endswith("hooks") and held
+        for key, hook in held.items()
+        if _theirs(hook)
+    }
+    for name, value in own.items():
+        if name in MARKS or name.startswith(COMPOSED):
+            continue
+        hooks = isinstance(value, dict) and "_hooks" in name
+        yield name, type(value)((k, v) for k, v in value.items() if k not in gone) if hooks else value
+
+
+def _theirs(hook: Any) -> bool:
+    hook = getattr(hook, "hook", hook)
+    owner = getattr(hook, "__self__", None)
+    home = type(owner).__module__ if owner is not None else getattr(hook, "__module__", None)
+    return (home or "").startswith(FSDP)
+
+
+def shard_like(block: nn.Module, neighbour: nn.Module, root: nn.Module) -> dict[int, nn.Parameter]:
+    """Shard a plain block on the mesh, and with the policies, of what stands beside it.
+
+    Args:
+        block: new; every rank holds the same values.
+        neighbour: a block of the sharded network; where it is no unit of its own, the policies are the root's.
+        root: the sharded network.
+
+    Returns:
+        The sharded parameter for each plain one, by ``id`` of the latter.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    before = dict(block.named_parameters())
+    own, beside = named_modules(block), units(neighbour) if is_unit(neighbour) else {"": root}
+    alike = [path for path in beside if not path or type(own.get(path)) is _original(type(beside[path]))]
+    for path in reversed(alike):  # what is inside first
+        mesh, policies = policies_of(beside[path], root)
+        fully_shard(own[path], mesh=mesh, shard_placement_fn=_placing(own[path], neighbour, path), **policies)
+    after = dict(block.named_parameters())
+    return {id(p): after[name] for name, p in before.items()}
+
+
+def policies_of(unit: Any, root: nn.Module) -> tuple[Any, dict[str, Any]]:
+    """The mesh of a unit, and the options with which another one is sharded alike."""
+    state = _state(unit)
+    groups = (
+        state._fsdp_param_groups
+        or _state(root)._fsdp_param_groups
+        or [group for one in states(root) for group in one._fsdp_param_groups]
+    )
+    group = groups[0]
+    after = group.post_forward_mesh_info
+    reshard: Any = after is not None if after is None or after is group.mesh_info else after.shard_mesh_size
+    policies = {
+        "reshard_after_forward": None if state._auto_reshard_after_forward else reshard,
+        "mp_policy": group.mp_policy,
+        "offload_policy": group.offload_policy,
+    }
+    return group.mesh_info.mesh, policies
+
+
+def _placing(block: nn.Module, neighbour: nn.Module, path: str) -> Any:
+    """Along which axis each parameter of a block is sharded: as the neighbour's of the same name; else the first."""
+    theirs: dict[str, Any] = dict(neighbour.get_submodule(path).named_parameters()) if is_unit(neighbour) else {}
+    placed = {id(p): theirs[n] for n, p in block.named_parameters() if n in theirs and theirs[n].dim() == p.dim()}
+    return lambda p: placed[id(p)].placements[0] if id(p) in placed else None

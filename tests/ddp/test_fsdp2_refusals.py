@@ -1,0 +1,163 @@
+"""What is refused on a network under FSDP2, by name and on every rank, with nothing changed and training going on."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import on_ranks
+from ranked import Block, Net, share, train_step
+from test_fsdp2 import EDITS, FIRST, LAYER, adam, held
+from torch import nn
+from under_fsdp import PROBE, built, full, same, set_up, shards
+
+import auxin as ax
+from auxin import sharded
+
+
+def refused(rank: int, model: Any, optimizer: Any, call: Any) -> str:
+    """The text; the network is as it was, and trains on."""
+    before, moments, modules = shards(model), held(optimizer), list(map(id, model.modules()))
+    with pytest.raises((ax.GrowthError, ZeroDivisionError)) as error:
+        call()
+    assert same(before, shards(model)) and same(moments, held(optimizer)) and modules == list(map(id, model.modules()))
+    train_step(model, optimizer, *share(9, rank, 2))
+    set_up(model)
+    optimizer.zero_grad()
+    return str(error.value)
+
+
+def by_name(rank: int, path: str) -> dict[str, str]:
+    model = built()
+    optimizer = adam(model)
+    grower = ax.Grower(model, optimizer, edits=FIRST, when=ax.when.every(1), probe=PROBE)
+    wide = ax.Widen("blocks.0.up", by=2)
+
+    def without_sync() -> Any:
+        model.set_requires_gradient_sync(False)
+        try:
+            return ax.grow(model, FIRST, optimizer, probe=PROBE)
+        finally:
+            model.set_requires_gradient_sync(True)
+
+    calls = {
+        "Widen": lambda: ax.grow(model, wide, optimizer, probe=PROBE),
+        "several": lambda: ax.grow(model, [FIRST, wide], optimizer, probe=PROBE),
+        "After": lambda: ax.grow(model, ax.After("inp", functools.partial(nn.Linear, 8, 8)), optimizer, probe=PROBE),
+        "Replace": lambda: ax.grow(model, ax.Replace("blocks.0", LAYER), optimizer, probe=PROBE),
+        "surgery": lambda: ax.surgery(model, optimizer).__enter__(),
+        "save": lambda: ax.save(grower, path),
+        "load": lambda: ax.load(path, grower),
+        "no sync": without_sync,
+    }
+    return {name: refused(rank, model, optimizer, call) for name, call in calls.items()}
+
+
+NAMES = {
+    "Widen": "Widen('blocks.0.up'): not under FSDP2 (fully_shard): each rank holds a part of every tensor",
+    "several": "Widen('blocks.0.up'): not under FSDP2",
+    "After": "After('inp'): not under FSDP2 (fully_shard): the new module would be no unit of its own",
+    "Replace": "Replace('blocks.0'): not under FSDP2",
+    "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put a whole",
+    "save": "ax.save: not under FSDP2",
+    "load": "by torch.distributed.checkpoint, the tensors",
+    "no sync": "does not reduce its gradients (set_requires_gradient_sync(False))",
+}
+
+
+def test_what_is_not_done_is_refused_by_name(tmp_path: Any) -> None:
+    for texts in on_ranks(2, by_name, str(tmp_path)):
+        for name, text in NAMES.items():
+            assert text in texts[name], name
+
+
+def other_units(rank: int) -> list[str]:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    torch.manual_seed(0)
+    mixed = Net(depth=2)
+    fully_shard(mixed.blocks[0], mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.bfloat16))
+    fully_shard(mixed.blocks[1])
+    fully_shard(mixed)
+    whole = fully_shard(Net(depth=2))
+    grown = adam(whole)
+    with pytest.raises(ax.GrowthError) as removed:
+        ax.grow(whole, ax.Remove("blocks.0"), grown, probe=PROBE)
+    with pytest.raises(ax.GrowthError) as error:
+        ax.grow(mixed, FIRST, adam(mixed), probe=PROBE)
+    change = ax.grow(whole, FIRST, grown, probe=PROBE)
+    train_step(whole, grown, *share(0, rank, 2))
+    return [str(removed.value), str(error.value), str(change)]
+
+
+def test_units_of_another_policy_and_blocks_that_are_no_units() -> None:
+    for removed, mixed, change in on_ranks(2, other_units):
+        assert "blocks.0 is no FSDP2 unit of its own" in removed
+        assert "blocks.1 is sharded by another policy than blocks.0" in mixed
+        assert "blocks.2 is an FSDP2 unit of its own, those beside it belong to the unit around them" in change
+
+
+def failing(dim: int) -> nn.Module:
+    if dist.get_rank() == 1:
+        raise ValueError("no layer here")
+    return Block(dim)
+
+
+def on_one_rank(rank: int) -> dict[str, str]:
+    model = built()
+    optimizer = adam(model)
+    layer = functools.partial(failing, 8)
+    cut = PROBE[: 4 - rank]
+    calls = {
+        "layer": lambda: ax.grow(model, ax.Insert("blocks", layer), optimizer, probe=PROBE),
+        "probe": lambda: ax.grow(model, FIRST, optimizer, probe=cut),
+        "edit": lambda: ax.grow(model, EDITS[rank], optimizer, probe=PROBE),
+        "last": lambda: ax.Grower(
+            model, optimizer, edits=FIRST, when=ax.when.every(1), probe=PROBE, on_growth=lambda change: 1 // (1 - rank)
+        ).grow(FIRST),
+    }
+    return {name: refused(rank, model, optimizer, call) for name, call in calls.items()}
+
+
+def test_what_one_rank_refuses_no_rank_does() -> None:
+    first, second = on_ranks(2, on_one_rank, patience=20)
+    for name, text in {"layer": "no layer here", "probe": "(4, 4)", "edit": "Insert", "last": "ZeroDivision"}.items():
+        assert "rank 1" in first[name] and text in first[name], (name, first[name])
+        assert name == "last" or "rank 1" in second[name]
+
+
+def without_private_parts(rank: int) -> Any:
+    """The new block is a root of its own: right, and said so."""
+    sharded.OF_ROOT = ("_is_root", "_moved")
+    model = built()
+    optimizer = adam(model)
+    train_step(model, optimizer, *share(0, rank, 2))
+    optimizer.zero_grad()
+    change = ax.grow(model, FIRST, optimizer, probe=PROBE)
+    for step in range(1, 4):
+        train_step(model, optimizer, *share(step, rank, 2))
+    weights = full(model)
+    sharded.OF_STATE = (*sharded.OF_STATE, "_moved_too")
+    with pytest.raises(ax.GrowthError) as error:
+        ax.grow(model, FIRST, optimizer, probe=PROBE)
+    return str(change), str(error.value), weights
+
+
+def test_a_torch_whose_private_parts_have_moved() -> None:
+    from ranked import batch
+    from under_fsdp import plain
+
+    model = plain()
+    optimizer = adam(model)
+    for step in range(4):
+        train_step(model, optimizer, *batch(step))
+        if step == 0:
+            optimizer.zero_grad()
+            ax.grow(model, FIRST, optimizer, probe=PROBE)
+    for change, text, weights in on_ranks(2, without_private_parts):
+        assert (
+            "blocks.2 is an FSDP2 root of its own, since this torch has no _is_root or _moved: right, but not" in change
+        )
+        assert "whose private FSDPState._moved_too auxin reads" in text
+        assert max(float((weights[n] - p).abs().max()) for n, p in model.named_parameters()) <= 1e-6
