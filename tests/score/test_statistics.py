@@ -197,7 +197,10 @@ def test_sums_over_many_small_steps_are_as_exact_as_over_one(monkeypatch: pytest
     assert_same(seen.moments(PAIR), obvious(net.double(), x, y), rel=1e-6)  # asking changes nothing
 
 
-@pytest.mark.parametrize(("kernel", "stride", "dilation", "padding"), [(3, 1, 1, 1), (3, 2, 1, 0), (2, 3, 2, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "padding"),
+    [(3, 1, 1, 1), (3, 2, 1, 0), (2, 3, 2, 1), (3, 1, 12, 12), (3, 2, 9, 9)],  # the last two reach beyond the input
+)
 def test_what_places_of_a_kernel_see_is_what_autograd_says(
     kernel: int, stride: int, dilation: int, padding: int
 ) -> None:

@@ -95,7 +95,7 @@ class Geometry:
             for axis, (at, size, (before, _)) in enumerate(zip(offset, sizes, self.padding, strict=True), start=1):
                 stride = self.stride[axis - 1]
                 shift = at * self.dilation[axis - 1] - before  # output v stands at the input v stride + shift
-                first = max(0, -(shift // stride))
+                first = min(max(0, -(shift // stride)), made.shape[axis])
                 last = min(made.shape[axis] - 1, (size - 1 - shift) // stride)
                 there = there.narrow(axis, first, max(0, last - first + 1))
                 whole = (slice(None),) * axis
