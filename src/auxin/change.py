@@ -16,6 +16,7 @@ from auxin.dynamo import CompileTime
 from auxin.listing import Listing, folded, listing, unnumbered
 from auxin.modules import Dormant
 from auxin.output_hook import NAME as GROWN
+from auxin.sharded import is_unit
 
 
 @runtime_checkable
@@ -483,7 +484,7 @@ class Change:
         renamed = self.renamed
         asleep = {id(module.layer) for module in old.values() if isinstance(module, Dormant)}
         for path, new in self.added:
-            kind = type(new.module).__name__
+            kind = type(new.module).__name__.removeprefix("FSDP" if is_unit(new.module) else "")
             if path.rpartition(".")[2] == GROWN and isinstance(new.module, nn.Sequential):
                 path, kind = f"{path}.0", type(new.module[0]).__name__
             if new.source == path and new.tied is False:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from auxin.axes import Part
 from auxin.change import Change
 from auxin.dynamo import outside_graphs
+from auxin.sharded import whole
 
 STEPS = 20  # optimizer steps after a growth
 SETTLED = 10  # of these the first ones, in which what stands before a zeroed writer has hardly begun
@@ -341,7 +342,7 @@ def sizes(grads: Mapping[str, Tensor | None]) -> dict[str, Size]:
     first = norms[0]
     if any(norm.dtype != first.dtype or norm.device != first.device for norm in norms):
         norms = [norm.to(norms[0].device, torch.float64) for norm in norms]
-    values = torch.stack(norms).tolist()
+    values = torch.stack([whole(norm) for norm in norms]).tolist()
     return {name: (norm * norm, grad.numel()) for (name, grad), norm in zip(held.items(), values, strict=True)}
 
 

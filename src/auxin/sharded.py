@@ -220,47 +220,46 @@ def copy_plainly(block: nn.Module, memo: dict[int, Any]) -> None:
     for p in block.parameters():
         if is_spread(p) and id(p) not in memo:
             memo[id(p)] = nn.Parameter(whole(p.detach()).clone(), requires_grad=p.requires_grad)
-    for module in reversed(list(block.modules())):
+    modules = list(block.modules())
+    memo.update((id(hook), hook) for module in modules for _, _, hook in _their_hooks(module))
+    for module in reversed(modules):
         if is_unit(module) and id(module) not in memo:
             memo[id(module)] = twin = object.__new__(_original(type(module)))
-            vars(twin).update(copy.deepcopy(dict(_without_hooks(module)), memo))
+            own = {name: value for name, value in vars(module).items() if not _theirs(name)}
+            own.pop("_compiled_call_impl", None)  # it calls the original
+            vars(twin).update(copy.deepcopy(own, memo))
 
 
 def unmark(block: nn.Module) -> None:
-    """Take from a plain copy what fully_shard has written on the modules of the original."""
-    for module in block.modules():
-        for name in [name for name in module.__dict__ if name in MARKS or name.startswith(COMPOSED)]:
+    """Take from a plain copy what FSDP2 has hung on the modules of the original."""
+    for module in block.modules() if FSDP in sys.modules else ():
+        for name in [name for name in module.__dict__ if _theirs(name)]:
             del module.__dict__[name]
+        for hooks, key, _ in list(_their_hooks(module)):
+            del module.__dict__[hooks][key]
+            for flags in ("_with_kwargs", "_always_called"):
+                module.__dict__.get(hooks + flags, {}).pop(key, None)
+
+
+def _theirs(name: str) -> bool:
+    return name in MARKS or name.startswith(COMPOSED)
+
+
+def _their_hooks(module: nn.Module) -> Iterator[tuple[str, int, Any]]:
+    """The hooks of FSDP2 on a module: the attribute that holds each, its key there, and itself."""
+    for name, held in module.__dict__.items():
+        for key, hook in held.items() if name.endswith("hooks") and isinstance(held, dict) else ():
+            inner = getattr(hook, "hook", hook)
+            owner = getattr(inner, "__self__", None)
+            home = getattr(inner, "__module__", None) if owner is None else type(owner).__module__
+            if (home or "").startswith(FSDP):
+                yield name, key, hook
 
 
 def _original(kind: type) -> type:
     """The user's class of a unit."""
     names = [base.__name__ for base in kind.__mro__]
     return kind.__mro__[names.index("FSDPModule") + 1]
-
-
-def _without_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The attributes of a unit without the hooks of FSDP2 in them."""
-    own = module.__dict__
-    gone = {
-        key
-        for name, held in own.items()
-        if name.endswith("hooks") and held
-        for key, hook in held.items()
-        if _theirs(hook)
-    }
-    for name, value in own.items():
-        if name in MARKS or name.startswith(COMPOSED):
-            continue
-        hooks = isinstance(value, dict) and "_hooks" in name
-        yield name, type(value)((k, v) for k, v in value.items() if k not in gone) if hooks else value
-
-
-def _theirs(hook: Any) -> bool:
-    hook = getattr(hook, "hook", hook)
-    owner = getattr(hook, "__self__", None)
-    home = type(owner).__module__ if owner is not None else getattr(hook, "__module__", None)
-    return (home or "").startswith(FSDP)
 
 
 def shard_like(block: nn.Module, neighbour: nn.Module, root: nn.Module) -> dict[int, nn.Parameter]:

@@ -179,7 +179,8 @@ def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:
     for module in block.modules():
         for name in HOOKS:
             for hook in (module.__dict__.get(name) or {}).values():
-                if id(getattr(hook, "__self__", None)) not in inside:
+                owner = hook.module() if getattr(hook, "with_module", False) else getattr(hook, "__self__", None)
+                if id(owner) not in inside:
                     memo[id(hook)] = hook
     return memo
 
