@@ -275,13 +275,13 @@ def shard_like(block: nn.Module, neighbour: nn.Module, root: nn.Module) -> dict[
     """
     from torch.distributed.fsdp import fully_shard
 
-    before = dict(block.named_parameters())
+    before = named_parameters(block)
     own, beside = named_modules(block), units(neighbour) if is_unit(neighbour) else {"": root}
     alike = [path for path in beside if not path or type(own.get(path)) is _original(type(beside[path]))]
     for path in reversed(alike):  # what is inside first
         mesh, policies = policies_of(beside[path], root)
         fully_shard(own[path], mesh=mesh, shard_placement_fn=_placing(own[path], neighbour, path), **policies)
-    after = dict(block.named_parameters())
+    after = named_parameters(block)
     return {id(p): after[name] for name, p in before.items()}
 
 
@@ -306,6 +306,8 @@ def policies_of(unit: Any, root: nn.Module) -> tuple[Any, dict[str, Any]]:
 
 def _placing(block: nn.Module, neighbour: nn.Module, path: str) -> Any:
     """Along which axis each parameter of a block is sharded: as the neighbour's of the same name; else the first."""
-    theirs: dict[str, Any] = dict(neighbour.get_submodule(path).named_parameters()) if is_unit(neighbour) else {}
-    placed = {id(p): theirs[n] for n, p in block.named_parameters() if n in theirs and theirs[n].dim() == p.dim()}
+    theirs: dict[str, Any] = named_parameters(neighbour.get_submodule(path)) if is_unit(neighbour) else {}
+    placed = {
+        id(p): theirs[n] for n, p in named_parameters(block).items() if n in theirs and theirs[n].dim() == p.dim()
+    }
     return lambda p: placed[id(p)].placements[0] if id(p) in placed else None

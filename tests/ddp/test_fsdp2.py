@@ -1,12 +1,13 @@
 """Growth of a network under FSDP2: as one plain process grows and trains it, and torch's own set-up afterwards."""
 
 import functools
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from processes import on_ranks
-from ranked import Block, batch, share, train_step
+from ranked import Block, Net, batch, share, train_step
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from under_fsdp import PROBE, built, full, plain, same, set_up, shard, shards
@@ -227,3 +228,76 @@ def held(optimizer: Any) -> dict[str, torch.Tensor]:
 
 def test_undo_and_trial_give_every_shard_back() -> None:
     on_ranks(2, there_and_back)
+
+
+class Nested(Net):
+    """Blocks that hold units of their own."""
+
+    def __init__(self, dim: int = 8, depth: int = 2):
+        super().__init__(dim, depth)
+        self.blocks = nn.ModuleList(nn.Sequential(Block(dim), Block(dim)) for _ in range(depth))
+
+
+class Normed(nn.Module):
+    """A block whose copy has to fade in."""
+
+    def __init__(self, dim: int = 8):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + torch.relu(self.linear(x)))
+
+
+def networks() -> dict[str, Any]:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.distributed.fsdp import fully_shard
+
+    made = {kind: Net(depth=2) for kind in ("compiled", "checkpointed", "fades in")} | {"nested": Nested()}
+    for block in made["compiled"].blocks:
+        block.compile(backend="eager")
+    made["checkpointed"].blocks = nn.ModuleList(map(checkpoint_wrapper, made["checkpointed"].blocks))
+    made["fades in"].blocks = nn.ModuleList(Normed() for _ in range(2))
+    for block in made["nested"].blocks:
+        fully_shard(block[0])
+    return {kind: shard(model) for kind, model in made.items()}
+
+
+def every_network(rank: int) -> None:
+    from torch.distributed.fsdp import FSDPModule
+
+    for kind, model in networks().items():
+        optimizer = adam(model)
+        grower = ax.Grower(model, optimizer, edits=FIRST, when=ax.when.every(2), probe=PROBE)
+        for step in range(4):
+            train_step(model, optimizer, *share(step, rank, 2))
+            with torch.no_grad():
+                loss = model(PROBE).mean()  # leaves the root with full parameters
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                change = grower.step(loss)
+            assert (change is None) == (step % 2 == 0)
+        train_step(model, optimizer, *share(4, rank, 2))
+        assert [p for _, p in model.named_parameters()] and len(model.blocks) == 4, kind
+        units = [[isinstance(m, FSDPModule) for m in block.modules()] for block in model.blocks]
+        assert units == [units[0]] * 4
+        assert not kind.startswith("nested") or sum(units[0]) == 2
+        if kind != "nested":
+            set_up(model)
+        for block in model.blocks:  # no hook of the block that was copied
+            states = [hook.__self__ for m in block.modules() for hook in m._forward_pre_hooks.values()]
+            assert len(set(map(id, states))) == sum(units[0])
+        model.state_dict()
+
+
+def test_nested_compiled_checkpointed_and_fading_blocks() -> None:
+    on_ranks(2, every_network)
+
+
+def test_copies_of_checkpointed_blocks_in_one_process() -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = plain()
+    model.blocks = nn.ModuleList(map(checkpoint_wrapper, model.blocks))
+    change = ax.grow(model, FIRST, adam(model), probe=PROBE)
+    assert change.how == "last writers zero" and change.max_difference == 0

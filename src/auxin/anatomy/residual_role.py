@@ -32,6 +32,7 @@ from auxin.anatomy.zero_init import (
     with_input,
 )
 from auxin.change import Assign, Rewire
+from auxin.listing import named_parameters
 from auxin.randomness import random_state
 
 PASSED, ADDED, BOTH = "passed on", "added", "first one passed on, others added"
@@ -168,7 +169,7 @@ def cut_off(original: nn.Module, twin: nn.Module, call: Call, constants: Iterabl
 
     So it is with adapters in front of a frozen projection, which the copy has at zero.
     """
-    parameters = dict(twin.named_parameters())
+    parameters = named_parameters(twin)
     if all(parameters[name].requires_grad for name in constants):
         return []
     moved = copy_of(twin)
@@ -183,7 +184,7 @@ def cut_off(original: nn.Module, twin: nn.Module, call: Call, constants: Iterabl
 
 def _reached(block: nn.Module, call: Call, names: Iterable[str], form: str) -> dict[str, bool]:
     """Which of the named tensors that train get a gradient from what the network uses of the outputs."""
-    parameters = dict(block.named_parameters())
+    parameters = named_parameters(block)
     wanted = {name: parameters[name] for name in names if parameters[name].requires_grad}
     with torch.enable_grad(), random_state(seed=0):
         out = [t for t in _floating(call.run(block)) if t.requires_grad]

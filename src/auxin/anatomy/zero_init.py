@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from auxin.anatomy.gradients import gradients_of, nodes_behind
 from auxin.anatomy.probe import Call, tensors_in
 from auxin.dynamo import kept_in_copies
+from auxin.listing import named_parameters
 from auxin.randomness import random_state
 
 NOISE = 0.02
@@ -89,7 +90,7 @@ def is_finite(block: nn.Module, call: Call) -> bool:
 
 def _blows_up(twin: nn.Module, call: Call, name: str, values: dict[str, Tensor]) -> bool:
     """Whether zeroing this one tensor alone divides by zero, as the direction of a weight norm does."""
-    parameters = dict(twin.named_parameters())
+    parameters = named_parameters(twin)
     for other, p in parameters.items():
         p.zero_() if other == name else p.copy_(values[other])
     return not is_finite(twin, call)
@@ -134,7 +135,7 @@ def copy_of(block: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 def order_of_use(block: nn.Module, call: Call) -> list[str]:
     """Names of the block's parameters by first use in the autograd graph; those without a use come last."""
-    names = {id(p): name for name, p in block.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(block).items()}
     with torch.enable_grad():
         for p in block.parameters():
             p.requires_grad_(p.is_floating_point())
@@ -195,7 +196,7 @@ def amplified_by_a_norm(block: nn.Module, call: Call, constants: Mapping[str, fl
 
 def gradients(block: nn.Module, call: Call, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Gradient of the named tensors for a fixed random direction at the output; zeros where none arrives."""
-    parameters = dict(block.named_parameters())
+    parameters = named_parameters(block)
     none = {name: torch.zeros(parameters[name].shape, device=parameters[name].device) for name in names}
     floating = [name for name in names if parameters[name].is_floating_point()]  # not those of a quantized layer
     wanted = [parameters[name].requires_grad_() for name in floating]
@@ -210,7 +211,7 @@ def gradients(block: nn.Module, call: Call, names: tuple[str, ...]) -> dict[str,
 
 def set_constants(module: nn.Module, constants: Mapping[str, float]) -> None:
     """Fill each named tensor with its constant."""
-    parameters = dict(module.named_parameters())
+    parameters = named_parameters(module)
     with torch.no_grad():
         for name, value in constants.items():
             parameters[name].fill_(value)
@@ -234,9 +235,9 @@ def fewest_zeros(
     twin = scratch(block)
     if holds(twin, call):
         return ()
-    frozen = {name for name, p in block.named_parameters() if not p.requires_grad}
+    frozen = {name for name, p in named_parameters(block).items() if not p.requires_grad}
     order = order_of_use(twin, call)
-    parameters = dict(twin.named_parameters())
+    parameters = named_parameters(twin)
     values = {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():
         for p in parameters.values():
@@ -260,7 +261,7 @@ def fewest_zeros(
 
 def _all_learn(block: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
     """Whether each of them that trains gets a gradient from the first output, and one does."""
-    wanted = tuple(name for name, p in block.named_parameters() if name in names and p.requires_grad)
+    wanted = tuple(name for name, p in named_parameters(block).items() if name in names and p.requires_grad)
     return bool(wanted) and all(bool(grad.any()) for grad in gradients(block, call, wanted).values())
 
 
@@ -268,7 +269,7 @@ def _with_gains(block: nn.Module, call: Call, zeroed: tuple[str, ...], hot: tupl
     """Give the ``hot`` ones of the zeroed tensors back where closing a gain behind them, stored as 1 + w, will do."""
     twin = scratch(block)
     order = order_of_use(twin, call)
-    parameters = dict(twin.named_parameters())
+    parameters = named_parameters(twin)
     values = {name: p.detach().clone() for name, p in parameters.items()}
     set_constants(twin, dict.fromkeys(zeroed, 0.0))
     behind = order[order.index(hot[0]) + 1 :]
@@ -296,7 +297,7 @@ def _given_back(
     holds: Callable[[nn.Module, Call], bool] = is_identity,
 ) -> tuple[str, ...]:
     """Give tensors their values back one at a time; those that break what holds stay at ``constant``, named here."""
-    parameters = dict(twin.named_parameters())
+    parameters = named_parameters(twin)
     kept = []
     for name in order:
         parameters[name].copy_(values[name])
@@ -309,7 +310,7 @@ def _given_back(
 def _scale_vanishes(block: nn.Module, call: Call, names: tuple[str, ...]) -> bool:
     """Whether twice as large values in the named tensors give the same output, as in front of a norm."""
     twin = _still(copy_of(block))
-    parameters = dict(twin.named_parameters())
+    parameters = named_parameters(twin)
     with torch.no_grad():
         before = first_tensor(call.run(twin))
         for name in names:

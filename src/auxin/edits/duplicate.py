@@ -24,7 +24,7 @@ from auxin.edits.zeroing import kind_of, silence
 from auxin.errors import GrowthError, reason
 from auxin.gate import close_gates
 from auxin.init import InitSite
-from auxin.listing import join
+from auxin.listing import join, named_parameters
 from auxin.randomness import random_state
 
 ORDERS = ("interleave", "stack", "middle", "last")
@@ -141,11 +141,13 @@ class Duplicate:
             new = dataclasses.replace(new, numbers=numbered(new.module, known, position))
             number(new.module, new.numbers)
             items.append(new)
-            original = dict(container.child(source).named_parameters())
+            original = named_parameters(container.child(source))
             if self.state == "copy":
-                states |= {id(p): original[name] for name, p in new.module.named_parameters() if name not in new.zeroed}
+                states |= {
+                    id(p): original[name] for name, p in named_parameters(new.module).items() if name not in new.zeroed
+                }
             gates += [path] if new.gated else []
-            names = tuple(new.zeroed) or tuple(n for n, p in new.module.named_parameters() if p.requires_grad)
+            names = tuple(new.zeroed) or tuple(n for n, p in named_parameters(new.module).items() if p.requires_grad)
             writers += inside(path, names)
             counterparts += inside(join(container.path, str(homes[source])), names)
         rewire = container.renumbered(items)

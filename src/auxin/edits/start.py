@@ -31,7 +31,7 @@ from auxin.change import Change, Rewire
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.gate import open_gate, set_gate
 from auxin.init import InitSite
-from auxin.listing import join
+from auxin.listing import join, named_parameters
 from auxin.randomness import random_state
 
 OTHERS = "init='default', 'kaiming' or 'xavier' would run and change the function."
@@ -109,7 +109,7 @@ def takes(module: nn.Module, call: Call, where: str) -> Any:
 
 def gets_gradient(module: nn.Module, call: Call, names: Iterable[str]) -> bool:
     """Whether each named tensor of ``module`` that trains gets a gradient on ``call``."""
-    parameters = dict(module.named_parameters())
+    parameters = named_parameters(module)
     wanted = tuple(name for name in names if parameters[name].requires_grad)
     return bool(wanted) and all(bool(grad.any()) for grad in gradients(module, call, wanted).values())
 
@@ -166,7 +166,7 @@ def fade_in(module: nn.Module, call: Call | None) -> bool:
 def _products_of_zeros(module: nn.Module, call: Call) -> list[str]:
     """Matrices that are zero and whose gradient is zero too, and stays it while the others take some steps."""
     twin = copy_of(module)
-    parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in named_parameters(twin).items() if p.requires_grad}
     zeros = [name for name, p in parameters.items() if p.dim() > 1 and not p.any()]
     for _ in range(3 if zeros else 0):
         with torch.enable_grad(), random_state(seed=0):
@@ -183,7 +183,7 @@ def _products_of_zeros(module: nn.Module, call: Call) -> list[str]:
 
 
 def _trainable(module: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, p in module.named_parameters() if p.requires_grad)
+    return tuple(name for name, p in named_parameters(module).items() if p.requires_grad)
 
 
 def _preserve(module: nn.Module, call: Call, where: str, fade: int, role: ResidualRole | None) -> Start:
@@ -255,7 +255,7 @@ def _first_that_holds(module: nn.Module, call: Call, where: str, fade: int, role
 
 
 def _matrices(module: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, p in module.named_parameters() if p.requires_grad and p.dim() >= 2)
+    return tuple(name for name, p in named_parameters(module).items() if p.requires_grad and p.dim() >= 2)
 
 
 def _words(module: nn.Module) -> str:

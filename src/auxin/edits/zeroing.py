@@ -15,6 +15,7 @@ from auxin.anatomy.probe import Call, PlanContext, untouched
 from auxin.anatomy.residual_role import PASSED, constants_of, cut_off, learns, rests
 from auxin.anatomy.zero_init import set_constants
 from auxin.edits.start import warn_of_norms
+from auxin.listing import named_parameters
 from auxin.randomness import random_state
 
 
@@ -64,7 +65,7 @@ def silence(
 def kind_of(block: nn.Module) -> str:
     """The same for blocks of the same classes and shapes."""
     text = [f"{name} {type(module).__module__}:{type(module).__qualname__}" for name, module in block.named_modules()]
-    text += [f"{name} {tuple(p.shape)}" for name, p in block.named_parameters()]
+    text += [f"{name} {tuple(p.shape)}" for name, p in named_parameters(block).items()]
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
@@ -84,7 +85,7 @@ def _holds(
     model: nn.Module, original: nn.Module, twin: nn.Module, call: Call, constants: Mapping[str, float], form: str
 ) -> bool:
     """Set the constants in the twin; if that does not do, give the values back."""
-    parameters = dict(twin.named_parameters())
+    parameters = named_parameters(twin)
     tied = shared_tensors(model, original)
     if any(name not in parameters or id(parameters[name]) in tied for name in constants):
         return False
