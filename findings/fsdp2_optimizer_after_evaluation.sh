@@ -7,7 +7,7 @@
 # error and no warning; embeddings, the last norm and the head, which belong to the root, stay at their first values.
 #
 # Why it matters: to evaluate before training, or to build a new optimizer between two phases after an evaluation, is
-# ordinary. The loss falls, since the blocks train. `auxin.verify(model, optimizer)` names the parameters.
+# ordinary. The loss falls all the same, since the blocks train.
 #
 # Seen with torch 2.13.0+cpu, Python 3.11.7, one process with gloo:
 #
