@@ -84,7 +84,7 @@ class Examination:
             lines.append("Nothing can grow as it stands." if first is None else "Mend what does not work, then write:")
         if first is not None:
             lines.append(f"  grower = auxin.Grower(model, ..., edits=auxin.{first.subject},")
-            lines.append("                        when=auxin.when.plateau(patience=3), probe=batch)")
+            lines.append("                        when=auxin.when.plateau(patience=3), rewarm=50, probe=batch)")
         return "\n".join(lines)
 
 
