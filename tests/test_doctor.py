@@ -53,6 +53,16 @@ def without_batch():
 
 def raises():
     raise ValueError("no data here")
+
+
+def leaves():
+    raise SystemExit(0)
+
+
+def elsewhere():
+    import os, tempfile
+    os.chdir(tempfile.gettempdir())
+    return build()
 """
 
 
@@ -116,11 +126,18 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sys.path == path
 
 
+def test_a_factory_that_goes_to_another_directory(folder: Path) -> None:
+    path = list(sys.path)
+    assert main(["doctor", "a_users_file:elsewhere"]) == 0
+    assert sys.path == path
+
+
 @pytest.mark.parametrize(
     ("place", "status", "words"),
     [
         ("a_users_file:unknown", 1, "builtins.object is not a companion"),
         ("a_users_file:raises", 2, "it does not build: no data here"),
+        ("a_users_file:leaves", 2, "it does not build: SystemExit: 0"),
         ("a_users_file:nothing", 2, "it does not build: module 'a_users_file' has no attribute 'nothing'"),
         ("no_such_file:build", 2, "it does not build: No module named 'no_such_file'"),
         ("a_users_file:without_batch", 2, "it returns (Net, AdamW). Return the model"),

@@ -1,5 +1,6 @@
 """Warned of once: growth beyond what is known to pay; and nothing else is."""
 
+import functools
 import warnings
 
 import pytest
@@ -8,6 +9,8 @@ from torch import nn
 
 import auxin as ax
 from auxin.limit import tokens_in
+
+FIRST = ax.Insert("", functools.partial(nn.Linear, 4, 4), init="default")
 
 
 def grower_of(edits, batch=None, width=4, **words):
@@ -34,6 +37,11 @@ def test_more_than_twice_the_parameters_at_once_once():
     (text,) = warned(grower_of(ax.Widen("0", by=12)), calls=2)
     assert "3.9 times as large at once (25 -> 97 parameters)" in text
     assert "2605.13405" in text and "choose=auxin.choose.by_race()" in text
+
+
+def test_of_nothing_there_is_no_multiple():
+    grower = ax.Grower(nn.Sequential(nn.Tanh()), edits=FIRST, when=ax.when.every(1), probe=torch.randn(8, 4))
+    assert grower.step().added_parameters == 20
 
 
 def test_up_to_twice_is_not():

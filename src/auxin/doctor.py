@@ -169,13 +169,15 @@ def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
     module, _, name = place.partition(":")
     if not module or not name.isidentifier():
         raise GrowthError(f"doctor {place!r}: write it as module:factory, for example train:build.")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         made = getattr(importlib.import_module(module), name)()
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise GrowthError(f"doctor {place}: it does not build: {reason(error)}.") from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        if here in sys.path:  # the user's code may have taken it out
+            sys.path.remove(here)
     parts = made if isinstance(made, tuple) else (made,)
     if len(parts) < 2 or not isinstance(parts[0], nn.Module) or not _is_batch(parts[-1]):
         kinds = ", ".join(type(part).__name__ for part in parts)

@@ -13,9 +13,9 @@ class BadMoment(GrowthError):
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, for a sentence; its type where it says nothing, or a key alone."""
+    """What an exception says, for a sentence; its type where it says nothing, or a key or a number alone."""
     text, kind = str(error).strip().removesuffix("."), type(error).__name__
-    return kind if not text else f"{kind}: {text}" if isinstance(error, KeyError) else text
+    return kind if not text else f"{kind}: {text}" if isinstance(error, (KeyError, SystemExit)) else text
 
 
 def about_arguments(error: BaseException) -> bool:

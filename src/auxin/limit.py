@@ -100,6 +100,8 @@ def doubtful(before: int, after: int, tokens: int) -> str | None:
         arXiv:2605.13405: of warm starts of language models, a factor of two is the most reliable, gains shrink beyond
         20 tokens a parameter, and beyond some factor a new network is cheaper.
     """
+    if before == 0:
+        return None  # nothing was trained, of which new weights could be a multiple
     if after > FACTOR * before:
         return (
             f"it makes the network {after / before:.1f} times as large at once ({before:,} -> {after:,} parameters), "
