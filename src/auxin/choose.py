@@ -177,7 +177,7 @@ class _ByTrial:
                 "evidence=auxin.Evidence(loss, batches), or by_trial a score(model) and steps(grower)."
             )
         if grower.evidence is not None:
-            check_evidence(grower, repr(self))
+            check_evidence(grower, repr(self), backward=False)  # a step of their own may do without
         before, scores = grower.ledger.copy(), dict[int, float | str]()
         left = list(range(len(edits)))
         for steps, most in self._rounds(len(edits)):

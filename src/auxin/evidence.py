@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
+from auxin.anatomy.gradients import differentiable
 from auxin.errors import GrowthError
 
 
@@ -106,7 +107,7 @@ class Evidence:
                 else:
                     for optimizer in optimizers:
                         optimizer.zero_grad()
-                    self.loss(whole, batch).backward()
+                    differentiable(self.loss(whole, batch)).backward()
                     for taken in (*optimizers, *schedules):
                         taken.step()
                     for average in averages:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.gradients import differentiable, gradients_of
 from auxin.anatomy.probe import untouched
 from auxin.errors import GrowthError
 
@@ -151,14 +151,14 @@ def flops_of(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: 
     """FLOPs of a loss on one batch, with its backward pass; the network is left as it was.
 
     Raises:
-        GrowthError: nothing in it is counted: no matrix product, convolution or attention.
+        GrowthError: nothing in it is counted: no matrix product, convolution or attention; or it has no gradient.
     """
     from torch.utils.flop_counter import FlopCounterMode  # only where it is asked for
 
     with untouched(model), torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
         value = loss(model, batch)
         if backward:
-            gradients_of(value, model)
+            gradients_of(differentiable(value), model)
     flops = float(counter.get_total_flops())
     if not flops:
         raise GrowthError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.anatomy.gradients import gradients_of
+from auxin.anatomy.gradients import differentiable, gradients_of
 from auxin.anatomy.probe import untouched
 from auxin.change import Change, Edit
 from auxin.errors import BadMoment, GrowthError
@@ -182,16 +182,19 @@ def check_companions(companions: Sequence[Any]) -> None:
             )
 
 
-def check_evidence(run: Run, words: str) -> Evidence:
+def check_evidence(run: Run, words: str, backward: bool = True) -> Evidence:
     """The run's evidence, if its loss is a finite number on the first batch to train on and to judge on.
 
     Raises:
-        GrowthError: there is none, the loss is not, or batches are on another device.
+        GrowthError: there is none, or its loss is not, or has no gradient (``backward``), or is of another device.
     """
     if run.evidence is None:
         raise GrowthError(f"{words}: give the Grower evidence=auxin.Evidence(loss, batches).")
     with run.ranks.agree("the evidence"), untouched(run.model), torch.no_grad():
-        loss_of(run.model, run.evidence, 0, run.evidence.batches[0])
+        with torch.set_grad_enabled(backward):
+            loss = loss_of(run.model, run.evidence, 0, run.evidence.batches[0])
+            if backward:
+                differentiable(loss)
         if run.evidence.validation is not None:
             loss_of(run.model, run.evidence, 0, run.evidence.validation[0])
     return run.evidence
@@ -246,6 +249,7 @@ def raced(
             branches.append(Branch(edit, math.nan, 0, 0.0, str(error)))
         spent.append(steps * branches[-1].flops)
     if not math.isfinite(branches[best].score):
+        run.ledger.spend("races", sum(spent))
         raise GrowthError(
             f"race(...): after {steps} steps the loss of every branch is not finite, so none is gone on with and the "
             "run is as before. Lower the learning rate, or leave out the batch with such values."

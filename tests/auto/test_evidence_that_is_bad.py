@@ -62,6 +62,10 @@ BAD = {
         ax.Evidence(loss, [(X.to("meta"), Y.to("meta"))]),
         "tensors on meta, the network is on cpu: move it there",
     ),
+    "no gradient": (
+        ax.Evidence(lambda m, b: loss(m, b).detach(), [(X, Y)]),
+        "the loss has no gradient.*detach",
+    ),
     "not a scalar": (ax.Evidence(lambda m, b: m(b[0]), [(X, Y)]), r"the loss is a tensor of shape \(64, 4\); return a"),
 }
 
@@ -75,6 +79,13 @@ def test_choosers_refuse_evidence(name, chooser):
 
 def test_a_race_that_only_diverges_is_not_gone_on_with():
     refused("every branch is not finite", ax.Evidence(loss, [(X, Y)]), lr=1e30, choose=choose.by_race(least=5))
+
+
+def test_a_race_that_only_diverges_is_paid_for():
+    _, grower = built(ax.Evidence(loss, [(X, Y)]), lr=1e30)
+    with pytest.raises(ax.GrowthError, match="every branch is not finite"):
+        grower.race([EDITS[0]], steps=5)
+    assert grower.ledger.flops["races"] > 0 and grower.ledger.flops["training"] == 0
 
 
 @pytest.mark.parametrize("given", [itertools.repeat(EDITS[0]), lambda model: itertools.repeat(EDITS[0])])

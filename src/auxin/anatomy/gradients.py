@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.errors import GrowthError
 from auxin.listing import named_parameters
 from auxin.record import HOOKS, hook_again, hooks_of
 from auxin.sharded import is_spread
@@ -51,6 +52,20 @@ def gradients_of(
             hook_again(p, kind, held)
     by_id = {id(p): grad for p, grad in zip(every, found, strict=True)}
     return {name: by_id[id(p)] for name, p in wanted.items()}
+
+
+def differentiable(loss: Tensor) -> Tensor:
+    """A loss that a step can be taken on.
+
+    Raises:
+        GrowthError: it has no gradient.
+    """
+    if not getattr(loss, "requires_grad", False):
+        raise GrowthError(
+            "Evidence: the loss has no gradient, so no step can be taken on it. Compute it from the network's outputs, "
+            "without detach or no_grad, and leave something in the network that trains (requires_grad=True)."
+        )
+    return loss
 
 
 def probe_loss(outputs: Iterable[Tensor]) -> Tensor | None:
