@@ -19,6 +19,7 @@ from auxin.change import Change, Grouping
 from auxin.edits.several import as_edit, steps
 from auxin.engine import transaction, ways_back
 from auxin.errors import GrowthError
+from auxin.follow.fsdp import shard
 from auxin.follow.own_groups import optimizers_in
 from auxin.gate import NAME as GATE
 from auxin.listing import every_tensor, join, lines_of, named_modules
@@ -195,7 +196,7 @@ def replayed(
                 try:
                     edits = steps(entry.edit, entry.seed)
                     for (edit, seed), way in zip(edits, ways_back(own, len(edits)), strict=True):
-                        change = edit.plan(model, PlanContext(model, seed=seed, structural=True))
+                        change = shard(model, edit.plan(model, PlanContext(model, seed=seed, structural=True)))
                         stack.enter_context(transaction(model, change, companions, group, keep=way))
                 except Exception as error:  # whatever a hostile journal brings about
                     raise GrowthError(

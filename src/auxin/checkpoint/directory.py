@@ -14,7 +14,7 @@ import socket
 import stat
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,7 +30,8 @@ Content = bytes | Mapping[str, Tensor]
 
 _COMPLETE = re.compile(r"checkpoint-(\d{6,18})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-([0-9a-f]{8})-[0-9a-f]+")
-_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_FILE = re.compile(r"\.metadata|[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+SHARDS = ".distcp"  # the ending of files that torch.distributed.checkpoint has written, and reads again
 _AT_WORK: set[str] = set()  # names of the temporaries into which this process writes now
 _ABANDONED = 24 * 3600  # seconds without a change after which a temporary of another machine is taken for dead
 
@@ -76,17 +77,23 @@ class Files:
         try:
             return tensors.load(self.path / name, found.layout)
         except GrowthError:
-            _check_there(self.path)
+            check_there(self.path)
             raise
 
 
-def write(path: str | os.PathLike[str], files: Mapping[str, Content], keep_last: int = 2) -> Path:
+def write(
+    path: str | os.PathLike[str],
+    files: Mapping[str, Content],
+    keep_last: int = 2,
+    more: Callable[[Path], manifest.Manifest] | None = None,
+) -> Path:
     """Write one complete checkpoint, or nothing.
 
     Args:
         path: the directory of the run; made if missing.
         files: file name -> its bytes, or named tensors (any device, tied ones are stored once).
         keep_last: how many checkpoints stay, this one included. The disk must hold one more while it is written.
+        more: writes further files into the unfinished directory, and says what the manifest has to say of them.
 
     Returns:
         The directory of the new checkpoint.
@@ -106,7 +113,7 @@ def write(path: str | os.PathLike[str], files: Mapping[str, Content], keep_last:
         _AT_WORK.add(temporary.name)
         try:
             temporary.mkdir()
-            _fill(temporary, files)
+            _fill(temporary, files, more(temporary) if more is not None else {})
             complete = _publish(temporary, place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -154,7 +161,7 @@ def read(path: str | os.PathLike[str], go_back: bool = False) -> Files:
     try:
         return _verified(checkpoint)
     except manifest.Damage as damage:
-        _check_there(checkpoint)
+        check_there(checkpoint)
         found = _first_whole(older)
         text = f"The checkpoint '{checkpoint}' is damaged or was cut off: {damage}."
         if go_back and not one and isinstance(damage, manifest.Cut) and found is not None:
@@ -169,9 +176,9 @@ def read(path: str | os.PathLike[str], go_back: bool = False) -> Files:
 # ---- writing
 
 
-def _fill(directory: Path, files: Mapping[str, Content]) -> None:
-    """Write every file, then the manifest, each down to the disk."""
-    entries = {}
+def _fill(directory: Path, files: Mapping[str, Content], there: manifest.Manifest) -> None:
+    """Write every file, then the manifest, each down to the disk, beside those that are there."""
+    entries = dict(there)
     for name, content in files.items():
         target = directory / name
         layout, written = None, manifest.Checksum()
@@ -307,7 +314,8 @@ def _nothing(place: Path, error: OSError | None = None) -> str:
     return f"There is {what} at '{place}'. Give the directory that ax.save was given, as ax.load('run/last', grower)."
 
 
-def _check_there(checkpoint: Path) -> None:
+def check_there(checkpoint: Path) -> None:
+    """Raise ``Gone`` for a checkpoint that has been removed."""
     if not os.path.lexists(checkpoint):
         raise Gone(
             f"'{checkpoint}' was removed while it was read: another process saves there, and keeps too few for that. "
@@ -324,9 +332,9 @@ def _verified(checkpoint: Path) -> Files:
         with _opened(checkpoint, name) as descriptor:
             if (size := os.fstat(descriptor).st_size) != entry.size:
                 raise manifest.Cut(f"{name} has {size:,} bytes, it was written with {entry.size:,}")
-            if entry.layout is None:
+            if entry.layout is None and not name.endswith(SHARDS):
                 contents[name] = _all(descriptor)
-            blocks = _blocks(descriptor) if entry.layout is not None else [contents[name]]
+            blocks = [contents[name]] if name in contents else _blocks(descriptor)
             if not entry.holds(blocks):
                 raise manifest.Cut(f"{name} is not what was written (its checksum differs)")
     return Files(checkpoint, listed, contents)

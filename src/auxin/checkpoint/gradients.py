@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from auxin.errors import GrowthError
 from auxin.safe_point import StepWatch, unscaled
+from auxin.sharded import here
 
 FILE = "gradients.safetensors"
 
@@ -23,7 +24,7 @@ def waiting_gradients(model: nn.Module, companions: tuple[Any, ...], watch: Step
     if any(unscaled(companion) for companion in companions):
         raise GrowthError("save: gradients are unscaled and scaler.update() has not run. Save after scaler.update().")
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and not watch.used(p)}
-    found = {name: grad for name, grad in found.items() if grad.is_sparse or bool(grad.count_nonzero())}
+    found = {name: grad for name, grad in found.items() if grad.is_sparse or bool(here(grad).count_nonzero())}
     if found and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise GrowthError(
             f"save: {next(iter(found))} has a gradient that no optimizer step has used, and each process has its own. "

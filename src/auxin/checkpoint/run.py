@@ -7,42 +7,42 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from auxin import typed
+from auxin import agreed, typed
 from auxin.anatomy.tree import unwrap
-from auxin.anatomy.wrappers import with_wrappers
-from auxin.checkpoint import each_rank, gradients
+from auxin.anatomy.wrappers import networks_of, with_wrappers
+from auxin.checkpoint import each_rank, gradients, shards
 from auxin.checkpoint.companions import kind_of, prepared, state_of
 from auxin.checkpoint.directory import Files, Gone, read, write
+from auxin.checkpoint.manifest import Manifest
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
 from auxin.checkpoint.safe_point import check_moment
 from auxin.errors import GrowthError
+from auxin.follow.own_groups import optimizers_in
 from auxin.journal import FORMAT, replayed
 from auxin.ramp import resumed
 from auxin.randomness import random_data, restore_random
 from auxin.ranks import Ranks
 from auxin.refs import Allowed
 from auxin.run_state import Run
-from auxin.sharded import refuse
+from auxin.sharded import settle
 from auxin.trial import Snapshot
 from auxin.version import __version__
 
 ATTEMPTS = 10  # at a directory into which another process saves: the newest checkpoint of now may be gone in a moment
-OF_SHARDS = (
-    "Write grower.journal.to_json() and, by torch.distributed.checkpoint, the tensors; a new job builds the plain "
-    "network, ax.replay(model, journal), shards it, builds the optimizer, and loads the tensors."
-)
 KEYS = {"format", "auxin", "model", "network", "grower", "companions", "random", "extra"}
 
 
 def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last: int = 2) -> None:
     """Write a run: network, companions, journal, counts, global random generators, gradients that no step has used yet.
 
-    Whole or not at all. Under DistributedDataParallel every rank calls it: rank 0 writes, the others tell it their
-    random generators and ``extra``, and get them back from ``load``.
+    Whole or not at all. Under DistributedDataParallel and FSDP2 every rank calls it: rank 0 writes, the others tell it
+    their random generators and ``extra``, and get them back from ``load``. Of sharded tensors every rank writes its own
+    shards, by torch.distributed.checkpoint, into one directory that all ranks see.
 
     Args:
         grower: the Grower of the run.
@@ -58,24 +58,34 @@ def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last
     if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
         kinds = f"{type(grower).__name__}, {type(path).__name__}"
         raise GrowthError(f"save(grower, path): got ({kinds}); pass the Grower first, then the directory.")
-    refuse(grower.model, "ax.save", OF_SHARDS)
     ranks = Ranks.of(grower.companions)
 
     def own() -> dict[str, Any]:
         check_moment(grower)
+        for network in (grower.model, *(copy for c in grower.companions for copy in networks_of(c))):
+            settle(network)
         return {"random": random_data(), "extra": extra}
 
     parts = each_rank.told(ranks, own)
     with ranks.agree("ax.save"):
         files = {**_files(grower, extra), **each_rank.dumped(parts)}
+        places = shards.Places(grower.model, _saved(grower.companions, grower.model))
+        spread = shards.taken_out(files, places)
+
+        def ours(temporary: Path | None) -> Manifest:
+            return shards.write(path, temporary, spread, grower.model)
+
         if ranks.rank == 0:
-            write(path, files, keep_last)
+            write(path, files, keep_last, ours if spread else None)
+        elif spread:
+            ours(None)
 
 
 def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -> Any:
     """Continue a run, or read a grown network for inference.
 
-    Under DistributedDataParallel every rank calls it; they load the same checkpoint, or none.
+    Under DistributedDataParallel and FSDP2 every rank calls it; they load the same checkpoint, or none. One of sharded
+    tensors loads into any number of ranks and into one process; torch unpickles its ``.metadata``, so trust its writer.
 
     Args:
         path: the directory that was given to ``save``: its newest checkpoint, and where that was cut off, for a Grower,
@@ -95,7 +105,6 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     if not isinstance(target, nn.Module) and not hasattr(target, "companions"):
         raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")
     into = _Target.of(target, list(allow))
-    refuse(into.model, "ax.load", OF_SHARDS)
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(Gone):
             return _loaded(path, into)
@@ -174,6 +183,7 @@ def _loaded(path: str | os.PathLike[str], into: _Target) -> Any:
         files = read(path, go_back=into.grower is not None)
         parts = _read_parts(files, into)
         lines += [files.path.name, *(f"{name} {entry.digest}" for name, entry in sorted(files.manifest.items()))]
+        lines += [] if into.ranks.alone else agreed.structure(into.model, optimizers_in(into.companions))
     grower = into.grower
     try:
         with (
@@ -214,17 +224,26 @@ def _carried_out(files: Files, parts: _Parts, into: _Target) -> Any:
             resumed(run["grower"]["ramps"], model, (), (model,))
         else:
             grower.restore({**run["grower"], "journal": parts.entries}, journal, rule)
-        check_network(model, parts.tensors)
+        ours = _saved(into.companions, model) if grower is not None else ()
+        places = shards.Places(model, ours)
+        held = shards.read(files, places)
+        tensors, waiting = (
+            places.sharded({**plain, **held.get(stem, {})}, stem)
+            for stem, plain in (("model", parts.tensors), ("gradients", parts.waiting))
+        )
+        check_network(model, tensors)
         writes = []
-        if grower is not None:
-            saved = zip(_saved(into.companions, model), run["companions"], strict=True)
-            writes = [_prepared(files, companion, model, one) for companion, one in saved]
-        gradients.check_gradients(model, parts.waiting)
-        write_network(model, parts.tensors, run["network"], run=grower is not None)
+        for companion, saved in zip(ours, run["companions"], strict=True) if grower is not None else ():
+            stem = (saved["file"] or "").removesuffix(shards.TENSORS)
+            plain = files.tensors(saved["file"]) if saved["file"] is not None else {}
+            own = places.sharded({**plain, **held.get(stem, {})}, stem)
+            writes.append(prepared(companion, model, own, saved["data"]))
+        gradients.check_gradients(model, waiting)
+        write_network(model, tensors, run["network"], run=grower is not None)
         for write_one in writes:
             write_one()
         if grower is not None:
-            gradients.write_gradients(model, parts.waiting, grower.watch)
+            gradients.write_gradients(model, waiting, grower.watch)
             if parts.own["random"] is not None:
                 restore_random(parts.own["random"])
         return parts.own["extra"]
@@ -240,11 +259,6 @@ def _as_before(roots: list[Any]) -> Iterator[None]:
     except BaseException:
         snapshot.restore()
         raise
-
-
-def _prepared(files: Files, companion: Any, model: nn.Module, saved: Mapping[str, Any]) -> Any:
-    tensors = files.tensors(saved["file"]) if saved["file"] is not None else {}
-    return prepared(companion, model, tensors, saved["data"])
 
 
 def _raw(text: bytes) -> Any:
