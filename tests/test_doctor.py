@@ -51,6 +51,18 @@ def without_batch():
     return build()[:2]
 
 
+class Imports(Net):
+    def forward(self, x):
+        from a_users_helper import same
+
+        return same(super().forward(x))
+
+
+def imports():
+    model = Imports()
+    return model, torch.optim.AdamW(model.parameters()), torch.randn(4, 8)
+
+
 def raises():
     raise ValueError("no data here")
 
@@ -124,6 +136,14 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = json.loads(capsys.readouterr().out)
     assert plain["works"] and {one["subject"] for one in plain["edits"]} >= {"Duplicate('blocks', by=1)"}
     assert sys.path == path
+
+
+def test_a_forward_that_imports_from_the_same_folder(folder: Path) -> None:
+    (folder / "a_users_helper.py").write_text("def same(x):\n    return x\n")
+    path = list(sys.path)
+    assert main(["doctor", "a_users_file:imports"]) == 0
+    assert sys.path == path
+    del sys.modules["a_users_helper"]
 
 
 def test_a_factory_that_goes_to_another_directory(folder: Path) -> None:

@@ -126,11 +126,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from auxin.doctor import examine, summoned  # on demand: the other commands do without
+    from auxin.doctor import examine, from_here, summoned  # on demand: the other commands do without
 
     try:
         model, companions, batch = summoned(options.place)
-        found = examine(model, *companions, probe=batch)
+        with from_here():  # a forward may import too
+            found = examine(model, *companions, probe=batch)
     except GrowthError as error:
         print(f"auxin doctor: {error}", file=sys.stderr)
         return 2

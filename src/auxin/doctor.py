@@ -6,6 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,18 @@ def _outcome(line: str) -> str:
     return ", ".join(parts) or line
 
 
+@contextmanager
+def from_here() -> Iterator[None]:
+    """Let modules be imported from the working directory inside."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:  # the user's code may have taken it out
+            sys.path.remove(here)
+
+
 def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
     """The network, its companions and a batch that ``module:factory`` returns.
 
@@ -169,15 +182,11 @@ def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
     module, _, name = place.partition(":")
     if not module or not name.isidentifier():
         raise GrowthError(f"doctor {place!r}: write it as module:factory, for example train:build.")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        made = getattr(importlib.import_module(module), name)()
+        with from_here():
+            made = getattr(importlib.import_module(module), name)()
     except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise GrowthError(f"doctor {place}: it does not build: {reason(error)}.") from error
-    finally:
-        if here in sys.path:  # the user's code may have taken it out
-            sys.path.remove(here)
     parts = made if isinstance(made, tuple) else (made,)
     if len(parts) < 2 or not isinstance(parts[0], nn.Module) or not _is_batch(parts[-1]):
         kinds = ", ".join(type(part).__name__ for part in parts)
