@@ -47,6 +47,23 @@ def unknown():
     return model, opt, object(), x
 
 
+def a_grower():
+    import auxin as ax
+
+    model, opt, x = build()
+    grower = ax.Grower(model, opt, edits=ax.Duplicate("blocks"), when=ax.when.every(1), probe=x)
+    return model, opt, grower
+
+
+def of_another():
+    return Net(), *build()[1:]
+
+
+def alone():
+    model, _, x = build()
+    return model, x
+
+
 def without_batch():
     return build()[:2]
 
@@ -156,11 +173,23 @@ def test_a_factory_that_goes_to_another_directory(folder: Path) -> None:
     ("place", "status", "words"),
     [
         ("a_users_file:unknown", 1, "builtins.object is not a companion"),
-        ("a_users_file:raises", 2, "it does not build: no data here"),
+        (
+            "a_users_file:raises",
+            2,
+            "it does not build: ValueError: no data here. The factory is called without arguments",
+        ),
         ("a_users_file:leaves", 2, "it does not build: SystemExit: 0"),
-        ("a_users_file:nothing", 2, "it does not build: module 'a_users_file' has no attribute 'nothing'"),
-        ("no_such_file:build", 2, "it does not build: No module named 'no_such_file'"),
+        (
+            "a_users_file:nothing",
+            2,
+            "it does not build: AttributeError: module 'a_users_file' has no attribute 'nothing'",
+        ),
+        ("no_such_file:build", 2, "it does not build: ModuleNotFoundError: No module named 'no_such_file'"),
         ("a_users_file:without_batch", 2, "it returns (Net, AdamW). Return the model"),
+        ("a_users_file:of_another", 1, "does not  together: verify found"),
+        ("a_users_file:a_grower", 0, "works     AdamW: is followed"),
+        ("a_users_file:alone", 0, "(no optimizer was returned, so what becomes of its state was not tried)"),
+        ("a_users_file.py:build", 2, "a module is written without .py: a_users_file:build"),
         ("a_users_file", 2, "write it as module:factory"),
     ],
 )

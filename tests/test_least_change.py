@@ -81,24 +81,27 @@ def test_gradients_that_a_step_has_used_do_not_stand_in_the_way():
     assert grower.step().edit == ax.Remove("blocks.1")
 
 
-def test_shared_blocks_are_passed_over_and_named_where_there_are_no_others():
-    model, optimizer, grower = build([0.9, 0.01, 0.5])
-    model.blocks[1] = model.blocks[0]  # the one that would change least, were it not shared
-    optimizer = torch.optim.Adam(model.parameters())
-    grower = ax.Grower(
-        model,
-        optimizer,
-        edits=removals,
-        when=ax.when.every(1),
-        choose=ax.choose.least_change(),
-        probe=torch.randn(4, 8),
-    )
+def test_what_is_refused_is_passed_over_and_named_where_there_is_nothing_else():
+    def edits(model):
+        return [ax.Remove("blocks.0.inner"), *removals(model)[1:]]
+
+    model, _, grower = build([0.9, 0.01, 0.5], edits=edits)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert grower.step().edit == ax.Remove("blocks.2")
-    with pytest.warns(UserWarning, match=r"Remove\(at='blocks\.0'.*the same module also stands at blocks\.1"):
+        assert [grower.step().edit.at for _ in range(2)] == ["blocks.1", "blocks.1"]
+    with pytest.warns(UserWarning, match=r"least_change\(\) chose nothing.*\n.*Remove\(at='blocks\.0\.inner'"):
         assert grower.step() is None
-    assert len(model.blocks) == 2
+    assert len(model.blocks) == 1
+
+
+def test_of_a_block_that_runs_twice_one_pass_is_taken_out():
+    model, _, _ = build([0.9, 0.01, 0.5])
+    model.blocks[1] = model.blocks[0]
+    optimizer = torch.optim.Adam(model.parameters())
+    words = {"when": ax.when.every(1), "choose": ax.choose.least_change(), "probe": torch.randn(4, 8)}
+    grower = ax.Grower(model, optimizer, edits=lambda model: [ax.Remove("blocks.1")], **words)
+    kept = model.blocks[0]
+    assert grower.step().edit == ax.Remove("blocks.1") and model.blocks[0] is kept and len(model.blocks) == 2
 
 
 def test_without_a_probe_it_says_so():

@@ -21,9 +21,13 @@ from auxin.edits.after import After
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.widen import Widen
 from auxin.engine import grow
-from auxin.errors import GrowthError, reason
+from auxin.errors import GrowthError
+from auxin.follow.own_groups import optimizers_in
+from auxin.grower import Grower
+from auxin.listing import unnumbered
 from auxin.race import shown
 from auxin.sites import Sites, sites
+from auxin.verify import verify
 from auxin.widths import Width
 
 MOST = 6  # edits of a kind that are tried
@@ -56,6 +60,7 @@ class Examination:
         edits: those that were tried, each by a growth that was proved and taken back.
         companions: whether each would be followed.
         widths: those that cannot grow, with the reason.
+        trains: whether there was an optimizer.
     """
 
     network: str
@@ -63,6 +68,7 @@ class Examination:
     edits: tuple[Finding, ...]
     companions: tuple[Finding, ...]
     widths: tuple[Finding, ...]
+    trains: bool = True
 
     @property
     def works(self) -> bool:
@@ -80,6 +86,8 @@ class Examination:
         lines = [f"{self.network}, {self.parameters:,} parameters"]
         rows = [*self.companions, *self.edits, *self.widths]
         lines += [f"  {'works' if one.works else 'does not':<9} {one.subject}: {one.words}" for one in rows]
+        if not self.trains:
+            lines.append("  (no optimizer was returned, so what becomes of its state was not tried)")
         first = next((one for one in self.edits if one.works), None)
         if not self.works:
             lines.append("Nothing can grow as it stands." if first is None else "Mend what does not work, then write:")
@@ -108,12 +116,20 @@ def examine(model: nn.Module, *companions: Any, probe: Probe) -> Examination:
     found = sites(inner, probe)
     following = tuple(_companion(one) for one in companions)
     able = [one for one, told in zip(companions, following, strict=True) if told.works]
+    try:
+        verify(model, *able)
+    except GrowthError as error:  # said once, where it belongs: every growth would be refused for it
+        following, able = (*following, Finding("together", False, str(error))), []
     tried = tuple(_tried(model, edit, able, probe) for edit in _edits(found))
-    stuck = tuple(Finding(width.at, False, width.why_not) for width in found.widths if width.why_not)
+    growing = {unnumbered(width.at) for width in found.widths if width.edit is not None}
+    alike = {unnumbered(width.at): width for width in reversed(found.widths) if width.why_not}
+    stuck = [Finding(f"width of {w.at}", False, w.why_not) for at, w in alike.items() if at not in growing][::-1]
     if found.widths.why_not:
-        stuck = (Finding("widths", False, found.widths.why_not),)
+        stuck = [Finding("widths", False, found.widths.why_not)]
     size = sum(p.numel() for p in inner.parameters())
-    return Examination(type(inner).__name__, size, tried, following, stuck[:MOST])
+    return Examination(
+        type(inner).__name__, size, tried, following, tuple(stuck[:MOST]), bool(optimizers_in(companions))
+    )
 
 
 def _companion(companion: Any) -> Finding:
@@ -174,7 +190,7 @@ def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
 
     Args:
         place: ``module:factory``; the module is looked for from the working directory on. The factory takes no argument
-            and returns ``(model, optimizer, ..., batch)``: the batch last, as the model is called.
+            and returns ``(model, optimizer, ..., batch)``: the batch last, as the model is called; or a Grower last.
 
     Raises:
         GrowthError: it cannot be imported, raises, or returns something else.
@@ -182,12 +198,19 @@ def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
     module, _, name = place.partition(":")
     if not module or not name.isidentifier():
         raise GrowthError(f"doctor {place!r}: write it as module:factory, for example train:build.")
+    if module.endswith(".py"):
+        raise GrowthError(f"doctor {place!r}: a module is written without .py: {module.removesuffix('.py')}:{name}.")
     try:
         with from_here():
             made = getattr(importlib.import_module(module), name)()
     except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise GrowthError(f"doctor {place}: it does not build: {reason(error)}.") from error
+        raise GrowthError(
+            f"doctor {place}: it does not build: {type(error).__name__}: {error}. The factory is called without "
+            "arguments."
+        ) from error
     parts = made if isinstance(made, tuple) else (made,)
+    if parts and isinstance(parts[-1], Grower):
+        return parts[-1].model, parts[-1].companions, parts[-1].probe
     if len(parts) < 2 or not isinstance(parts[0], nn.Module) or not _is_batch(parts[-1]):
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise GrowthError(

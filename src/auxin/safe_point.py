@@ -53,6 +53,11 @@ class StepWatch:
         self._used[id(optimizer)] = (list(map(id, held)), list(map(weakref.ref, grads)), [g._version for g in grads])
         self._places = None
 
+    @property
+    def blind(self) -> bool:
+        """Whether there is no optimizer whose steps it could see."""
+        return self._first is None
+
     def used(self, p: torch.Tensor) -> bool:
         """Whether the gradient that ``p`` has now went into a step already."""
         if self._places is None:
@@ -108,9 +113,12 @@ def why_not_now(model: nn.Module, scalers: Iterable[Any] = (), watch: StepWatch 
                     f"{name} has a gradient, and only a Grower knows whether an optimizer step has used it; "
                     "call optimizer.zero_grad() first"
                 )
-            return (
-                f"{name} has a gradient that no optimizer step has used; grow right after optimizer.step(), "
-                "or after zero_grad()"
+            why = f"{name} has a gradient that no optimizer step has used; "
+            if watch.blind:
+                return why + "this Grower was given no optimizer, so it sees no step: pass it, Grower(model, optimizer)"
+            return why + (
+                "grow right after optimizer.step(), or after zero_grad() (is the optimizer that your loop steps the "
+                "one that this Grower was given?)"
             )
     return None
 

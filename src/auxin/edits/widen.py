@@ -335,7 +335,7 @@ class Widen:
         steps = [(atom, closure(trace, [(atom, 1)]).length(counted) - size) for atom, _ in by_steps(counted)]
         fitting = [(atom, by // step) for atom, step in steps if by % step == 0]
         if not fitting:
-            told = " or ".join(str(step) for _, step in steps)
+            told = " or ".join(dict.fromkeys(str(step) for _, step in steps))
             raise GrowthError(f"{self._where}: {path} ({size} {unit}) grows in steps of {told}; {by} is no multiple.")
         return fitting[::-1] if self.unit == "heads" else fitting
 
