@@ -151,11 +151,12 @@ class Ranks:
         heard = [json.loads(word) for word in words]
         calls = [call for call, _, _ in heard]
         refused = [(rank, *told) for rank, (_, _, told) in enumerate(heard) if told is not None]
-        if refused and (error is None or isinstance(error, GrowthError)):
+        apart = len({call.partition(":")[0] for call in calls}) > 1  # not only at different points of one call
+        if refused and not apart and (error is None or isinstance(error, GrowthError)):
             refusal = _refusal(refused, self.size)
             refusal.heard_of = True  # pyright: ignore[reportAttributeAccessIssue]
             raise refusal from error
-        if len(set(calls)) > 1 and error is None:
+        if apart or (len(set(calls)) > 1 and error is None):
             raise GrowthError(
                 f"the ranks are in different calls: {_grouped(calls)}. Every rank makes the same calls of auxin in the "
                 "same order, also those that only one of them seems to need (grower.step, ax.save)."
