@@ -348,6 +348,8 @@ def _gain(run: Run, change: Change, evidence: Evidence, looks: int) -> float:
     """
     masks: dict[str, Tensor | None] = {part.name: part.mask for part in change.parts}
     masks |= dict.fromkeys(change.starting)
+    if not masks:  # nothing is new, as where blocks run again: a step on nothing tells nothing
+        return math.nan
     rates = {id(p): (o, float(g["lr"])) for o in run.optimizers for g in o.param_groups for p in g["params"]}
     parts = _looked_at(evidence, looks)
     spent = run.ranks.mean(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_auto import begun, small
 from test_races import data, evidence
+from torch import nn
 
 import auxin as ax
 from auxin.ledger import ENOUGH_STEPS, Decision
@@ -96,3 +97,15 @@ def test_the_page_of_a_run_that_weighs_nothing_has_no_such_table():
     grower = ax.Grower(model, opt, edits=EDITS[0], when=ax.when.every(1), probe=data()[0])
     assert grower.step() and not grower.ledger.decisions
     assert "What was weighed" not in Report.of(grower).html()
+
+
+def test_what_brings_nothing_new_has_no_predicted_gain():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 1))
+    opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+    x, y = torch.randn(16, 6), torch.randn(16, 1)
+    evidence = ax.Evidence(lambda m, b: nn.functional.mse_loss(m(b[0]), b[1]), [(x, y)], validation=[(x, y)])
+    words = {"edits": ax.Repeat("1"), "when": ax.when.every(1), "choose": ax.choose.by_gain(), "probe": x}
+    grower = ax.Grower(net, opt, evidence=evidence, **words)
+    assert grower.step() is None
+    assert [one.predicted for one in grower.ledger.decisions[0].options if "Repeat" in one.edit] == [None]

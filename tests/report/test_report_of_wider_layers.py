@@ -49,3 +49,21 @@ def test_bars_step_up(tmp_path):
     heights = [float(h) for h in re.findall(r'<rect class="bar[^>]* height="([\d.]+)"', chart)]
     assert sorted(heights)[-6:] == [10.4, 10.4, 20.8, 20.8, 20.8, 26.0]
     assert "8 → 16 → 20" in page and "steps up where the layer was widened" in page
+
+
+def test_several_edits_as_one_growth_are_told_apart(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.Sequential(Block(), Block()), nn.Linear(6, 1))
+    opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+    x, never = torch.randn(5, 3), ax.when.every(10**6)
+    grower = ax.Grower(net, opt, edits=ax.Duplicate("1"), when=never, probe=x, log=tmp_path / "run")
+    grower.step(1.0)
+    grower.grow([ax.Widen("1.*.up", by=8), ax.Duplicate("1", by=1, order="last")])
+    grower.grow([ax.Duplicate("1", by=1, order="last"), ax.Widen("1.0.up", by=4), ax.Widen("1.0.up", by=4)])
+    grower.step(1.0)
+    report = Report.read(tmp_path / "run")
+    layers = {layer.path: layer for layer in read_layers(report.run.growths, report.run.shapes)}
+    told = {path: [(growth.number, units) for growth, units in layer.widened] for path, layer in layers.items()}
+    assert told["1.0"] == [(1, 8), (2, 16)] and told["1.1"] == [(1, 8)] and layers["1.0"].units == 24
+    page = report.html()
+    assert "Widen 1.*.up, Duplicate 1" in page and "Several" not in page

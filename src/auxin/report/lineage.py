@@ -1,12 +1,12 @@
 """Every layer of a run, from its birth to the end, followed through the renames of later growths."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from auxin.report.figures import finite
-from auxin.report.run import Growth, items, mapping
+from auxin.report.run import Growth, edits_of, mapping, plain_items
 
 _MOST_SIBLINGS = 2000  # a stray index must not make a million rows
 _DEEPEST = 30  # pieces of a path
@@ -105,18 +105,15 @@ def _units(path: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
 def _resized(growth: Growth) -> dict[str, dict[int, int]]:
     """By name of each tensor that a growth has widened, the sizes before along its axes; of ``Widen`` only."""
     found: dict[str, dict[int, int]] = {}
-    for tensor in _plain(mapping(growth.entry.get("edit")).get("axes")):
-        path, name, axes = (*_plain(tensor), None, None, None)[:3]
-        sizes = {number: finite(mapping(axis).get("size")) for number, axis in enumerate(_plain(axes))}
-        known = {number: int(size) for number, size in sizes.items() if size is not None}
-        if known:
-            found[".".join(filter(None, (str(path or ""), str(name))))] = known
+    for _, edit in edits_of(growth.entry):
+        for tensor in plain_items(edit.get("axes")):
+            path, name, axes = (*plain_items(tensor), None, None, None)[:3]
+            known = found.setdefault(".".join(filter(None, (str(path or ""), str(name)))), {})
+            for number, axis in enumerate(plain_items(axes)):
+                size = finite(mapping(axis).get("size"))
+                if size is not None:
+                    known.setdefault(number, int(size))  # of several widenings the first one knows
     return found
-
-
-def _plain(value: object) -> Iterable:
-    """A list or tuple as the journal writes it."""
-    return items(mapping(value).get("v") if isinstance(value, Mapping) else value)
 
 
 def _widened(
@@ -132,8 +129,11 @@ def _widened(
     for growth, resized in reversed(history):
         if growth is layer.birth:
             break
+        moves = dict(_core(old, new) for old, new in growth.renamed.items()) | dict(growth.renamed)
+        earlier = _moved(path, {new: old for old, new in moves.items()})
+        named = earlier if "axes" in edits_of(growth.entry)[0][1] else path  # as it was when the tensors grew
         for name, sizes in resized.items():
-            shape = inside.get(name.removeprefix(f"{path}."), []) if name.startswith(f"{path}.") else []
+            shape = inside.get(name.removeprefix(f"{named}."), []) if name.startswith(f"{named}.") else []
             for axis, size in sizes.items():
                 if axis < len(shape):
                     shape[axis] = size
@@ -141,8 +141,7 @@ def _widened(
         if before is not None and before != units:
             found.append((growth, before))
             units = before
-        moves = dict(_core(old, new) for old, new in growth.renamed.items()) | dict(growth.renamed)
-        path = _moved(path, {new: old for old, new in moves.items()})
+        path = earlier
     return tuple(reversed(found))
 
 

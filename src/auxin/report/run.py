@@ -205,16 +205,28 @@ def counts(entry: Mapping) -> tuple[float | None, float | None]:
     return finite(known.get("before")), finite(known.get("after"))
 
 
+def edits_of(entry: Mapping) -> list[tuple[str, Mapping]]:
+    """The kind and the arguments of the edit of a journal entry; of each where several were one growth."""
+    whole = mapping(entry.get("edit"))
+    parts = [mapping(part) for part in plain_items(whole.get("edits"))]
+    found = [(part.get("type"), mapping(part.get("v"))) for part in parts] or [(whole.get("type"), whole)]
+    return [(str(kind or "surgery").rpartition(":")[2].rpartition(".")[2], edit) for kind, edit in found]
+
+
+def plain_items(value: object) -> Iterable:
+    """A list or tuple as the journal writes it."""
+    return items(mapping(value).get("v") if isinstance(value, Mapping) else value)
+
+
 def read_growth(entry: Mapping, number: int, at: Moment, first: int = 0) -> Growth:
     """A journal entry, whatever it holds."""
-    edit = mapping(entry.get("edit"))
-    name = str(edit.get("type") or "surgery").rpartition(":")[2].rpartition(".")[2]
-    place = edit.get("at")
-    removed = items(entry.get("removed")) or ([place] if name == "Remove" and place else [])
+    edits = edits_of(entry)
+    taken_out = [edit.get("at") for name, edit in edits if name == "Remove" and edit.get("at")]
+    removed = items(entry.get("removed")) or taken_out
     return Growth(
         number=number,
         at=at,
-        edit=f"{name} {place}" if place else name,
+        edit=", ".join(f"{name} {edit['at']}" if edit.get("at") else name for name, edit in edits),
         added=tuple(_added(layer) for layer in items(entry.get("added"))),
         removed=tuple(_added(layer).path for layer in removed),
         renamed={str(old): str(new) for old, new in mapping(entry.get("renamed")).items()},
