@@ -396,3 +396,22 @@ def test_nothing_that_is_right_is_warned_of():
         warnings.simplefilter("error")
         model, _, grower = built(lambda o: lrs.LambdaLR(o, lambda step: 1.0), probe=PROBE, group={"lr": 0.01})
         assert depths(model, grower) == [1, 2, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "mode"),
+    [
+        (lambda: when.plateau(patience=2, metric="val_accuracy"), "max"),
+        (lambda: when.plateau(patience=2, metric="val_loss", mode="max"), "min"),
+        (lambda: when.plateau(patience=2, metric="val_loss"), None),
+        (lambda: when.plateau(patience=2, metric="val/acc", mode="max"), None),
+        (lambda: when.threshold(0.9, metric="accuracy", mode="max"), None),
+        (lambda: when.plateau(patience=2, metric="perplexity"), None),
+    ],
+)
+def test_a_direction_that_the_name_of_the_metric_speaks_against_is_warned_of(trigger, mode):
+    model = Net()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ax.Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), edits=EDIT, when=trigger(), probe=PROBE)
+    assert [f"pass mode={mode!r}" in str(one.message) for one in told] == ([True] if mode else [])

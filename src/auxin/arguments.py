@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -100,6 +101,23 @@ def check_judge(when: Any, probation: Any) -> None:
             raise GrowthError(
                 f"when={trigger!r} and {probation!r} look at one metric and take it the other way round: give both "
                 f"the same mode, e.g. Probation(mode={mode!r})."
+            )
+
+
+RISING = {"acc", "accuracy", "auc", "auroc", "f1", "iou", "precision", "recall", "r2", "bleu"}  # better when higher
+
+
+def warn_of_direction(when: Any) -> None:
+    """Warn where the name of a metric says that a trigger takes worse for better."""
+    for trigger in inside(when):
+        name, mode = getattr(trigger, "metric", None), getattr(trigger, "mode", None)
+        words = set(re.split(r"[^a-z0-9]+", name.lower())) if isinstance(name, str) else set()
+        other = "max" if words & RISING and mode == "min" else "min" if "loss" in words and mode == "max" else None
+        if other is not None and not hasattr(trigger, "value"):
+            warnings.warn(
+                f"when={trigger!r} takes a {'smaller' if mode == 'min' else 'larger'} {name} for the better one; if "
+                f"that is not meant, pass mode={other!r}.",
+                stacklevel=3,
             )
 
 

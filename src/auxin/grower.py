@@ -135,6 +135,7 @@ class Grower:
         arguments.checked_trigger(when)
         arguments.checked_chooser(choose)
         arguments.check_judge(when, probation)
+        arguments.warn_of_direction(when)
         verify_here(self.model, *self.companions)
         arguments.check_places(self._edits, self.model)
         check_own_group(self.group, self.companions)
