@@ -28,8 +28,8 @@ def lines_of(action: Action, files: Collection[str]) -> list[tuple[str, int]]:
     return seen
 
 
-def fault_at(action: Action, files: Collection[str], point: int, kind: type[BaseException] = Fault) -> bool:
-    """Run ``action`` and raise ``kind`` at its ``point``-th line event; whether that came out."""
+def fault_at(action: Action, files: Collection[str], point: int, kind: type[BaseException] = Fault) -> bool | None:
+    """Run ``action`` and raise ``kind`` at its ``point``-th line event; whether that came out, None if it has fewer."""
     count = 0
 
     def raising(name: str, line: int) -> None:
@@ -42,7 +42,7 @@ def fault_at(action: Action, files: Collection[str], point: int, kind: type[Base
         _trace(action, files, raising)
     except kind:
         return count >= point
-    return False
+    return False if count >= point else None
 
 
 def _trace(action: Action, files: Collection[str], at_line: Callable[[str, int], None]) -> None:
