@@ -35,6 +35,7 @@ def warned(grower, steps=1, calls=1):
 
 def test_more_than_twice_the_parameters_at_once_once():
     (text,) = warned(grower_of(ax.Widen("0", by=12)), calls=2)
+    assert text.startswith("Widen('0', by=12): this growth may not pay: ")
     assert "3.9 times as large at once (25 -> 97 parameters)" in text
     assert "2605.13405" in text and "choose=auxin.choose.by_race()" in text
 

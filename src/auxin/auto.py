@@ -89,11 +89,9 @@ def parts_of(
             "validation=batches)."
         )
     probe = evidence.batches[0] if probe is None else probe
-    parts: dict[str, Any] = {"edits": candidates(probe, depth, width), "choose": by_race(), "evidence": evidence}
-    parts |= {
-        "probe": probe,
-        "on_refused": "warn",
-    }  # one of its own edits that does not fit is no reason to end the run
+    parts: dict[str, Any] = {"edits": candidates(probe, depth, width), "choose": by_race()}
+    parts |= {"evidence": evidence, "probe": probe}
+    parts["on_refused"] = "warn"  # one of its own edits that does not fit is no reason to end the run
     if budget is not None:
         parts["when"] = growth_pays(budget)
     return {**parts, **options}

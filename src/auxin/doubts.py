@@ -7,6 +7,7 @@ from typing import Any
 from auxin.change import Change
 from auxin.ledger import Decision
 from auxin.limit import doubtful
+from auxin.race import shown
 from auxin.schedule import Decays
 
 _JUDGE = "or let a race judge it: Grower(choose=auxin.choose.by_race(), evidence=...) (arXiv:2605.13405)"
@@ -45,4 +46,4 @@ class Doubts:
     def _once(self, what: str, change: Change, why: str | None) -> None:
         if why is not None and what not in self.said:
             self.said.add(what)
-            warnings.warn(f"{change.edit!r:.80}: this growth {what}: {why}.", stacklevel=5)
+            warnings.warn(f"{shown(change.edit)}: this growth {what}: {why}.", stacklevel=5)

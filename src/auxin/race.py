@@ -84,8 +84,11 @@ class Race:
         return "\n".join(lines)
 
 
+RESOLVED = ("axes", "assigns", "ratios")  # what ``Widen`` has found out when it was carried out; nobody writes it
+
+
 def shown(edit: Any) -> str:
-    """An edit as one would write it: without the arguments that have their defaults."""
+    """An edit as one would write it: without the arguments that have their defaults, and without what it has found."""
     parts = getattr(edit, "edits", None)
     if isinstance(parts, (tuple, list)):
         return ", ".join(map(shown, parts))
@@ -96,7 +99,7 @@ def shown(edit: Any) -> str:
         value = getattr(edit, one.name)
         if number == 0:
             told.append(repr(value))
-        elif value != one.default:
+        elif one.name not in RESOLVED and value != one.default:
             told.append(f"{one.name}={value!r}")
     return f"{type(edit).__name__}({', '.join(told)})"
 
