@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long test-distributed zoo forecasting setup clean
+.PHONY: demo test check conformance test-long test-distributed zoo forecasting bench-gpu setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -52,6 +52,10 @@ $(VENV)-%/.stamp: pyproject.toml constraints/dev.txt constraints/forecasting.txt
 	$(VENV)-$*/bin/python -m pip install -q -c constraints/dev.txt -c constraints/forecasting.txt \
 	  -e . pytest pytest-timeout pytest-xdist $(if $(filter darts,$*),'u8darts[torch]',$*)
 	touch $@
+
+# On a machine with a GPU and a torch for it: PY=python3 make bench-gpu. Goes on where it stopped.
+bench-gpu:
+	PYTHONPATH=src $(PY) benchmarks/compute/run.py benchmarks/compute/h200.toml --out benchmarks/compute/h200.jsonl
 
 setup: $(STAMP)
 

@@ -5,9 +5,9 @@ from torch import nn
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.norm_1, self.norm_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
@@ -16,15 +16,26 @@ class Block(nn.Module):
         batch, length, dim = x.shape
         q, k, v = self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(y.transpose(1, 2).reshape(batch, length, dim))
-        return x + self.down(nn.functional.gelu(self.up(self.norm_2(x))))
+        x = x + self.dropped(self.proj(y.transpose(1, 2).reshape(batch, length, dim)))
+        return x + self.dropped(self.down(nn.functional.gelu(self.up(self.norm_2(x)))))
+
+    def dropped(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class GPT(nn.Module):
-    def __init__(self, depth: int = 24, dim: int = 576, heads: int = 9, vocab: int = 256, length: int = 128) -> None:
+    def __init__(
+        self,
+        depth: int = 24,
+        dim: int = 576,
+        heads: int = 9,
+        vocab: int = 256,
+        length: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocab, dim), nn.Embedding(length, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, vocab, bias=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -105,15 +105,15 @@ def task(name: str, site: Path, seed: int) -> tuple[list[tuple[torch.Tensor, tor
 class Batches:
     """A stream of batches, each known by its number."""
 
-    def __init__(self, part: tuple[torch.Tensor, torch.Tensor], seed: int):
-        self.part, self.seed = part, seed
+    def __init__(self, part: tuple[torch.Tensor, torch.Tensor], seed: int, size: int = BATCH):
+        self.part, self.seed, self.size = part, seed, size
 
     def __len__(self) -> int:
         return 1 << 30
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = np.random.RandomState((self.seed * 1_000_003 + number) % (1 << 31)).randint(
-            len(self.part[0]), size=BATCH
+            len(self.part[0]), size=self.size
         )
         return self.part[0][chosen], self.part[1][chosen]
 

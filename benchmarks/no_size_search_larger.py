@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpt import GPT
-from no_size_search import Batches, chunks, optimizer_of, raw
+from no_size_search import BATCH, Batches, chunks, optimizer_of, raw
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,7 +43,7 @@ WORDS = 64
 class Case:
     """A task, and the sizes (width, depth) that it is tried at; the first is what ``auto`` begins with."""
 
-    build: Callable[[int, int], nn.Module]
+    build: Callable[..., nn.Module]
     sizes: list[tuple[int, int]]
     loss: Callable[[nn.Module, Any], torch.Tensor]
     rate: float
@@ -66,7 +66,7 @@ class Drawn:
         return self.draw(torch.Generator().manual_seed(self.seed * 1_000_003 + number))
 
 
-def demand(site: Path) -> Case:
+def demand(site: Path, series: int = 2, days: int = 7) -> Case:
     data = load_demand()
 
     def stretches(part: Part) -> list[Any]:
@@ -80,7 +80,7 @@ def demand(site: Path) -> Case:
         loss=training_error,
         rate=1e-2,
         budget=100e9,
-        train=lambda seed: Drawn(lambda generator: data.batch(generator, (2, 7 * DAY)), seed),
+        train=lambda seed: Drawn(lambda generator: data.batch(generator, (series, days * DAY)), seed),
         validation=stretches(data.validation),
         test=stretches(data.test),
     )
@@ -141,7 +141,7 @@ class Cnn(nn.Module):
         return self.head(F.relu(x).mean((2, 3)))
 
 
-def digits(site: Path) -> Case:
+def digits(site: Path, batch: int = BATCH) -> Case:
     x, y, _ = raw("mnist28", site, np.random.RandomState(0))
     order = np.random.RandomState(0).permutation(len(x))
     images = torch.tensor(x[order], dtype=torch.float32).view(-1, 1, 28, 28).sub(0.13).div(0.31)
@@ -153,26 +153,31 @@ def digits(site: Path) -> Case:
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         rate=3e-3,
         budget=200e9,
-        train=lambda seed: Batches(parts[0], seed),
+        train=lambda seed: Batches(parts[0], seed, batch),
         validation=chunks(parts[1], 8),
         test=chunks(parts[2], 4),
     )
 
 
-def sources(site: Path) -> Case:
-    files = sorted(Path(os.__file__).parent.glob("*.py"))
+def sources(
+    site: Path, length: int = WORDS, batch: int = 8, pattern: str = "*.py", kilobytes: int = 0, head: int = 16
+) -> Case:
+    """``kilobytes``: train on no more than that; ``head``: width of one head of attention."""
+    library = Path(os.__file__).parent
+    files = sorted(f for f in library.glob(pattern) if "site-packages" not in f.relative_to(library).parts)
     texts = [b"".join(f.read_bytes() for n, f in enumerate(files) if n % 10 in part) for part in (range(8), [8], [9])]
-    train, *held = (torch.tensor(list(text)) for text in texts)
-    windows = train.unfold(0, WORDS + 1, 1)
-    judged = (part.unfold(0, WORDS + 1, WORDS)[:: len(part) // WORDS // 512][:512] for part in held)
+    train, *held = (torch.frombuffer(bytearray(text), dtype=torch.uint8) for text in texts)
+    windows = (train[: kilobytes * 1000] if kilobytes else train).unfold(0, length + 1, 1)
+    count = 512 * WORDS // length  # windows that are judged: 32,768 bytes
+    judged = (part.unfold(0, length + 1, length)[:: len(part) // length // count][:count].long() for part in held)
     validation, test = ([(rows[:, :-1], rows[:, 1:]) for rows in part.split(64)] for part in judged)
 
     def draw(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = windows[torch.randint(len(windows), (8,), generator=generator)]
+        rows = windows[torch.randint(len(windows), (batch,), generator=generator)].long()
         return rows[:, :-1], rows[:, 1:]
 
     return Case(
-        build=lambda width, depth: GPT(depth, width, width // 16, 256, WORDS),
+        build=lambda width, depth, dropout=0.0: GPT(depth, width, width // head, 256, length, dropout),
         sizes=[(32, 1), (32, 2), (64, 2), (64, 4), (128, 2), (128, 4)],
         loss=lambda model, batch: F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten()),
         rate=3e-3,
