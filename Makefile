@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long test-distributed zoo forecasting bench-gpu setup clean
+.PHONY: demo test check conformance test-long test-distributed zoo forecasting bench-gpu docs setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -57,6 +57,15 @@ $(VENV)-%/.stamp: pyproject.toml constraints/dev.txt constraints/forecasting.txt
 bench-gpu:
 	PYTHONPATH=src $(PY) benchmarks/compute/run.py benchmarks/compute/h200.toml --out benchmarks/compute/h200.jsonl
 
+# The site, in site/. Its generator has an environment of its own; a page with a warning is an error.
+docs: $(VENV)-docs/.stamp
+	PATH="$(abspath $(VENV)-docs)/bin:$$PATH" zensical build --clean --strict --config-file mkdocs.yml
+
+$(VENV)-docs/.stamp: constraints/docs.txt
+	$(PY) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install -q -c constraints/docs.txt zensical 'mkdocstrings[python]'
+	touch $@
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints/dev.txt
@@ -65,4 +74,4 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-zoo $(VENV)-neuralforecast $(VENV)-darts runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-zoo $(VENV)-neuralforecast $(VENV)-darts $(VENV)-docs site .cache runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -39,7 +39,7 @@ def candidates(probe: Probe, depth: bool = True, width: bool = True) -> Candidat
     Raises:
         GrowthError: neither of them, or no probe.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [(edit.at, edit.by) for edit in candidates(torch.randn(5, 4))(net)]

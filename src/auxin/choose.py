@@ -31,7 +31,7 @@ def first(edits: Sequence[E], grower: object) -> E | None:
     Returns:
         The first edit, or None if there is none.
 
-    Example:
+    Examples:
         >>> first(["deeper", "wider"], grower=None)
         'deeper'
     """
@@ -45,7 +45,7 @@ def cycle() -> "_Cycle":
         A chooser that remembers its place. Where the list of edits changes its length on the way, it goes on
         at the same place modulo the new length.
 
-    Example:
+    Examples:
         >>> choose = cycle()
         >>> [choose(["deeper", "wider"], grower=None) for _ in range(3)]
         ['deeper', 'wider', 'deeper']
@@ -94,7 +94,7 @@ def least_change() -> "_LeastChange":
     Raises:
         GrowthError: when it is asked, if the Grower has no probe.
 
-    Example:
+    Examples:
         >>> least_change()
         least_change()
     """

@@ -84,7 +84,7 @@ def grow(
     Raises:
         GrowthError: refused or not proved; the model, the companions and the random generators are as they were.
 
-    Example:
+    Examples:
         >>> import functools, torch
         >>> from torch import nn
         >>> from auxin import Insert

@@ -30,7 +30,7 @@ class Evidence:
             steps every optimizer, every ``AveragedModel``, and every schedule that has kept pace with the steps so
             far: one that counts epochs, or waits for a metric, stands still.
 
-    Example:
+    Examples:
         >>> from torch.nn.functional import mse_loss
         >>> batches = [(torch.ones(2, 1), torch.ones(2, 1))]
         >>> evidence = Evidence(lambda model, batch: mse_loss(model(batch[0]), batch[1]), batches)

@@ -79,7 +79,7 @@ class Grower:
             network, a probe that it does not take, an own group that no optimizer or schedule can have, a trigger that
             belongs to another Grower.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from auxin import Duplicate, when
         >>> class Block(nn.Module):

@@ -35,7 +35,7 @@ class InitSite:
         call: what the new module will be given on the probe, as ``call.args`` and ``call.kwargs``; None without one.
         context: the network on the probe, before the growth.
 
-    Example:
+    Examples:
         >>> def against_the_gradient(linear, site):
         ...     gradient, value = site.output_gradients[0].flatten(0, -2), site.values[0].flatten(0, -2)
         ...     with torch.no_grad():

@@ -30,7 +30,7 @@ class Limit:
     Raises:
         GrowthError: a limit is not a number from 0.
 
-    Example:
+    Examples:
         >>> Limit(parameters=5e6, growths=4).growths
         4
     """

@@ -56,7 +56,7 @@ class Logbook:
     Raises:
         GrowthError: no directory, or one that cannot be used or into which a run that is going on writes.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()
         >>> logbook = Logbook(folder.name)

@@ -32,7 +32,7 @@ class Dormant(nn.Module):
     Raises:
         GrowthError: this is no module, is dormant already, or has no shapes yet (lazy layers).
 
-    Example:
+    Examples:
         >>> import torch
         >>> sleeping = Dormant(nn.Linear(20, 40))
         >>> sleeping(torch.ones(2, 20)).shape
@@ -76,7 +76,7 @@ class ResidualLinear(nn.Module):
 
     Source: layer addition by a residual whose last layer is zero, Gesmundo and Dean (arXiv:2205.12755).
 
-    Example:
+    Examples:
         >>> layer = ResidualLinear(8, axis=1)
         >>> x = torch.randn(2, 8, 5, 5)
         >>> bool((layer(x) == x).all())
@@ -121,7 +121,7 @@ class Mixture(nn.Module):
 
     Source: sparse upcycling, arXiv:2212.05055.
 
-    Example:
+    Examples:
         >>> import functools
         >>> Mixture(functools.partial(nn.Linear, 8, 8), 8, experts=4)(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])

@@ -25,7 +25,7 @@ class Probation:
         metric: the keyword of ``grower.step(loss=...)`` that is judged; None: the number passed by position.
         mode: "min" where a lower metric is better, "max" where a higher one is.
 
-    Example:
+    Examples:
         >>> falling = [(call, 10.0 - call) for call in range(5)]
         >>> Probation(calls=3).behind(falling, [(5, 5.2), (6, 4.6), (7, 4.0)])
         True
@@ -74,7 +74,7 @@ class TakenBack:
     Attributes:
         entry: of the journal, as it was, with ``undone_at`` and ``why``; the last of ``grower.undone``.
 
-    Example:
+    Examples:
         >>> taken_back = TakenBack({"summary": "blocks.2 <- Linear", "undone_at": {"calls": 9}, "why": "behind"})
         >>> bool(taken_back), str(taken_back)
         (False, 'taken back at call 9 (behind): blocks.2 <- Linear')

@@ -74,7 +74,7 @@ def wsd(
     Source:
         Hu et al. 2024 (MiniCPM), arXiv:2404.06395.
 
-    Example:
+    Examples:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         >>> schedule = wsd(optimizer, warmup=2, decay=4, total=8)

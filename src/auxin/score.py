@@ -43,7 +43,7 @@ def gain(M_new: Tensor, O: Tensor) -> Tensor:
     Raises:
         GrowthError: The shapes do not fit.
 
-    Example:
+    Examples:
         >>> X, D = torch.tensor([[1.0], [-2.0]]), torch.tensor([[2.0], [1.0]])
         >>> gain(torch.relu(X @ torch.tensor([[1.0, -1.0]])).T @ D / 2, torch.ones(1, 2))
         tensor([1., 1.])
@@ -70,7 +70,7 @@ def both_signs(M_plus: Tensor, M_minus: Tensor, O: Tensor) -> tuple[Tensor, Tens
     Returns:
         The larger gain, (k,), loss per sample, and the sign, 1 or -1, to multiply A and O with.
 
-    Example:
+    Examples:
         >>> one = torch.eye(1)
         >>> both_signs(one, -3 * one, one)
         (tensor([3.]), tensor([-1.]))
@@ -252,7 +252,7 @@ def natural(gradient: Tensor, A: Tensor, G: Tensor, tolerance: float = 1e-6) -> 
     Source:
         SENN, Mitchell, Mundt and Kersting 2023, arXiv:2307.04526; K-FAC, Martens and Grosse 2015, arXiv:1503.05671.
 
-    Example:
+    Examples:
         >>> natural(torch.ones(1, 2), torch.eye(2), torch.eye(1))
         1.0
     """
@@ -282,7 +282,7 @@ def effective_rank(H: Tensor | PairMoments, eps: float = 0.01, centred: bool = T
     Source:
         NORTH*, Maile, Rachelson, Luga and Wilson 2022, arXiv:2202.08539.
 
-    Example:
+    Examples:
         >>> effective_rank(torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]]))
         0.5
     """
@@ -352,7 +352,7 @@ def base_tokens(parameters: float, tokens: float) -> float:
     Source:
         Du et al. 2024, arXiv:2405.15319.
 
-    Example:
+    Examples:
         >>> f"{base_tokens(7e9, 2e12):.3g}"
         '1.11e+10'
     """

@@ -129,7 +129,7 @@ def sites(model: nn.Module, probe: Probe) -> Sites:
     Raises:
         GrowthError: there is no probe, or the network does not run on it.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [site.fits for site in sites(net, torch.randn(3, 4))][0]
         ("After('0')",)

@@ -32,7 +32,7 @@ class StructureHistory:
 
     It keeps alive what growths have removed and the old values of what they have resized, optimizer states included.
 
-    Example:
+    Examples:
         >>> from auxin import Duplicate, Grower, when
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         >>> grower = Grower(net, edits=Duplicate("", by=1, output="keep"), when=when.every(1))

@@ -60,7 +60,7 @@ class surgery:
     Raises:
         GrowthError: on entering at a bad moment; on leaving where something cannot be followed.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(10, 20), nn.ReLU())
         >>> optimizer = torch.optim.Adam(net.parameters())
         >>> with surgery(net, optimizer) as done:

@@ -35,7 +35,7 @@ class Snapshot:
         store: where the values are kept: "memory", "pinned" (page-locked, for networks on a GPU) or "disk" (a
             memory-mapped temporary file).
 
-    Example:
+    Examples:
         >>> net = nn.Linear(2, 2)
         >>> snapshot = Snapshot([net])
         >>> snapshot.take()

@@ -48,7 +48,7 @@ class After:
 
     Source: layer addition, Gesmundo and Dean (arXiv:2205.12755).
 
-    Example:
+    Examples:
         >>> net = nn.ModuleDict({"stem": nn.Linear(4, 8)})
         >>> change = After("stem", functools.partial(nn.Linear, 8, 8), init="default").plan(net, PlanContext(net))
         >>> [path for path, _ in change.added]

@@ -55,7 +55,7 @@ class Duplicate:
     Sources: interleaved zeroed copies LLaMA Pro (arXiv:2401.02415), stacking StackBERT and G_stack (arXiv:2405.15319),
     middle MIDAS (arXiv:2409.19044).
 
-    Example:
+    Examples:
         >>> Duplicate("blocks", by=1).sources(2)
         [0, 1, 1]
     """

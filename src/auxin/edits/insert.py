@@ -39,7 +39,7 @@ class Insert:
         fade: optimizer steps over which a layer fades in, where init="preserve" finds no other way; 0: refuse then.
         outputs: the shape of the network's own output may change.
 
-    Example:
+    Examples:
         >>> import functools
         >>> Insert("net", functools.partial(nn.Linear, 64, 64), index=-1, init="identity").at
         'net'

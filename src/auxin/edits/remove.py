@@ -32,7 +32,7 @@ class Remove:
         at: path of the module, e.g. "blocks.3".
         outputs: the shape of the network's own output may change.
 
-    Example:
+    Examples:
         >>> Remove("blocks.3").at
         'blocks.3'
     """

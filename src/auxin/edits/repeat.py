@@ -38,7 +38,7 @@ class Repeat:
 
     Sources: Universal Transformers (Dehghani et al., arXiv:1807.03819); ALBERT (Lan et al., arXiv:1909.11942).
 
-    Example:
+    Examples:
         >>> Repeat("blocks", blocks=(1, 3)).sources(4)
         [0, 1, 2, 1, 2, 3]
     """
@@ -131,7 +131,7 @@ class Untie:
         at: path of a ModuleList, a Sequential or a ModuleDict.
         state: optimizer state of the copies: "copy", that of the shared weight, or "fresh".
 
-    Example:
+    Examples:
         >>> Untie("blocks").state
         'copy'
     """

@@ -40,7 +40,7 @@ class Replace:
             on the probe.
         outputs: the shape of the network's own output may change.
 
-    Example:
+    Examples:
         >>> Replace("act", nn.GELU).init
         'default'
     """

@@ -22,7 +22,7 @@ STRIDE = 1_000_003  # between the seeds of two edits of one growth, so that no t
 class Several:
     """The edits of one growth, in order: what ``grow(model, [edit, edit])`` carries out, and a journal records.
 
-    Example:
+    Examples:
         >>> from auxin import Duplicate
         >>> [edit.at for edit in Several((Duplicate("encoder"), Duplicate("decoder"))).edits]
         ['encoder', 'decoder']

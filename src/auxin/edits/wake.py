@@ -33,7 +33,7 @@ class Wake:
         fade: optimizer steps over which the layer fades in, from changing nothing to all that it does; 0: at once.
         outputs: the shape of the network's own output may change.
 
-    Example:
+    Examples:
         >>> Wake("extra", outputs=True).fade
         0
     """

@@ -80,12 +80,14 @@ class Widen:
             of a mixture, where ``at`` is the router: copies of experts and of its outputs for them. With init="tile" as
             many times as many are chosen, and the function is kept; with init="copy" as many as before.
         outputs: the network's own output may get wider, as for more classes.
-        axes, assigns, ratios: what was found, as a journal records it.
+        axes: found by the plan, as a journal records it: the axes of all tensors that move.
+        assigns: found likewise, the attributes that follow.
+        ratios: found likewise, the factors of values that are rescaled.
 
     Raises:
         GrowthError: the width is fixed by something, which is named with its place.
 
-    Example:
+    Examples:
         >>> Widen("mlp.up", by=16).init
         'zero'
     """

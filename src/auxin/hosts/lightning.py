@@ -43,7 +43,7 @@ class GrowthCallback(AnyCallback):
     Raises:
         GrowthError: an argument that no Grower takes.
 
-    Example:
+    Examples:
         >>> from auxin import Duplicate, when
         >>> callback = GrowthCallback(Duplicate("blocks", by=1), when.plateau(patience=3), monitor="val_loss")
     """

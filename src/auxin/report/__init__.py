@@ -38,7 +38,7 @@ class Report:
         table: {"caption": str, "columns": [str], "rows": [[...]]}, results to show; the first column names the row.
         forecasts: {"title": str, "history": [...], "actual": [...], "forecast": [...]}; six are shown.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> report = Report.from_metrics([], [{"step": 0, "loss": 2.3}, {"step": 10, "loss": 1.9}], title="A first run")
         >>> report.write(tempfile.mkdtemp() + "/report.html").name

@@ -25,7 +25,7 @@ def finite(value: object) -> float | None:
 def significant(value: object, digits: int = 4) -> str:
     """`digits` significant digits, scientific outside 1e-4 .. 1e6; what is no number as text.
 
-    Example:
+    Examples:
         >>> significant(0.123456), significant(3.2e-8), significant(None)
         ('0.1235', '3.2e-8', '–')
     """

@@ -13,7 +13,7 @@ class Markup(str):
 def escape(value: object) -> Markup:
     """`value` as HTML text; characters that no HTML page may hold become U+FFFD.
 
-    Example:
+    Examples:
         >>> escape("<b>")
         '&lt;b&gt;'
     """
@@ -35,7 +35,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
         *children: text (escaped) or `Markup` (kept); None is left out.
         **attributes: `class_` is class, `aria_label` is aria-label; None is left out.
 
-    Example:
+    Examples:
         >>> tag("p", "a < b", class_="note")
         '<p class="note">a &lt; b</p>'
     """
@@ -54,7 +54,7 @@ _EMPTY = frozenset({"circle", "input", "line", "meta", "path", "rect"})
 def shorten(value: object, limit: int) -> str:
     """At most `limit` characters of the text, the middle left out: both ends of a path say most.
 
-    Example:
+    Examples:
         >>> shorten("encoder.layers.12", 11)
         'encod…rs.12'
     """

@@ -55,7 +55,7 @@ def value_scale(values: Iterable[float], zero: bool = False, log: bool | None = 
 def round_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` multiples of 1, 2 or 5 times a power of ten.
 
-    Example:
+    Examples:
         >>> round_ticks(0, 600, 6)
         [0.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0]
     """
@@ -111,7 +111,7 @@ def thin(values: Sequence[float], columns: int) -> list[int]:
 def spread(count: int, most: int) -> list[int]:
     """At most ``most`` indices of ``count``, evenly over all, both ends among them.
 
-    Example:
+    Examples:
         >>> spread(10, 4), spread(3, 4)
         ([0, 3, 6, 9], [0, 1, 2])
     """

@@ -48,7 +48,7 @@ def measured(
         GrowthError: The loss is not a finite number with a gradient, a batch is on another device, or what
             ``watch`` raises.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> evidence = Evidence(lambda model, x: model(x).square().sum(1).mean(), [torch.randn(16, 4)])
         >>> measured(net, evidence, [Pair("0", "2")], quiet=True)[Pair("0", "2")].samples

@@ -26,7 +26,7 @@ class Pair:
         direct: only X and D, for units that leave old weights as they are: S_X and M are all that is taken, and M_H
             alone where there is no producer.
 
-    Example:
+    Examples:
         >>> Pair("blocks.0.up", "blocks.0.down")
         Pair('blocks.0.up', 'blocks.0.down')
     """

@@ -67,7 +67,7 @@ def watch(
         GrowthError: A hook there would not be called, statistics cannot be taken of such a layer, or the sums would be
             larger than ``limit``.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> with watch(net, [Pair("0", "2")], quiet=True) as seen:
         ...     net(torch.randn(16, 4)).square().sum(1).mean().backward()

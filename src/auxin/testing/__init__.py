@@ -87,7 +87,7 @@ def check(
         AssertionError: a check failed; says which, and what was found.
         GrowthError: the edit was refused on this network.
 
-    Example:
+    Examples:
         >>> import functools, torch, auxin
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> edit = auxin.Insert("", functools.partial(nn.Linear, 4, 4), index=2)

@@ -125,7 +125,7 @@ class Plan:
 def block_lists(names: Sequence[str]) -> dict[str, set[int]]:
     """Prefix -> the numbers that follow it, for the outermost number in each name.
 
-    Example:
+    Examples:
         >>> block_lists(["model.layers.0.mlp.experts.3.w", "model.layers.1.norm", "lm_head.weight"])
         {'model.layers': {0, 1}}
     """
@@ -182,7 +182,7 @@ def sources_of(order: str | Sequence[int], new: int | None, length: int) -> tupl
     Raises:
         GrowthError: there is no such order, or it does not give that number.
 
-    Example:
+    Examples:
         >>> sources_of("solar", None, 8)
         (0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 6, 7)
     """

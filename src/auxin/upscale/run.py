@@ -65,7 +65,7 @@ def upscale(
     Sources: zeroed copies LLaMA Pro (arXiv:2401.02415), "solar" SOLAR 10.7B (arXiv:2312.15166), stacking StackBERT
     and G_stack (arXiv:2405.15319), any list the passthrough of mergekit.
 
-    Example:
+    Examples:
         ``upscale("llama", "llama-deeper", blocks=8)``; on the command line ``auxin upscale llama llama-deeper
         --blocks 8``.
     """

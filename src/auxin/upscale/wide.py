@@ -76,7 +76,7 @@ def widen(
         GrowthError: the checkpoint is incomplete, its configuration cannot say the new width, or it cannot be written.
             Nothing is left behind then.
 
-    Example:
+    Examples:
         ``widen("llama", "llama-wider", ffn=1024)``; on the command line ``auxin upscale llama llama-wider --ffn
         +1024``.
     """

@@ -47,7 +47,7 @@ def autogrow(
     Source:
         Wen et al. 2020, AutoGrow: Automatic Layer Growing in Deep Convolutional Networks, arXiv:1909.13111.
 
-    Example:
+    Examples:
         >>> rule = autogrow(interval=2, threshold=0.5)
         >>> losses = [5.0, 4.0, 3.0, 2.0, 1.9, 1.8]
         >>> [rule(Reading(loss, {}, 1, 0, 0, 1)) for loss in losses]

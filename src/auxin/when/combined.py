@@ -24,7 +24,7 @@ def any_of(*triggers: Trigger) -> "_AnyOf":
     Raises:
         GrowthError: If one of them is no trigger, or is given twice.
 
-    Example:
+    Examples:
         >>> from auxin.when import every
         >>> trigger = any_of(every(2), every(3))
         >>> [trigger(Reading(None, {}, call, 0, 0, call)) for call in (1, 2, 3, 4, 5, 6)]
@@ -49,7 +49,7 @@ def all_of(*triggers: Trigger) -> "_AllOf":
     Raises:
         GrowthError: If one of them is no trigger, or is given twice.
 
-    Example:
+    Examples:
         >>> from auxin.when import every, threshold
         >>> trigger = all_of(every(2), threshold(1.0))
         >>> [trigger(Reading(loss, {}, i, 0, 0, i)) for i, loss in enumerate((1.0, 2.0, 1.0, 1.0), start=1)]
@@ -73,7 +73,7 @@ def cooldown(trigger: Trigger, calls: int) -> "_Cooldown":
     Raises:
         GrowthError: If an argument does not fit.
 
-    Example:
+    Examples:
         >>> from auxin.when import every
         >>> trigger = cooldown(every(2), calls=3)
         >>> [trigger(Reading(None, {}, call, 0, 0, call)) for call in (1, 2, 3, 4, 5, 6)]

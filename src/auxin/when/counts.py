@@ -23,7 +23,7 @@ def every(n: int, unit: Unit = "calls") -> "_Every":
     Raises:
         GrowthError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> trigger = every(2)
         >>> [trigger(Reading(None, {}, call, 0, 0, call)) for call in (1, 2, 3, 4)]
         [False, True, False, True]
@@ -48,7 +48,7 @@ def at(counts: Iterable[int], unit: Unit = "calls") -> "_At":
     Raises:
         GrowthError: If a count is not a whole number from 1, or is given twice.
 
-    Example:
+    Examples:
         >>> trigger = at([1, 4])
         >>> [trigger(Reading(None, {}, call, 0, 0, call)) for call in (1, 2, 3, 4)]
         [True, False, False, True]

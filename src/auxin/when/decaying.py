@@ -47,7 +47,7 @@ def not_while_decaying(trigger: Trigger, scheduler: Any, below: float = 0.5) -> 
     Raises:
         GrowthError: If an argument does not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from auxin.when import every
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)

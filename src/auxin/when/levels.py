@@ -43,7 +43,7 @@ def plateau(
     Raises:
         GrowthError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> trigger = plateau(patience=2)
         >>> [trigger(Reading(loss, {}, 1, 0, 0, 1)) for loss in (3.0, 2.0, 2.0, 2.5, 2.5)]
         [False, False, False, True, False]
@@ -77,7 +77,7 @@ def threshold(value: float, mode: Mode = "min", metric: str | None = None) -> "_
     Raises:
         GrowthError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> trigger = threshold(0.9, mode="max", metric="accuracy")
         >>> [trigger(Reading(None, {"accuracy": a}, 1, 0, 0, 1)) for a in (0.8, 0.9, 0.95)]
         [False, True, True]

@@ -23,7 +23,7 @@ def signal() -> "_Signal":
     Returns:
         A trigger with `set()`, and `waiting`, which says whether it will fire at the next step.
 
-    Example:
+    Examples:
         >>> trigger = signal()
         >>> trigger.set()
         >>> [trigger(Reading(None, {}, call, 0, 0, call)) for call in (1, 2)]
@@ -50,7 +50,7 @@ def file(path: "str | os.PathLike[str]") -> "_File":
     Raises:
         GrowthError: If there is no such directory, or `path` is a directory itself.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> trigger = file(folder / "grow")

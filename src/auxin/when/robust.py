@@ -23,7 +23,7 @@ def theil_sen(values: Sequence[float]) -> tuple[float, float]:
     Args:
         values: at least two finite numbers.
 
-    Example:
+    Examples:
         >>> theil_sen([1.0, 2.0, 300.0, 4.0, 5.0])
         (1.0, 1.0)
     """
@@ -42,7 +42,7 @@ def mann_kendall(values: Sequence[float]) -> float:
     Args:
         values: numbers; infinities count as what they are.
 
-    Example:
+    Examples:
         >>> round(mann_kendall([5, 4, 3, 3, 2, 1]), 2)
         -2.49
     """
@@ -59,7 +59,7 @@ def mann_kendall(values: Sequence[float]) -> float:
 def probability_above(score: float) -> float:
     """Probability that a standard normal variable is above `score`.
 
-    Example:
+    Examples:
         >>> round(probability_above(1.645), 3)
         0.05
     """
@@ -75,7 +75,7 @@ def noise(values: Sequence[float]) -> float:
     Args:
         values: at least two finite numbers.
 
-    Example:
+    Examples:
         >>> round(noise([1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 500.0]), 2)
         2.97
     """

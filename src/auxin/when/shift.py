@@ -53,7 +53,7 @@ def drift(
         E. S. Page, Continuous inspection schemes (1954); D. V. Hinkley, Inference about the change-point from
         cumulative sum tests (1971). Medians, the clipping and the suspicion are ours.
 
-    Example:
+    Examples:
         >>> trigger = drift(window=5)
         >>> losses = [1.0, 1.1, 0.9, 1.0, 1.1, 9.0, 1.0, 2.0, 2.1, 1.9, 2.0]
         >>> [trigger(Reading(loss, {}, 1, 0, 0, 1)) for loss in losses].index(True)

@@ -34,7 +34,7 @@ def growth_pays(
         A trigger that is `done` once it will not fire any more. The Grower that asks it counts FLOPs, for which it
         needs `evidence`.
 
-    Example:
+    Examples:
         >>> trigger = growth_pays(1e6)
         >>> [trigger(Reading(None, {}, 1, 100, 0, 1, flops)) for flops in (5e3, 1e4, 4e4, 5e4, 7e4)]
         [True, False, True, False, False]

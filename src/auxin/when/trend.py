@@ -57,7 +57,7 @@ def slope(
         H. B. Mann, Nonparametric tests against trend (1945); M. G. Kendall, Rank Correlation Methods (1975); for
         `trend`: P. K. Sen, Estimates of the regression coefficient based on Kendall's tau (1968).
 
-    Example:
+    Examples:
         >>> trigger = slope(window=8, level=0.05)
         >>> losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.1, 0.9, 1.2, 1.0, 1.1, 1.3, 0.9]
         >>> [trigger(Reading(loss, {}, 1, 0, 0, 1)) for loss in losses].index(True)
@@ -105,7 +105,7 @@ def diverging(
     Source:
         As for `slope`.
 
-    Example:
+    Examples:
         >>> trigger = diverging(window=10)
         >>> losses = [1.0, 1.1, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 1.8, 2.2, 2.9, 3.9]
         >>> [trigger(Reading(loss, {}, 1, 0, 0, 1)) for loss in losses].index(True)

@@ -77,7 +77,7 @@ def fields_followed(fields: Mapping[str, Any], blocks: BlockList, sources: Seque
     Returns:
         Only the fields that change.
 
-    Example:
+    Examples:
         >>> config = {"num_hidden_layers": 2, "layer_types": ["full", "sliding"], "hidden_size": 8}
         >>> fields_followed(config, BlockList("model.layers", 2), [0, 0, 1])
         {'num_hidden_layers': 3, 'layer_types': ['full', 'full', 'sliding']}
