@@ -1,4 +1,4 @@
-"""The code of the documentation runs, each page in its order, as it stands there; what a page shows is what is printed."""
+"""The code of the documentation runs, each page in its order; what a page shows is what is printed."""
 
 import contextlib
 import io
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from docs_names import names
 
 DOCS = Path(__file__).parent.parent / "docs"
