@@ -175,6 +175,8 @@ def print_tables(benchmark: Benchmark) -> None:
     for budget in sorted({budget for row in config.rows for budget in row.budgets}):
         held = {row.name: benchmark.losses(row, budget) for row in config.rows if budget in row.budgets}
         reference = held.get(config.reference, {})
+        if not any(held.values()):
+            continue
         print(f"\nbudget {budget:g}{'':30} test loss  seeds  beside {config.reference!r}, paired, 95 %   settings")
         for name, losses in held.items():
             if losses:
@@ -190,6 +192,8 @@ def print_tables(benchmark: Benchmark) -> None:
             print(f"of {', '.join(plans)}: {name}" + ("" if sure else ", not beyond the interval: no difference"))
     if config.savings:
         _print_savings(benchmark, config.savings)
+    for gain in config.gains:
+        _print_gain(benchmark, **gain)
 
 
 def _line(name: str, losses: dict[int, float], reference: dict[int, float], told: str) -> None:
@@ -216,6 +220,16 @@ def _print_savings(benchmark: Benchmark, asked: dict[str, Any]) -> None:
         print(f"  {name:<42} {told}" + (f", {missed} seeds did not get there" if missed else ""))
 
 
+def _print_gain(benchmark: Benchmark, of: str, over: list[str], budget: float) -> None:
+    ours = benchmark.losses(benchmark.config.row(of), budget)
+    held = {name: paired(benchmark.losses(benchmark.config.row(name), budget), ours) for name in over}
+    if any(count for _, _, count in held.values()):
+        print(f"\nHow much lower {of!r} ends at budget {budget:g} than")
+    for name, (mean, half, count) in held.items():
+        if count:
+            print(f"  {name:<42} {shown(mean, half)} ({count} seeds)")
+
+
 def write_curves(benchmark: Benchmark, path: Path) -> None:
     """Training losses against FLOPs, of what is reported."""
     with path.open("w", newline="") as file:
@@ -228,8 +242,12 @@ def write_curves(benchmark: Benchmark, path: Path) -> None:
 
 
 def step_time(benchmark: Benchmark, trainer: Trainer, rounds: int = 30) -> None:
-    """Steps of each grown network and of one built with as many blocks, in turn."""
+    """Steps of each grown network and of one built with as many blocks, in turn; on a CPU in processor time."""
     config = benchmark.config
+
+    def clock(learner: Learner) -> float:
+        return time.process_time() if learner.device.type == "cpu" else learner.clock()
+
     for row in config.rows:
         edits = [stage for stage in row.stages if "edit" in stage]
         if not edits or any(words["do"] == "Repeat" for stage in edits for words in stage["edit"]):
@@ -244,9 +262,9 @@ def step_time(benchmark: Benchmark, trainer: Trainer, rounds: int = 30) -> None:
         for turn in range(rounds + 5):
             for which in (0, 1) if turn % 2 else (1, 0):
                 learner = learners[which]
-                began = learner.clock()
-                learner.train(learner.spent + 1.5 * learner.cost(), lambda _: 1e-3, [])
-                times[which].append(learner.clock() - began)
+                began = clock(learner)
+                learner.step(1e-3)
+                times[which].append(clock(learner) - began)
         ratios = [grown / built for grown, built in zip(times[0][5:], times[1][5:], strict=True)]
         low, *_, high = statistics.quantiles(ratios, n=20)
         print(

@@ -56,14 +56,15 @@ class Config:
         task: name and arguments of a task, and of what is printed of it: ``bits``.
         unit: FLOPs of ``steps`` training steps at ``depth`` are one unit of budget.
         training: ``warmup`` (steps of every new optimizer), ``betas``, ``clip``, ``device``, ``precision``,
-            ``compile``.
+            ``compile``, ``fused`` (AdamW).
         sweep: values of ``rate``, ``dropout``, ``weight_decay``, the same for every row, tried one after another;
             ``extend``, how often another rate is tried beyond an end of the sweep that was best; and ``seeds``.
         seeds: of the runs that are reported.
         rows: in the order of the tables.
         reference: the row that others are compared with, seed by seed.
         plans: rows among which one could decide beforehand; the table says which was best.
-        savings: ``target``, a row; ``within``, how much higher its loss may be; ``rows``.
+        savings: ``target``, a row, at ``budget``; ``within``, how much higher its loss may be; ``rows``.
+        gains: each of a row, ``of``, over others, ``over``, at a ``budget``: much depends on whom one compares with.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Config:
     reference: str
     plans: tuple[str, ...] = ()
     savings: dict[str, Any] | None = None
+    gains: tuple[dict[str, Any], ...] = ()
 
     def row(self, name: str) -> Row:
         """By its name."""
@@ -134,6 +136,7 @@ def read(path: Path, device: str | None = None) -> Config:
             reference=held["report"]["reference"],
             plans=tuple(held["report"].get("plans", ())),
             savings=held.get("savings"),
+            gains=tuple(held.get("gains", ())),
         )
     except KeyError as error:
         raise BadSetting(f"{path}: {error} is missing.") from error
@@ -157,6 +160,7 @@ def _check(config: Config, path: Path) -> None:
         raise BadSetting(f"{path}: two rows have one name.")
     savings = config.savings or {"target": config.reference, "rows": []}
     told = [config.reference, *config.plans, savings["target"], *savings["rows"]]
+    told += [name for gain in config.gains for name in (gain["of"], *gain["over"])]
     told += [row.settings_of for row in config.rows if row.settings_of]
     missing = [name for name in told if name not in names]
     if missing:

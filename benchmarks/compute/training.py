@@ -50,7 +50,11 @@ class Learner:
         run = self.run
         self.born = self.steps
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=tuple(run["betas"]), weight_decay=run["weight_decay"]
+            self.model.parameters(),
+            lr=0.0,
+            betas=tuple(run["betas"]),
+            weight_decay=run["weight_decay"],
+            fused=run.get("fused", False),
         )
 
     def branch(self, run: Run) -> "Learner":
@@ -93,19 +97,13 @@ class Learner:
 
     def train(self, until: float, rate: Callable[[float], float], curve: list[list[float]]) -> bool:
         """Take the steps that there are FLOPs for, at ``rate`` of what is spent. Returns whether the loss is finite."""
-        cost, warmup = self.cost(), self.run["warmup"]
+        cost = self.cost()
         count = int((until - self.spent) / cost)
         torch.manual_seed(self.run["seed"] * 1_000_003 + self.steps)  # of dropout
         began, noted = self.clock(), []
         for number in range(count):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate(self.spent) * min(1.0, (self.steps - self.born + 1) / warmup)
-            loss = self.loss(self.model, self.batch(self.steps))
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run["clip"])
-            self.optimizer.step()
-            self.steps, self.spent = self.steps + 1, self.spent + cost
+            loss = self.step(rate(self.spent))
+            self.spent += cost
             noted.append(loss.detach())
             if number == 0:
                 self.seconds["first steps"] += self.clock() - began
@@ -119,6 +117,18 @@ class Learner:
         self.optimizer.zero_grad()
         self.seconds["training"] += self.clock() - began
         return True
+
+    def step(self, rate: float) -> torch.Tensor:
+        """One, warmed up; returns its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (self.steps - self.born + 1) / self.run["warmup"])
+        loss = self.loss(self.model, self.batch(self.steps))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run["clip"])
+        self.optimizer.step()
+        self.steps += 1
+        return loss
 
     def clock(self) -> float:
         """Seconds, once the device has done what it was told."""

@@ -37,6 +37,11 @@ sweep = { rate = [1e-3, 1e-2], seeds = [7] }
 report = { seeds = [0, 1], reference = "go on", plans = ["go on", "grow"] }
 savings = { target = "go on", budget = 1.0, within = 0.1, rows = ["grow"] }
 
+[[gains]]
+of = "grow"
+over = ["anew"]
+budget = 1.0
+
 [training]
 warmup = 2
 decay = 0.5
@@ -278,6 +283,7 @@ def test_the_table_of_known_results(config: Config, tmp_path: Path, capsys: pyte
     assert "  grow                                       1.5050     2    -0.4900 +- 0.1271" in text
     assert "best fixed size in hindsight               1.2450     2    -0.7500 +- 0.0000" in text
     assert "of go on, grow: grow\n" in text
+    assert "How much lower 'grow' ends at budget 1 than\n  anew" in text and "-0.2600 +- 0.1271 (2 seeds)" in text
     write_curves(benchmark, tmp_path / "curves.csv")
     told = (tmp_path / "curves.csv").read_text().splitlines()
     assert told[0] == "row,budget,seed,flops,training loss" and told[1] == "go on,1.0,0,200.0,2.0" and len(told) == 7
