@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long test-distributed zoo forecasting bench-gpu docs setup clean
+.PHONY: demo test check conformance test-long test-distributed zoo forecasting loggers bench-gpu docs setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -42,6 +42,17 @@ zoo: $(ZOO)/.stamp
 	OMP_NUM_THREADS=1 PYTHONPATH=$(ZOO) $(BIN)/python tests/zoo/write_coverage.py docs/coverage.md --jobs $(JOBS)
 	PYTHONPATH=$(ZOO) $(PYTEST) tests/zoo
 
+# The loggers themselves, beside the environment as well: 1.2 GB with all that they want.
+LOGGERS := $(VENV)-loggers
+$(LOGGERS)/.stamp: $(STAMP) constraints/loggers.txt
+	rm -rf $(LOGGERS)
+	$(BIN)/python -m pip install -q --target $(LOGGERS) -c constraints/dev.txt -c constraints/loggers.txt \
+	  aim mlflow tensorboard trackio wandb
+	touch $@
+
+loggers: $(LOGGERS)/.stamp
+	PYTHONPATH=$(LOGGERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 300 tests/loggers
+
 # An environment of its own for each library: they want other versions of the same packages.
 forecasting: $(VENV)-neuralforecast/.stamp $(VENV)-darts/.stamp
 	for name in neuralforecast darts; do OMP_NUM_THREADS=1 $(VENV)-$$name/bin/python -m pytest -q -n $(JOBS) \
@@ -74,4 +85,4 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-zoo $(VENV)-neuralforecast $(VENV)-darts $(VENV)-docs site .cache runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-zoo $(VENV)-loggers $(VENV)-neuralforecast $(VENV)-darts $(VENV)-docs site .cache runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -35,7 +35,7 @@ def run(depth: int, dim: int) -> tuple[ax.Grower, dict[str, torch.nn.Module]]:
     average.update_parameters(model)
     optimizer.zero_grad()
     held = {"model": model, "optimizer": optimizer, "schedule": schedule, "average": average}
-    edits = ax.Duplicate("blocks", by=1)
+    edits = ax.Duplicate("blocks", by=1, output="keep")
     return ax.Grower(model, optimizer, schedule, average, edits=edits, when=ax.when.every(1000)), held
 
 

@@ -22,7 +22,7 @@ def seconds(work) -> float:
 def run(depth: int) -> tuple[GPT, torch.optim.Optimizer, ax.Grower]:
     model = GPT(depth)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    edits = ax.Duplicate("blocks", by=1)
+    edits = ax.Duplicate("blocks", by=1, output="keep")
     return model, optimizer, ax.Grower(model, optimizer, edits=edits, when=ax.when.every(1000))
 
 

@@ -20,7 +20,17 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 METHODS = sorted(f"methods/{page.name}" for page in (DOCS / "methods").glob("*.md") if page.name != "README.md")
 
 
-PAGES = ["auto.md", "by_hand.md", "edits.md", "scores.md", "silent.md", "target_networks.md", "widen.md", *METHODS]
+PAGES = [
+    "auto.md",
+    "by_hand.md",
+    "edits.md",
+    "loggers.md",
+    "scores.md",
+    "silent.md",
+    "target_networks.md",
+    "widen.md",
+    *METHODS,
+]
 NETWORKS = ["start.md", *sorted(f"networks/{page.name}" for page in (DOCS / "networks").glob("*.md"))]
 # Pages that show a few lines of a run: the rest of it stands in `docs_names.py`.
 LINES = [

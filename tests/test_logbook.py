@@ -433,7 +433,7 @@ def test_a_bad_batch_is_refused(tmp_path, batch):
     Logbook(tmp_path)
 
 
-@pytest.mark.parametrize("log", [3, 2.5, ["run"], True])
+@pytest.mark.parametrize("log", [3, 2.5, ["run", 3], print, True])
 def test_a_log_that_is_no_path_is_refused(log):
     with pytest.raises(ax.GrowthError, match=r"log=.* pass a directory, e\.g\. log='run'"):
         Run(log)

@@ -248,7 +248,7 @@ def test_a_schedule_that_was_built_after_the_growth_loses_its_group():
     grower.grow(EDITS["Duplicate"])
     stepped(grower, average)
     later = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-    again = ax.Grower(grower.model, optimizer, average, later, edits=EDITS["Duplicate"], when=ax.when.every(1))
+    again = ax.Grower(grower.model, optimizer, average, later, edits=EDITS["Duplicate"], when=ax.when.every(1), probe=X)
     again.progress.entries[:], again.history = grower.progress.entries, grower.history
     again.go_to({**again.state_dict(), "journal": state["journal"]})
     assert len(optimizer.param_groups) == len(later.base_lrs) == 1
@@ -280,7 +280,7 @@ def test_a_companion_that_cannot_go_back_is_named():
 
     torch.manual_seed(0)
     model = Net()
-    grower = ax.Grower(model, Mean(), edits=EDITS["Duplicate"], when=ax.when.every(1))
+    grower = ax.Grower(model, Mean(), edits=EDITS["Duplicate"], when=ax.when.every(1), probe=X)
     grower.history = StructureHistory()
     state = grower.state_dict()
     grower.grow(ax.Duplicate("blocks", by=1, output="keep"))

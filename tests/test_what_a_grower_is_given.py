@@ -42,7 +42,7 @@ def built(schedule=None, **words):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     companions = [optimizer] + ([] if schedule is None else [schedule(optimizer)])
-    words = {"edits": EDIT, "when": when.every(2)} | words
+    words = {"edits": EDIT, "when": when.every(2), "probe": PROBE} | words
     return model, optimizer, ax.Grower(model, *companions, **words)
 
 

@@ -14,16 +14,11 @@ from torch.nn.parameter import is_lazy
 
 from auxin import choose as choosers
 from auxin import when as triggers
-from auxin.anatomy.blocks import Container
 from auxin.anatomy.probe import PlanContext, Probe
 from auxin.change import Edit
 from auxin.companion import registration_of
-from auxin.edits.duplicate import Duplicate
-from auxin.edits.insert import Insert
 from auxin.edits.several import as_edit
-from auxin.edits.widen import Widen
 from auxin.errors import GrowthError
-from auxin.listing import module_at
 from auxin.proof import does_not_run
 from auxin.when.inner import inside
 
@@ -124,7 +119,14 @@ def warn_of_direction(when: Any) -> None:
 def checked_edits(given: Any) -> Any:
     """What a Grower may choose from: a list of edits, or the function that makes it at each decision."""
     if not callable(given) or is_edit(given) or isinstance(given, type):
-        return listed(given)
+        found = listed(given)
+        if not found:
+            raise GrowthError(
+                "edits=[] holds no edit, so nothing would ever grow. Pass one, as in edits=auxin.Duplicate('blocks', "
+                "by=1); for a run that you change yourself, by grower.grow(edit) or grower.surgery(), write "
+                "edits=lambda model: []."
+            )
+        return found
     if not _takes_one(given):
         raise GrowthError("edits takes no model; write it as edits=lambda model: [...]")
     return given
@@ -147,6 +149,18 @@ def listed(edits: Any) -> list[Edit]:
     return found
 
 
+def check_without_probe(edits: Any, probe: Probe) -> None:
+    """Check that the edits of a list can be planned without a batch, where there is none. A function is not asked.
+
+    Raises:
+        GrowthError: one of them cannot; the message is that of the growth.
+    """
+    given = [] if probe is not None or (callable(edits) and not is_edit(edits)) else listed(edits)
+    for edit in given:
+        if why := getattr(edit, "needs_probe", ""):
+            raise GrowthError(why)
+
+
 def check_places(edits: Any, model: nn.Module) -> None:
     """Check that the edits of a list have a place in the network as it is now. A function is not asked.
 
@@ -166,20 +180,12 @@ def check_places(edits: Any, model: nn.Module) -> None:
 
 
 def _misplaced(edit: Edit, model: nn.Module) -> str | None:
-    """Why one of our own edits has no place in the network."""
-    name, at = type(edit).__name__, getattr(edit, "at", None)
-    if not type(edit).__module__.startswith("auxin.") or not isinstance(at, str):
-        return None
+    """Why an edit that can tell has no place in the network."""
+    check = getattr(edit, "check", None)
     try:
-        if isinstance(edit, (Duplicate, Insert)):
-            Container.at(model, at, name)
-        if isinstance(edit, Widen):
-            edit.paths(model)
-            return None
-        module_at(model, at, f"{name}(at=...): at")
+        return None if check is None else check(model)
     except GrowthError as error:
         return str(error)
-    return None
 
 
 def check_probe(model: nn.Module, probe: Probe) -> None:

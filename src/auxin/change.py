@@ -25,6 +25,10 @@ class Edit(Protocol):
 
     ``plan`` is pure: it may build tensors and run pieces of the network through ``context``, it writes to nothing. An
     edit with an attribute ``once = True`` is chosen by a Grower once only.
+
+    Two more are asked for when a Grower is built, where an edit has them: ``check(model)`` raises a GrowthError where
+    the edit has no place in the network, without planning it; ``needs_probe`` is a text that says why it cannot be
+    planned without a batch, empty where it can.
     """
 
     def plan(self, model: nn.Module, context: Any) -> Change:

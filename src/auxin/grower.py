@@ -72,7 +72,8 @@ class Grower:
             edit aside for good (``refused`` lists it, with the reason), and the run goes on.
         on_growth: called with each change, for cached lists of parameters; if it raises, the growth is taken back.
         on_undo: called after ``undo``, e.g. to put the data back to where it was.
-        log: a directory into which the run writes what happens, or a ``Logbook`` (``auxin.logbook``, ``auxin.flow``).
+        log: a directory into which the run writes what happens; a logger, as TensorBoard's SummaryWriter or a run of
+            Weights & Biases (``auxin.loggers``); a list of both; or a ``Logbook`` (``auxin.logbook``).
 
     Raises:
         GrowthError: something does not fit together already: a companion, edits none of which has a place in the
@@ -116,7 +117,7 @@ class Grower:
         on_refused: Literal["raise", "warn"] = "raise",
         on_growth: Callable[[Change], None] | None = None,
         on_undo: Callable[[], None] | None = None,
-        log: str | os.PathLike[str] | Logbook | None = None,
+        log: str | os.PathLike[str] | Logbook | Any = None,
         **unknown: Never,
     ):
         arguments.check_words("Grower", unknown, Grower)
@@ -140,6 +141,7 @@ class Grower:
         arguments.check_places(self._edits, self.model)
         check_own_group(self.group, self.companions)
         arguments.check_probe(self.model, probe)
+        arguments.check_without_probe(self._edits, probe)
         # From here on the Grower holds where the run stands, and watches the optimizers.
         self.waiting_for: str | None = None
         self.telling = False

@@ -1,6 +1,6 @@
 """The files that a run writes as it goes on: ``metrics.jsonl``, a line for whatever happens, and ``journal.json``.
 
-For reports and for a person's eyes; nothing is ever resumed from them.
+For reports and for a person's eyes; nothing is ever resumed from them. Loggers of other packages are told as well.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from auxin.errors import GrowthError
 from auxin.flow import Flow
 from auxin.journal import FORMAT
 from auxin.limit import flops_per_sample
+from auxin.loggers import Loggers
 from auxin.run_state import Run
 from auxin.trial import Rollback
 
@@ -35,7 +36,7 @@ METRICS, JOURNAL = "metrics.jsonl", "journal.json"
 
 
 class Logbook:
-    """Writes the files of one run into a directory.
+    """Writes the files of one run into a directory, and tells loggers what has grown.
 
     ``metrics.jsonl`` holds one JSON object a line, each with its ``kind``: "reading" for every call of ``grower.step``,
     "decision" where the trigger had fired (with what it waits for, or why it was refused; ``weighed`` as in the
@@ -49,12 +50,14 @@ class Logbook:
     permission does not stop the training: it brings one warning, and lines will be missing.
 
     Args:
-        directory: made if it is not there; None: nothing is written.
+        to: a directory, which is made if it is not there; a logger of another package, see ``auxin.loggers``; or a list
+            of a directory and loggers. None: nothing is written.
         batch: samples in one optimizer step, for the estimate of training FLOPs (a step is taken for three forwards);
             None: as many as the Grower's probe holds. Without a probe, or where it is a callable, they stay null.
 
     Raises:
-        GrowthError: no directory, or one that cannot be used or into which a run that is going on writes.
+        GrowthError: neither a directory nor a logger, or a directory that cannot be used or into which a run that is
+            going on writes.
 
     Examples:
         >>> import tempfile
@@ -65,12 +68,15 @@ class Logbook:
         {"kind": "flow", "growth": 0, "step": 7, "ratios": {"blocks.2": 0.8}, "dead": []}
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None, batch: int | None = None):
-        if directory is not None and not isinstance(directory, (str, os.PathLike)):
-            raise GrowthError(f"log={directory!r} is a {type(directory).__name__}; pass a directory, e.g. log='run'.")
+    def __init__(self, to: Any, batch: int | None = None):
+        given = list(to) if isinstance(to, (list, tuple)) else [] if to is None else [to]
+        directories = [one for one in given if isinstance(one, (str, os.PathLike))]
+        if len(directories) > 1:
+            raise GrowthError(f"log={given!r}: a run writes its log into one directory.")
+        self.loggers = Loggers([one for one in given if not isinstance(one, (str, os.PathLike))])
         if batch is not None and (type(batch) is not int or batch < 1):
             raise GrowthError(f"Logbook(batch={batch!r}): the samples in one optimizer step, a whole number from 1.")
-        self.directory = None if directory is None else Path(directory)
+        self.directory = Path(directories[0]) if directories else None
         self.batch = batch
         self.rollback: Rollback | None = None  # of the Grower: nothing is written in a branch of the run
         self.resuming: tuple[int, int] | None = None  # (calls, optimizer steps) to which a load has set the run
@@ -88,6 +94,7 @@ class Logbook:
             named = {name: _finite(value) for name, value in metrics.items()}
             measured = {"flops": _finite(self._flops), "parameters": _size(run.model)}
             self._write({"kind": "reading", **self._now(run), **measured, "metric": _finite(metric), "metrics": named})
+            self._tell(run)
 
     def decision(self, run: Run, chosen: Any, waiting: str | None = None, weighed: int | None = None) -> None:
         """The trigger has fired: what was chosen (None: nothing), why it waits, or why it was refused.
@@ -101,6 +108,8 @@ class Logbook:
             self._write({"kind": "decision", **self._now(run), **told, "reason": repr(run.when)})
             if new:
                 self.spent(run)
+            for one in new:
+                self.loggers.weighed(one, run.optimizer_steps)
 
     def spent(self, run: Run) -> None:
         """What was spent so far, by kind."""
@@ -122,6 +131,8 @@ class Logbook:
             self._write({**line, **measured})
             self._count(run, run.optimizer_steps, anew=True)
             self._write_journal(run)
+            self._tell(run)
+            self.loggers.text("auxin/growth", str(change), run.optimizer_steps)
 
     def undone(self, run: Run, why: str, call: int, step: int) -> None:
         """The growth behind the journal's last was taken back at that call and optimizer step."""
@@ -131,6 +142,8 @@ class Logbook:
             self._count(run, step, anew=True)
             self._steps = run.optimizer_steps
             self._write_journal(run)
+            self._tell(run)
+            self.loggers.text("auxin/undone", f"growth {len(run.journal) + 1}: {why}", run.optimizer_steps)
 
     def flow(self, flow: Flow) -> None:
         """Gradients of new blocks at one optimizer step."""
@@ -141,11 +154,14 @@ class Logbook:
 
     def close(self) -> None:
         """Write nothing more, and let another run have the directory."""
-        self.directory = None
+        self.directory, self.loggers = None, Loggers([])
         self._end()
 
     def _now(self, run: Run) -> dict[str, Any]:
         return {"call": run.calls, "step": run.optimizer_steps, "seconds": self._seconds()}
+
+    def _tell(self, run: Run) -> None:
+        self.loggers.reading(run.optimizer_steps, len(run.journal), _size(run.model), self._flops)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 3)
@@ -159,9 +175,13 @@ class Logbook:
         self._per_step = None if anew else self._per_step
 
     def _ready(self) -> bool:
-        """Whether there is a file to write to; opens it, and says first that the run was resumed."""
-        if self.directory is None or (self.rollback is not None and self.rollback.in_branch):
+        """Whether there is anything to write to; opens a file, and says first that the run was resumed."""
+        if not (self.directory or self.loggers) or (self.rollback is not None and self.rollback.in_branch):
             return False
+        if self.directory is None:
+            if self.resuming is not None:
+                self._steps, self._flops, self.resuming = self.resuming[1], math.nan, None  # nobody knows them
+            return True
         try:
             if len(self._files) == 1:
                 self._open(self.directory)
@@ -196,6 +216,8 @@ class Logbook:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         """Append one line; where that fails nothing of it stays."""
+        if self.directory is None:
+            return
         data, file = f"{json.dumps(line, allow_nan=False)}\n".encode(), self._files[1]
         size = None
         try:
@@ -209,7 +231,8 @@ class Logbook:
             self._fail(error)
 
     def _write_journal(self, run: Run) -> None:
-        assert self.directory is not None
+        if self.directory is None:
+            return
         shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
         text = {"format": FORMAT, "entries": run.journal.to_json(), "shapes": shapes}  # for the widths of a report
         new = self.directory / f"{JOURNAL}.new"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,9 +83,9 @@ class RankConsensus:
         if words:
             raise RuntimeError(f"on_undo has raised on {words}. The growth is taken back on all ranks.")
 
-    def on_one(self, directory: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
-        """A directory that only rank 0 writes to."""
-        return directory if self.ranks.rank == 0 else None
+    def on_one(self, log: Any) -> Any:
+        """A directory or a logger that only rank 0 writes to."""
+        return log if self.ranks.rank == 0 else None
 
     def read(self, metric: Any, metrics: Mapping[str, Any]) -> tuple[float | None, dict[str, float]]:
         """The readings, as the mean over the ranks. What was grown on one rank alone is found here.

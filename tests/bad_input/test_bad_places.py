@@ -92,7 +92,6 @@ PLACES = {
     "the network itself": (ax.Duplicate(""), r"'' is a Mixed, not a container"),
     "beyond the end": (ax.Insert("blocks", Block, index=3), r"index=3\): 'blocks' has 2 children; .* from -2 to 2"),
     "before the start": (ax.Insert("blocks", Block, index=-3), r"index=-3\).*from -2 to 2"),
-    "an index that is no number": (ax.Insert("blocks", Block, index="1"), r"index='1'\).*a whole number"),
     "a key for a list": (ax.Insert("blocks", Block, key="x"), r"'blocks' has natural indices; pass index="),
     "an index for named children": (ax.Insert("named", LINEAR, index=0), r"have names \(a, b\); pass key='new_name'"),
     "a key that is taken": (ax.Insert("named", LINEAR, key="a"), r"key='a'\): there is a 'a' already"),
@@ -105,16 +104,8 @@ PLACES = {
     "into nothing": (ax.Insert("empty", LINEAR), r"the container is empty.*surgery"),
     "where nothing runs": (ax.Insert("idle", LINEAR), r"never calls what stands there"),
     "copies of what never runs": (ax.Duplicate("idle"), r"the network never calls idle\.0"),
-    "no copies": (ax.Duplicate("blocks", by=0), r"by=0.*a whole number from 1"),
-    "half a copy": (ax.Duplicate("blocks", by=1.5), r"by=1\.5.*a whole number from 1"),
     "too many at the end": (ax.Duplicate("blocks", by=3, order="last"), r"there are 2 blocks"),
-    "an unknown order": (ax.Duplicate("blocks", order="sideways"), r"order is one of 'interleave'"),
     "an order that lacks a block": (ax.Duplicate("blocks", order=[0, 0, 0]), r"every old index 0\.\.1"),
-    "an unknown output": (ax.Duplicate("blocks", output="half"), r"output is one of 'zero', 'keep'"),
-    "an unknown init": (
-        ax.Insert("blocks", Block, init="orthogonal"),
-        r"init='orthogonal' is not known; use one of 'pre",
-    ),
     "no edit": (LINEAR, r"edit is a partial; pass an edit such as Duplicate\('blocks'\)"),
 }
 
@@ -122,6 +113,35 @@ PLACES = {
 @pytest.mark.parametrize("name", PLACES)
 def test_a_wrong_place(name):
     refused(*PLACES[name])
+
+
+# What means nothing in any network is refused where the edit is written down.
+WORDS = {
+    "an index that is no number": (ax.Insert, {"layer": Block, "index": "1"}, r"index='1'\).*a whole number"),
+    "an unknown init": (ax.Insert, {"layer": Block, "init": "sideways"}, r"init='sideways' is not known; use one of"),
+    "a fade into the past": (ax.Insert, {"layer": Block, "fade": -1}, r"fade=-1 is a number of optimizer steps"),
+    "an unknown init behind": (ax.After, {"init": "sideways"}, r"After.*init='sideways' is not known"),
+    "units behind": (ax.After, {"init": "gradmax"}, r"chooses directions for new units"),
+    "half a step behind": (ax.After, {"fade": 0.5}, r"fade=0.5 is a number of optimizer steps"),
+    "an unknown init instead": (ax.Replace, {"layer": Block, "init": "sideways"}, r"Replace.*'sideways' is not known"),
+    "no copies": (ax.Duplicate, {"by": 0}, r"by=0.*a whole number from 1"),
+    "half a copy": (ax.Duplicate, {"by": 1.5}, r"by=1\.5.*a whole number from 1"),
+    "an unknown order": (ax.Duplicate, {"order": "sideways"}, r"order is one of 'interleave'"),
+    "an order without a copy": (ax.Duplicate, {"order": [0, 1]}, r"at least one of them again"),
+    "an order that jumps": (ax.Duplicate, {"order": [0, 2, 2]}, r"every old index 0\.\.1, in order of first use"),
+    "an order of texts": (ax.Duplicate, {"order": ["0", "0"]}, r"at least one of them again"),
+    "an order and another number": (ax.Duplicate, {"by": 2, "order": [0, 0]}, r"adds 1 blocks, by=2 says otherwise"),
+    "an unknown output": (ax.Duplicate, {"output": "half"}, r"output is one of 'zero', 'keep'"),
+    "an unknown width": (ax.Widen, {"by": 0}, r"by=0\): pass a whole number from 1"),
+    "no width": (ax.Widen, {}, r"pass by= \(how many entries more\) or to="),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_word_that_means_nothing(name):
+    edit, words, match = WORDS[name]
+    with pytest.raises(ax.GrowthError, match=match):
+        edit("blocks", **words)
 
 
 LAYERS = {

@@ -396,7 +396,9 @@ def test_a_growth_whose_callback_raises_is_taken_back(run):
     def refuse(change):
         raise ZeroDivisionError
 
-    grower = ax.Grower(model, optimizer, average, edits=[], when=ax.when.every(1), probe=x, on_growth=refuse)
+    grower = ax.Grower(
+        model, optimizer, average, edits=lambda model: [], when=ax.when.every(1), probe=x, on_growth=refuse
+    )
     with pytest.raises(ZeroDivisionError):
         grower.grow(ax.Duplicate("blocks", by=1))
     assert len(model.blocks) == 3 and len(grower.journal) == 0

@@ -69,7 +69,7 @@ def train(run, steps):
 
 
 def grower_of(run):
-    return ax.Grower(*run, edits=[], when=ax.when.every(1), probe=X)
+    return ax.Grower(*run, edits=lambda model: [], when=ax.when.every(1), probe=X)
 
 
 def grow(run, *edits):
@@ -237,16 +237,12 @@ BAD = {
     "behind the end": (Net, ax.Repeat("blocks", blocks=(2, 5)), r"'blocks' holds 3 blocks; .* 0 <= i < j <= 3"),
     "an empty range": (Net, ax.Repeat("blocks", blocks=(2, 2)), "0 <= i < j <= 3"),
     "a number": (Net, ax.Repeat("blocks", blocks=1), "0 <= i < j <= 3"),
-    "once": (Net, ax.Repeat("blocks", times=1), "times is how often the blocks run in all, a whole number from 2"),
-    "another order": (Net, ax.Repeat("blocks", order="last"), r"order is 'stack' \(ABAB\) or 'interleave' \(AABB\)"),
-    "a fade": (Net, ax.Repeat("blocks", fade=-1), "fade is a number of optimizer steps"),
     "widths": (lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh()), ax.Repeat(""), r"(?s)16x8 and 4x8.*widths must fit"),
     "added": (Added, ax.Repeat("blocks", fade=9), r"fade-in was to keep them.*fade=0 would accept that"),
     "a fade that no shape fits": (
         lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), ax.Repeat("", fade=9), "cannot fade in: .*fade=0 runs",
     ),
     "nothing shared": (Net, ax.Untie("blocks"), r"no two blocks of 'blocks' run the same weights.*Repeat\('blocks'\)"),
-    "another state": (Net, ax.Untie("blocks", state="half"), "state is one of 'copy', 'fresh'"),
     "no list": (Net, ax.Repeat("head"), "'head' is a Linear, not a container"),
 }  # fmt: skip
 
@@ -261,6 +257,21 @@ def test_refused_by_name_and_nothing_changes(name):
     after = run[0].state_dict(keep_vars=True)
     assert list(after) == [key for key, _, _ in before]
     assert all(id(after[key]) == i and torch.equal(after[key], value) for key, i, value in before)
+
+
+WORDS = {
+    "once": (ax.Repeat, {"times": 1}, "times is how often the blocks run in all, a whole number from 2"),
+    "another order": (ax.Repeat, {"order": "last"}, r"order is 'stack' \(ABAB\) or 'interleave' \(AABB\)"),
+    "a fade": (ax.Repeat, {"fade": -1}, "fade is a number of optimizer steps"),
+    "another state": (ax.Untie, {"state": "half"}, "state is one of 'copy', 'fresh'"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_word_that_means_nothing_is_refused_where_it_is_written(name):
+    edit, words, match = WORDS[name]
+    with pytest.raises(ax.GrowthError, match=match):
+        edit("blocks", **words)
 
 
 def llama():

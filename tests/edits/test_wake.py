@@ -445,8 +445,6 @@ def test_beside_layers_that_step_in_the_backward_pass_it_is_refused():
         (ax.Wake("extra.layer"), r"that is inside 'extra', which sleeps itself\. Wake\('extra'\) comes first"),
         (ax.Wake("nope"), "the model .* has no child 'nope'; its children: 'first', 'extra', 'head'"),
         (ax.Wake(""), "the model itself; name a Dormant layer inside it"),
-        (ax.Wake("extra", fade=-1), "fade=-1; pass a whole number"),
-        (ax.Wake("extra", fade=1.5), "fade=1.5; pass a whole number"),
     ],
 )
 def test_refusals(edit, words):
@@ -482,3 +480,9 @@ def test_hooks_on_the_sleeping_place_are_not_lost_without_a_word():
     ax.grow(model, ax.Wake("extra"), optimizer, average)
     model(inputs())
     assert fired == [1]
+
+
+@pytest.mark.parametrize("fade", [-1, 1.5])
+def test_a_fade_that_means_nothing_is_refused_where_it_is_written(fade):
+    with pytest.raises(ax.GrowthError, match=f"fade={fade}; pass a whole number"):
+        ax.Wake("extra", fade=fade)

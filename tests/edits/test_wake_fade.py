@@ -50,7 +50,9 @@ def test_nothing_changes_at_first_and_nothing_is_left_at_the_end(network, traina
 
 def test_taken_back_it_sleeps_without_a_gate():
     model, optimizer, average = run()
-    grower = ax.Grower(model, optimizer, average, edits=[], when=ax.when.every(9), probe=inputs(), keep=True)
+    grower = ax.Grower(
+        model, optimizer, average, edits=lambda model: [], when=ax.when.every(9), probe=inputs(), keep=True
+    )
     before = whole(model, optimizer, average)
     with grower.trial(ax.Wake("extra", fade=FADE)):
         train(model, optimizer, 2, average)

@@ -144,7 +144,9 @@ def test_widened_between_two_fits_and_loaded_again(name, tmp_path):
     model.fit(series(), verbose=False)
     net = model.model
     before, probe = given(net, lambda: forecast(model))
-    grower = ax.Grower(net, torch.optim.Adam(net.parameters()), edits=[], when=ax.when.every(10**9), probe=(probe[0],))
+    grower = ax.Grower(
+        net, torch.optim.Adam(net.parameters()), edits=lambda model: [], when=ax.when.every(10**9), probe=(probe[0],)
+    )
     shapes = {p.shape for p in net.parameters()}
     for at, by in edits:
         grower.grow(ax.Widen(at, by=by))
@@ -161,7 +163,11 @@ def test_widened_between_two_fits_and_loaded_again(name, tmp_path):
     again.fit(series(), verbose=False)
     fresh = again.model
     other = ax.Grower(
-        fresh, torch.optim.Adam(fresh.parameters()), edits=[], when=ax.when.every(10**9), probe=(probe[0],)
+        fresh,
+        torch.optim.Adam(fresh.parameters()),
+        edits=lambda model: [],
+        when=ax.when.every(10**9),
+        probe=(probe[0],),
     )
     ax.load(tmp_path / "run", other)
     assert np.array_equal(forecast(again), after)

@@ -138,7 +138,9 @@ def test_widened_between_two_fits_and_loaded_again(name, tmp_path):
     library = fitted(name, 3, **options)
     net = library.models[0]
     before, probe = given(net, lambda: forecast(library))
-    grower = ax.Grower(net, torch.optim.Adam(net.parameters()), edits=[], when=ax.when.every(10**9), probe=probe)
+    grower = ax.Grower(
+        net, torch.optim.Adam(net.parameters()), edits=lambda model: [], when=ax.when.every(10**9), probe=probe
+    )
     shapes = {p.shape for p in net.parameters()}
     for at, by in edits:
         grower.grow(ax.Widen(at, by=by))
@@ -154,7 +156,9 @@ def test_widened_between_two_fits_and_loaded_again(name, tmp_path):
     ax.save(grower, tmp_path / "run")
     again = fitted(name, 1, **options)
     fresh = again.models[0]
-    other = ax.Grower(fresh, torch.optim.Adam(fresh.parameters()), edits=[], when=ax.when.every(10**9), probe=probe)
+    other = ax.Grower(
+        fresh, torch.optim.Adam(fresh.parameters()), edits=lambda model: [], when=ax.when.every(10**9), probe=probe
+    )
     ax.load(tmp_path / "run", other)
     assert np.array_equal(forecast(again), after)
 

@@ -209,7 +209,7 @@ def test_half_precision():
 def test_rewarm_counts_beside_it():
     torch.manual_seed(0)
     net, opt = aged(torch.optim.AdamW, {"weight_decay": 0.1}, 5000)
-    grower = ax.Grower(net, opt, edits=[], when=ax.when.every(10**9), rewarm=8)
+    grower = ax.Grower(net, opt, edits=lambda model: [], when=ax.when.every(10**9), rewarm=8)
     more_rows(net, opt, 2)
     plain = Rows()
     plain.table.data = net.table.data[4:].clone()
@@ -298,7 +298,7 @@ def run_of():
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     opt = torch.optim.AdamW(net.parameters(), lr=1e-2)
     x = torch.randn(8, 3, dtype=torch.float64)
-    return net, opt, x, ax.Grower(net, opt, edits=[], when=ax.when.every(10**9), probe=x, keep=True)
+    return net, opt, x, ax.Grower(net, opt, edits=lambda model: [], when=ax.when.every(10**9), probe=x, keep=True)
 
 
 def train(net, opt, x, steps):

@@ -169,7 +169,9 @@ def test_a_run_with_surgery_is_saved_and_goes_on(network, tmp_path):
         optimizer = OPTIMIZERS["adam"](model.parameters())
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         ema = ema_of(model, 0.9)
-        grower = ax.Grower(model, optimizer, scheduler, ema, edits=[], when=ax.when.every(10), probe=inputs())
+        grower = ax.Grower(
+            model, optimizer, scheduler, ema, edits=lambda model: [], when=ax.when.every(10), probe=inputs()
+        )
         return model, optimizer, scheduler, ema, grower
 
     model, optimizer, scheduler, ema, grower = run()

@@ -156,7 +156,7 @@ def test_a_resize_is_rolled_back_with_its_configuration(build):
 def test_a_resize_is_saved_and_goes_on(build, tmp_path):
     def run():
         model, optimizer, ema = ready(build)
-        return model, optimizer, ema, ax.Grower(model, optimizer, ema, edits=[], when=ax.when.every(10))
+        return model, optimizer, ema, ax.Grower(model, optimizer, ema, edits=lambda model: [], when=ax.when.every(10))
 
     model, optimizer, ema, grower = run()
     with ax.surgery(model, optimizer, ema) as done:

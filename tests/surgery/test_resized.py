@@ -104,7 +104,14 @@ def test_a_journal_repeats_the_resize_and_a_checkpoint_goes_on(resize, tmp_path)
     def run():
         net, opt, ema, x, change, _ = trained(resize, lr=0.01)
         opt.zero_grad()
-        return net, opt, ema, x, change, ax.Grower(net, opt, ema, edits=[], when=ax.when.every(10**9), probe=x)
+        return (
+            net,
+            opt,
+            ema,
+            x,
+            change,
+            ax.Grower(net, opt, ema, edits=lambda model: [], when=ax.when.every(10**9), probe=x),
+        )
 
     net, opt, ema, x, change, grower = run()
     with grower.surgery():

@@ -123,7 +123,7 @@ def test_other_kinds_of_layers(options, tmp_path):
 def test_taken_back_saved_and_loaded_by_auxin(tmp_path):
     model = adapted()
     optimizer = optimizer_of(model)
-    grower = ax.Grower(model, optimizer, edits=[], when=ax.when.every(10**9), probe=PROBE)
+    grower = ax.Grower(model, optimizer, edits=lambda model: [], when=ax.when.every(10**9), probe=PROBE)
     edit = ax.Widen(f"{LAYERS}.*.self_attn.q_proj.lora_A.default", by=2)
     was = copy.deepcopy(model.peft_config["default"].to_dict())
     grower.grow(edit)
@@ -134,7 +134,7 @@ def test_taken_back_saved_and_loaded_by_auxin(tmp_path):
     trained(model, optimizer)
     ax.save(grower, tmp_path / "run")
     fresh = adapted()
-    other = ax.Grower(fresh, optimizer_of(fresh), edits=[], when=ax.when.every(10**9), probe=PROBE)
+    other = ax.Grower(fresh, optimizer_of(fresh), edits=lambda model: [], when=ax.when.every(10**9), probe=PROBE)
     ax.load(tmp_path / "run", other)
     assert fresh.peft_config["default"].to_dict() == model.peft_config["default"].to_dict()
     assert torch.equal(logits(fresh), logits(model))

@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(not has_timm(), reason="timm is not installed; `make zoo` brings it"),
 ]
-NEVER = dict(edits=[], when=ax.when.every(10**9))
+NEVER = dict(edits=lambda model: [], when=ax.when.every(10**9))
 IMAGE, SLICE = (2, 3, 64, 64), (2, 1, 32, 32)
 
 

@@ -16,7 +16,7 @@ from auxin.anatomy.depth import followed
 from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.tree import planned
 from auxin.change import Change, New, Rewire
-from auxin.edits.build import begin, build
+from auxin.edits.build import begin, build, check_start, needs_batch
 from auxin.edits.data_layer import by_data
 from auxin.edits.start import Start, inside, takes
 from auxin.errors import GrowthError
@@ -61,6 +61,28 @@ class After:
     fade: int = 100
     as_hook: bool | None = None
 
+    def __post_init__(self) -> None:
+        where = f"After(at={self.at!r})"
+        check_start(by_data(self.init, where), self.fade, where)
+
+    def check(self, model: nn.Module) -> None:
+        """Check that there is a module at ``at``.
+
+        Raises:
+            GrowthError: there is none.
+        """
+        module_at(model, self.at, "After(at=...): at")
+
+    @property
+    def needs_probe(self) -> str:
+        """Why it cannot be planned without a batch; empty where it can."""
+        if self.layer is not None:
+            return needs_batch(self.init, f"After(at={self.at!r})")
+        return (
+            f"After(at={self.at!r}): to choose a layer that fits it needs one batch: pass probe=batch; or name the "
+            "layer: After(at, functools.partial(torch.nn.Linear, 64, 64), init='default')."
+        )
+
     def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Build the layer and say where it goes. Writes to nothing of the network."""
         where = f"After(at={self.at!r}"
@@ -79,6 +101,8 @@ class After:
             )
         layer = self.layer
         if layer is None:
+            if activations is None:
+                raise GrowthError(self.needs_probe)
             layer = _pointwise(model, place.path, module, activations, where)
         size = 0 if place.container is None else len(place.container.names)
         built = build(layer, model, context, where, {"index": place.position, "depth": size + 1})
@@ -316,13 +340,8 @@ def _neighbours(model: nn.Module, path: str, module: nn.Module) -> list[nn.Modul
     return [module]
 
 
-def _pointwise(model: nn.Module, path: str, module: nn.Module, activations: Activations | None, where: str) -> Any:
+def _pointwise(model: nn.Module, path: str, module: nn.Module, activations: Activations, where: str) -> Any:
     """The layer that fits any place: ``x + P x`` over the channels of what comes out there."""
-    if activations is None:
-        raise GrowthError(
-            f"{where}): to choose a layer that fits it needs one batch: pass probe=batch; or name the layer: "
-            "After(at, functools.partial(torch.nn.Linear, 64, 64), init='default')."
-        )
     samples = list(activations.samples.values())
     first = samples[0]
     if first.dim() < 2:

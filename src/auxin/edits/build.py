@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from auxin.anatomy.residual_role import ResidualRole
 from auxin.edits.start import Start, remembered, start, takes
 from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError, reason
-from auxin.init import InitSite
+from auxin.init import InitSite, named
 from auxin.randomness import random_state
 from auxin.refs import name_of
 
@@ -81,6 +81,33 @@ def _asked_for(layer: Any, position: Mapping[str, int] | None, where: str) -> di
     return {name: position[name] for name in wanted} if position is not None else {}
 
 
+def check_start(init: Any, fade: int, where: str, others: Sequence[str] = ()) -> None:
+    """Check the words that say how a new module starts.
+
+    Args:
+        init: a name, or a function.
+        fade: optimizer steps.
+        where: for messages.
+        others: names that this edit knows besides.
+
+    Raises:
+        GrowthError: one of them means nothing.
+    """
+    if type(fade) is not int or fade < 0:
+        raise GrowthError(f"{where}: fade={fade!r} is a number of optimizer steps, 0 for none.")
+    if not isinstance(init, str) or init not in ("preserve", *others):
+        named(init, where)
+
+
+def needs_batch(init: Any, where: str) -> str:
+    """Why a start cannot be found without a batch; empty where it can."""
+    said = (
+        f"{where}: init='preserve' needs one batch to find which weights must be zero: pass probe=batch. Without one "
+        "init='default', 'kaiming', 'xavier', 'identity' or 'zero' would run."
+    )
+    return said if isinstance(init, str) and init == "preserve" else ""
+
+
 def begin(
     built: nn.Module,
     init: Any,
@@ -99,8 +126,6 @@ def begin(
         fade: optimizer steps over which it may fade in, if nothing else keeps the function.
         role: what the network does with the outputs of the modules beside it; None: it hands them on.
     """
-    if type(fade) is not int or fade < 0:
-        raise GrowthError(f"{where}: fade={fade!r} is a number of optimizer steps, 0 for none.")
     call, context = site.call, site.context
     if context.structural:
         return Start("from a checkpoint")
@@ -108,10 +133,7 @@ def begin(
     if call is None and init == "preserve" and kind in context.memory:
         return remembered(built, context.memory[kind], where, fade)
     if call is None and init == "preserve":
-        raise GrowthError(
-            f"{where}: init='preserve' needs one batch to find which weights must be zero: pass probe=batch. Without "
-            "one init='default', 'kaiming', 'xavier', 'identity' or 'zero' would run."
-        )
+        raise GrowthError(needs_batch(init, where))
     modes = {module: module.training for module in built.modules()}
     try:
         with guarded(call):

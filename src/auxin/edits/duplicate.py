@@ -72,6 +72,27 @@ class Duplicate:
     def __post_init__(self) -> None:
         if not isinstance(self.order, str):
             object.__setattr__(self, "order", tuple(self.order))
+        self._check_words()
+
+    def check(self, model: nn.Module) -> None:
+        """Check that there is a list at ``at``, of which that many blocks can be copied.
+
+        Raises:
+            GrowthError: there is none.
+        """
+        container = Container.list_at(model, self.at, "Duplicate")
+        if isinstance(self.order, str):  # a list of sources is for the depth of its growth
+            self.sources(len(container.names))
+
+    @property
+    def needs_probe(self) -> str:
+        """Why it cannot be planned without a batch; empty where it can."""
+        if self.output == "keep":
+            return ""
+        return (
+            f"Duplicate(at={self.at!r}, output='zero') needs one batch to find which weights must be zero: pass "
+            "probe=batch. Without one output='keep' would run and change the function."
+        )
 
     def sources(self, length: int) -> list[int]:
         """The source index of every block of the new depth, for a list of ``length`` blocks."""
@@ -81,19 +102,15 @@ class Duplicate:
             return _checked(list(self.order), length, self.by, where)
         if length == 0:
             raise GrowthError(f"{where}: {self.at!r} is empty, there is nothing to copy.")
-        if type(by) is not int or by < 1:
-            raise GrowthError(f"{where}: by is the number of new blocks, a whole number from 1.")
         if self.order == "interleave":
             copies = [(j + 1) * by // length - j * by // length for j in range(length)]
             return [j for j in range(length) for _ in range(1 + copies[j])]
         if self.order == "stack":
             return [p % length for p in range(length + by)]
-        if self.order in ("middle", "last"):
-            if by > length:
-                raise GrowthError(f"{where}: there are {length} blocks; order={self.order!r} copies at most that many.")
-            end = length if self.order == "last" else (length - by) // 2 + by
-            return [*range(end), *range(end - by, length)]
-        raise GrowthError(f"{where}: order is one of {', '.join(map(repr, ORDERS))} or a list of source indices.")
+        if by > length:
+            raise GrowthError(f"{where}: there are {length} blocks; order={self.order!r} copies at most that many.")
+        end = length if self.order == "last" else (length - by) // 2 + by
+        return [*range(end), *range(end - by, length)]
 
     def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Copy the blocks and say where they go. Writes to nothing."""
@@ -117,7 +134,6 @@ class Duplicate:
     def _planned(self, model: nn.Module, context: PlanContext) -> Change:
         container = self._container(model)
         sources = self.sources(len(container.names))
-        self._check_words()
         calls = self._calls(container, sorted(set(_copied(sources))), context)
         promised = self.init is not None
         items: list[str | New] = []
@@ -187,6 +203,13 @@ class Duplicate:
         return container
 
     def _check_words(self) -> None:
+        where = f"Duplicate(at={self.at!r}, by={self.by!r}, order={self.order!r})"
+        if self.by is not None and (type(self.by) is not int or self.by < 1) and isinstance(self.order, str):
+            raise GrowthError(f"{where}: by is the number of new blocks, a whole number from 1.")
+        if isinstance(self.order, str) and self.order not in ORDERS:
+            raise GrowthError(f"{where}: order is one of {', '.join(map(repr, ORDERS))} or a list of source indices.")
+        if not isinstance(self.order, str):
+            _checked(list(self.order), len({i for i in self.order if type(i) is int}), self.by, where)
         if self.init == "preserve" or (self.init is not None and self.content != "fresh"):
             raise GrowthError(
                 f"Duplicate(at={self.at!r}, content={self.content!r}, init={self.init!r}): init= says how weights are "
@@ -212,10 +235,7 @@ class Duplicate:
         if not context.has_probe:
             if all(kind_of(container.child(i)) in context.memory for i in wanted):
                 return dict.fromkeys(wanted)
-            raise GrowthError(
-                f"Duplicate(at={self.at!r}, output='zero') needs one batch to find which weights must be zero: pass "
-                "probe=batch. Without one output='keep' would run and change the function."
-            )
+            raise GrowthError(self.needs_probe)
         seen, _ = context.calls({container.names[i]: container.child(i) for i in wanted})
         calls: dict[int, Call | None] = {i: seen[name] for i in wanted if (name := container.names[i]) in seen}
         missing = [i for i in wanted if i not in calls]

@@ -14,7 +14,7 @@ from auxin.anatomy.probe import Call, PlanContext
 from auxin.anatomy.residual_role import ResidualRole, StandIn
 from auxin.anatomy.zero_init import first_tensor, with_input
 from auxin.change import Change, New, Rewire
-from auxin.edits.build import begin, build
+from auxin.edits.build import begin, build, check_start, needs_batch
 from auxin.edits.start import finish, inside
 from auxin.errors import GrowthError
 from auxin.init import InitSite
@@ -53,6 +53,26 @@ class Insert:
     init: Any = "preserve"
     fade: int = 100
     outputs: bool = False
+
+    def __post_init__(self) -> None:
+        check_start(self.init, self.fade, f"Insert(at={self.at!r})")
+        if self.index is not None and type(self.index) is not int:
+            raise GrowthError(
+                f"Insert(at={self.at!r}, index={self.index!r}): index is a whole number, as in list.insert."
+            )
+
+    def check(self, model: nn.Module) -> None:
+        """Check that there is a container at ``at``.
+
+        Raises:
+            GrowthError: there is none.
+        """
+        Container.at(model, self.at, "Insert")
+
+    @property
+    def needs_probe(self) -> str:
+        """Why it cannot be planned without a batch; empty where it can."""
+        return needs_batch(self.init, f"Insert(at={self.at!r})")
 
     def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Build the layer and say where it goes. Writes to nothing."""

@@ -40,12 +40,20 @@ class Remove:
     at: str
     outputs: bool = False
 
-    def plan(self, model: nn.Module, context: PlanContext) -> Change:
-        """Say what goes. Writes to nothing."""
+    def check(self, model: nn.Module) -> None:
+        """Check that there is a module at ``at``.
+
+        Raises:
+            GrowthError: there is none.
+        """
         module_at(model, self.at, "Remove(at=...): at")
-        path, _, name = self.at.rpartition(".")
         if not self.at:
             raise GrowthError("Remove(at=''): that is the model itself; name a module inside it.")
+
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
+        """Say what goes. Writes to nothing."""
+        self.check(model)
+        path, _, name = self.at.rpartition(".")
         parent = module_at(model, path)
         if name == NAME and has_grown(parent):
             return self._all_behind(model, context, path)

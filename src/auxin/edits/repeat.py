@@ -52,24 +52,39 @@ class Repeat:
     def __post_init__(self) -> None:
         if isinstance(self.blocks, list):
             object.__setattr__(self, "blocks", tuple(self.blocks))
-
-    def sources(self, length: int) -> list[int]:
-        """The index of the block that runs at each position of the new depth, for a list of ``length`` blocks."""
         where = f"Repeat(at={self.at!r}, blocks={self.blocks!r}, times={self.times!r}, order={self.order!r})"
-        first, end = self._range(length, where)
         if type(self.times) is not int or self.times < 2:
             raise GrowthError(f"{where}: times is how often the blocks run in all, a whole number from 2.")
         if self.order not in ORDERS:
             raise GrowthError(f"{where}: order is 'stack' (ABAB) or 'interleave' (AABB).")
         if type(self.fade) is not int or self.fade < 0:
             raise GrowthError(f"Repeat(at={self.at!r}, fade={self.fade!r}): fade is a number of optimizer steps.")
+
+    def check(self, model: nn.Module) -> None:
+        """Check that the list at ``at`` has these blocks.
+
+        Raises:
+            GrowthError: there is no list, or it is too short.
+        """
+        self._range(len(Container.list_at(model, self.at, "Repeat").names))
+
+    @property
+    def needs_probe(self) -> str:
+        """Why it cannot be planned without a batch; empty where it can."""
+        said = f"Repeat(at={self.at!r}, fade={self.fade}) needs one batch: pass probe=batch; or fade=0."
+        return said if self.fade else ""
+
+    def sources(self, length: int) -> list[int]:
+        """The index of the block that runs at each position of the new depth, for a list of ``length`` blocks."""
+        first, end = self._range(length)
         again = [*range(first, end)] * self.times
         return [*range(first), *(sorted(again) if self.order == "interleave" else again), *range(end, length)]
 
-    def _range(self, length: int, where: str) -> tuple[int, int]:
+    def _range(self, length: int) -> tuple[int, int]:
         found = (0, length) if self.blocks is None else self.blocks
         pair = isinstance(found, tuple) and len(found) == 2 and all(type(i) is int for i in found)
         if not pair or not 0 <= found[0] < found[1] <= length:
+            where = f"Repeat(at={self.at!r}, blocks={self.blocks!r}, times={self.times!r}, order={self.order!r})"
             raise GrowthError(
                 f"{where}: {self.at!r} holds {length} blocks; blocks=(i, j) names those from i to j - 1, with "
                 f"0 <= i < j <= {length}, and None all of them."
@@ -100,7 +115,7 @@ class Repeat:
             number(twin, numbered(twin, known, position))
         return finish(
             model,
-            dataclasses.replace(self, blocks=self._range(len(container.names), "")),
+            dataclasses.replace(self, blocks=self._range(len(container.names))),
             context,
             container,
             container.renumbered(items),
@@ -115,7 +130,7 @@ class Repeat:
     def _calls(self, container: Container, context: PlanContext) -> dict[int, Call]:
         """What arrives at each block, for a pass that fades in."""
         if not context.has_probe:
-            raise GrowthError(f"Repeat(at={self.at!r}, fade={self.fade}) needs one batch: pass probe=batch; or fade=0.")
+            raise GrowthError(self.needs_probe)
         seen, _ = context.calls({name: container.child(i) for i, name in enumerate(container.names)})
         return {i: seen[name] for i, name in enumerate(container.names) if name in seen}
 
@@ -139,10 +154,20 @@ class Untie:
     at: str
     state: str = "copy"
 
-    def plan(self, model: nn.Module, context: PlanContext) -> Change:
-        """Copy what is shared. Writes to nothing."""
+    def __post_init__(self) -> None:
         if self.state not in STATES:
             raise GrowthError(f"Untie(at={self.at!r}, state={self.state!r}): state is one of 'copy', 'fresh'.")
+
+    def check(self, model: nn.Module) -> None:
+        """Check that there is a container at ``at``.
+
+        Raises:
+            GrowthError: there is none.
+        """
+        Container.at(model, self.at, "Untie")
+
+    def plan(self, model: nn.Module, context: PlanContext) -> Change:
+        """Copy what is shared. Writes to nothing."""
         container = Container.at(model, self.at, "Untie")
         new: dict[str, New] = {}
         sources: dict[int, nn.Parameter] = {}

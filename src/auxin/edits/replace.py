@@ -15,7 +15,7 @@ from auxin.anatomy.tree import planned
 from auxin.anatomy.widths.tried import tried
 from auxin.axes import Axes, Axis
 from auxin.change import Alias, Change, Continued, Move, New, Rewire
-from auxin.edits.build import begin, build
+from auxin.edits.build import begin, build, check_start, needs_batch
 from auxin.edits.start import inside
 from auxin.errors import GrowthError
 from auxin.init import InitSite
@@ -50,12 +50,29 @@ class Replace:
     init: Any = "default"
     outputs: bool = False
 
+    def __post_init__(self) -> None:
+        check_start(self.init, 0, f"Replace(at={self.at!r})", ("copies",))
+
+    def check(self, model: nn.Module) -> None:
+        """Check that there is a module at ``at``.
+
+        Raises:
+            GrowthError: there is none.
+        """
+        if not self.at:
+            raise GrowthError("Replace(at=''): that is the model itself; name a module inside it.")
+        module_at(model, self.at, "Replace(at=...): at")
+
+    @property
+    def needs_probe(self) -> str:
+        """Why it cannot be planned without a batch; empty where it can."""
+        return needs_batch(self.init, f"Replace(at={self.at!r})")
+
     def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Build the new module and say where it goes. Writes to nothing of the network."""
         where = f"Replace(at={self.at!r}"
-        if not self.at:
-            raise GrowthError(f"{where}): that is the model itself; name a module inside it.")
-        old = module_at(model, self.at, "Replace(at=...): at")
+        self.check(model)
+        old = module_at(model, self.at)
         path, _, name = self.at.rpartition(".")
         parent = module_at(model, path)
         inside_it = set(old.modules())

@@ -44,6 +44,21 @@ class Several:
         """Whether one of them is for once only."""
         return any(getattr(edit, "once", False) for edit in self.edits)
 
+    def check(self, model: nn.Module) -> None:
+        """Check the first; it may make the places of the others.
+
+        Raises:
+            GrowthError: it has no place in the network.
+        """
+        check = getattr(self.edits[0], "check", None)
+        if check is not None:
+            check(model)
+
+    @property
+    def needs_probe(self) -> str:
+        """Why one of them cannot be planned without a batch; empty where all can."""
+        return next(filter(None, (getattr(edit, "needs_probe", "") for edit in self.edits)), "")
+
     def plan(self, model: nn.Module, context: Any) -> Change:
         """Refuse: only the first can be planned before it is carried out.
 

@@ -43,6 +43,29 @@ class Wake:
     outputs: bool = False
     once: ClassVar[bool] = True  # what is awake cannot wake again
 
+    def __post_init__(self) -> None:
+        if type(self.fade) is not int or self.fade < 0:
+            raise GrowthError(
+                f"Wake(at={self.at!r}): fade={self.fade!r}; pass a whole number of optimizer steps, 0 for at once."
+            )
+
+    def check(self, model: nn.Module) -> None:
+        """Check that something stands at ``at``: a layer that sleeps, or has woken already.
+
+        Raises:
+            GrowthError: nothing does.
+        """
+        module_at(model, self.at, "Wake(at=...): at")
+
+    @property
+    def needs_probe(self) -> str:
+        """Why it cannot be planned without a batch; empty where it can."""
+        said = (
+            f"Wake(at={self.at!r}, fade={self.fade}): a fade-in needs one batch, to see what arrives there: pass "
+            "probe=batch, or fade=0."
+        )
+        return said if self.fade else ""
+
     def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Say what wakes and what trains from then on. Writes to nothing."""
         dormant = self._dormant(model)
@@ -52,6 +75,8 @@ class Wake:
         self._check(model, dormant, strays(model, dormant, lists))
         fades = bool(self.fade) and not context.structural
         if fades:
+            if not context.has_probe:
+                raise GrowthError(self.needs_probe)
             _check_fade(dormant, context, f"Wake(at={self.at!r}, fade={self.fade})")
         before, after = Before.of(model), parameters_after(model, rewires)
         inside = dormant.layer.named_parameters()
@@ -78,8 +103,6 @@ class Wake:
     def _dormant(self, model: nn.Module) -> Dormant:
         """The layer that is to wake, or a refusal that names those that could."""
         where = f"Wake(at={self.at!r})"
-        if type(self.fade) is not int or self.fade < 0:
-            raise GrowthError(f"{where}: fade={self.fade!r}; pass a whole number of optimizer steps, 0 for at once.")
         module = module_at(model, self.at, "Wake(at=...): at")
         parts = self.at.split(".")
         for path in (".".join(parts[:i]) for i in range(1, len(parts))):
@@ -125,10 +148,6 @@ def _rewires(model: nn.Module, dormant: Dormant, new: New) -> list[Rewire]:
 
 def _check_fade(dormant: Dormant, context: PlanContext, where: str) -> None:
     """Refuse a fade-in that would not start from what the sleeping layer gave: its input."""
-    if not context.has_probe:
-        raise GrowthError(
-            f"{where}: a fade-in needs one batch, to see what arrives there: pass probe=batch, or fade=0."
-        )
     calls, _ = context.calls({"self": dormant})
     if "self" not in calls:
         raise GrowthError(f"{where}: on this probe the network never calls it, so it would never train.")

@@ -105,9 +105,25 @@ class Widen:
     assigns: tuple[Any, ...] = ()
     ratios: tuple[Any, ...] = ()
 
+    def __post_init__(self) -> None:
+        self._check_words()
+
+    def check(self, model: nn.Module) -> None:
+        """Check that ``at`` names modules of the network.
+
+        Raises:
+            GrowthError: it names none.
+        """
+        self.paths(model)
+
+    @property
+    def needs_probe(self) -> str:
+        """Why it cannot be planned without a batch; empty where it can."""
+        said = f"{self._where}: which tensors share a width is seen in a forward; pass probe=batch."
+        return "" if self.axes else said
+
     def plan(self, model: nn.Module, context: PlanContext) -> Change:
         """Find what grows, and with which values. Writes to nothing."""
-        self._check()
         if self.axes:
             swaps = [self._replayed(model, *one) for one in self.axes]
             if self.unit == "experts":
@@ -115,7 +131,7 @@ class Widen:
                 return grown_change(model, self, grown, context, preserves=False, how="as the journal says")
             return self._change(model, context, self, swaps, how="as the journal says", preserves=False)
         if not context.has_probe:
-            raise GrowthError(f"{self._where}: which tensors share a width is seen in a forward; pass probe=batch.")
+            raise GrowthError(self.needs_probe)
         if self.unit == "experts":
             return self._experts(model, context)
         try:
@@ -216,7 +232,7 @@ class Widen:
         size = f"to={self.to}" if self.by is None else f"by={self.by}"
         return f"Widen({self.at!r}, {size})"
 
-    def _check(self) -> None:
+    def _check_words(self) -> None:
         if not isinstance(self.at, str):
             raise GrowthError(f"Widen(at={self.at!r}): pass the path of a module as text, as in 'blocks.*.up'.")
         for name in ("by", "to"):

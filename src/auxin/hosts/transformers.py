@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from auxin.arguments import check_places, check_words
+from auxin.arguments import check_places, check_without_probe, check_words
 from auxin.auto import AutoGrower, begun, parts_of, warn_unless_spent
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
@@ -66,6 +66,7 @@ class GrowthCallback(Loading):
                 f"GrowthCallback(companions={type(companions).__name__}): pass a list, companions=[average]."
             )
         checked_parts(options)
+        check_without_probe(options["edits"], options.get("probe"))
         options["log"] = log if isinstance(log, Logbook) else Logbook(log)
         super().__init__(list(companions), [*allow, *named_by(options["edits"])])
         self.monitor, self.options = monitor, options

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from auxin.anatomy.wrappers import networks_of
-from auxin.change import Edit
 from auxin.checkpoint import load, save
 from auxin.gate import close_gate, gated
 from auxin.grower import Grower
@@ -99,8 +98,8 @@ class Saved:
 
 
 def _grower(run: Run, grown: Grown) -> Grower:
-    edits = [grown.edit] if isinstance(grown.edit, Edit) else []
-    return Grower(run.model, *run.optimizers, *run.companions, edits=edits, when=_never, group=grown.group)
+    words = {"edits": lambda model: [], "when": _never, "group": grown.group}  # it grows nothing itself
+    return Grower(run.model, *run.optimizers, *run.companions, **words)
 
 
 def _never(reading: Any) -> bool:
