@@ -29,7 +29,7 @@ SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/", "ups
 PUBLIC = """
 After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Repeat Replace
 Site Untie Wake Widen auto candidates choose follow grow init load replay save schedule score sites surgery testing
-verify when
+verdict verify when
 """.split()
 
 

@@ -28,6 +28,7 @@ PAGES = [
     "scores.md",
     "silent.md",
     "target_networks.md",
+    "verdict.md",
     "widen.md",
     *METHODS,
 ]

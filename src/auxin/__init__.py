@@ -27,6 +27,7 @@ from auxin.modules import Dormant
 from auxin.probation import Probation
 from auxin.sites import Site, sites
 from auxin.surgery import surgery
+from auxin.verdict import verdict
 from auxin.verify import verify
 from auxin.version import __version__ as __version__
 
@@ -67,6 +68,7 @@ __all__ = [
     "sites",
     "surgery",
     "testing",
+    "verdict",
     "verify",
     "when",
 ]

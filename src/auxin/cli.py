@@ -31,13 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _upscale(options)
     if options.command == "doctor":
         return _doctor(options)
+    if options.command == "verdict":
+        return _verdict(options)
     return _report(options) if options.command == "report" else _demo(options, parser)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="auxin", description="Grow PyTorch networks while they train.")
     parser.add_argument("--version", action="version", version=f"auxin {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale | doctor")
+    commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale | doctor | verdict")
     demo = commands.add_parser(
         "demo",
         help="grow networks on real series and compare them with what does not grow",
@@ -75,7 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("place", metavar="MODULE:FACTORY", help="returns the model, what hangs on it, and a batch")
     doctor.add_argument("--json", action="store_true", help="print plain data")
+    _add_verdict(commands)
     return parser
+
+
+def _add_verdict(commands: Any) -> None:
+    verdict = commands.add_parser(
+        "verdict",
+        help="judge what to do with more compute: go on, grow, or start anew",
+        description="Builds your trained network, tries each way in short pilots that cost a tenth of the budget at "
+        "most, takes all of it back, and says which way ends lowest, by how much, and how sure. The exit status "
+        "is 0 where one way is named, 1 where no difference is sure, 2 where there is nothing to judge.",
+        epilog="example: auxin verdict train:judge, where judge() returns (model, optimizer, {'edits': ..., 'anew': "
+        "..., 'evidence': ..., 'budget': ...}), the arguments of auxin.verdict",
+    )
+    verdict.add_argument("place", metavar="MODULE:FACTORY", help="returns the arguments of auxin.verdict")
+    verdict.add_argument("--budget", type=float, metavar="FLOPS", help="in place of that which the factory returns")
+    verdict.add_argument("--json", action="store_true", help="print plain data")
 
 
 def _add_upscale(commands: Any) -> None:
@@ -137,6 +155,30 @@ def _doctor(options: argparse.Namespace) -> int:
         return 2
     print(json.dumps(found.to_json(), indent=1) if options.json else found)
     return 0 if found.works else 1
+
+
+def _verdict(options: argparse.Namespace) -> int:
+    from auxin.doctor import from_here, made_by  # on demand: the other commands do without
+    from auxin.verdict import SAME, verdict
+
+    try:
+        made = made_by(options.place, "verdict")
+        if len(made) < 2 or not isinstance(made[-1], dict):
+            raise GrowthError(
+                f"verdict {options.place}: it returns ({', '.join(type(part).__name__ for part in made)}). Return the "
+                "model, what hangs on it, and the further arguments of auxin.verdict as a dict at the end: (model, "
+                "optimizer, {'edits': ..., 'anew': ..., 'evidence': ..., 'budget': ...})."
+            )
+        words = made[-1] if options.budget is None else {**made[-1], "budget": options.budget}
+        if "budget" not in words:
+            raise GrowthError(f"verdict {options.place}: how much compute is there? Return 'budget', or pass --budget.")
+        with from_here():  # a forward may import too
+            found = verdict(*made[:-1], **words)
+    except GrowthError as error:
+        print(f"auxin verdict: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found.to_json(), indent=1) if options.json else found)
+    return 1 if found.winner == SAME else 0
 
 
 def _upscale(options: argparse.Namespace) -> int:

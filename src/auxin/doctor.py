@@ -185,30 +185,43 @@ def from_here() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
-    """The network, its companions and a batch that ``module:factory`` returns.
+def made_by(place: str, command: str) -> tuple[Any, ...]:
+    """What ``module:factory`` returns, as a tuple.
 
     Args:
-        place: ``module:factory``; the module is looked for from the working directory on. The factory takes no argument
-            and returns ``(model, optimizer, ..., batch)``: the batch last, as the model is called; or a Grower last.
+        place: the module is looked for from the working directory on. The factory takes no argument.
+        command: that is told of in errors.
 
     Raises:
-        GrowthError: it cannot be imported, raises, or returns something else.
+        GrowthError: it cannot be imported, or raises.
     """
     module, _, name = place.partition(":")
     if not module or not name.isidentifier():
-        raise GrowthError(f"doctor {place!r}: write it as module:factory, for example train:build.")
+        raise GrowthError(f"{command} {place!r}: write it as module:factory, for example train:build.")
     if module.endswith(".py"):
-        raise GrowthError(f"doctor {place!r}: a module is written without .py: {module.removesuffix('.py')}:{name}.")
+        raise GrowthError(f"{command} {place!r}: a module is written without .py: {module.removesuffix('.py')}:{name}.")
     try:
         with from_here():
             made = getattr(importlib.import_module(module), name)()
     except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise GrowthError(
-            f"doctor {place}: it does not build: {type(error).__name__}: {error}. The factory is called without "
+            f"{command} {place}: it does not build: {type(error).__name__}: {error}. The factory is called without "
             "arguments."
         ) from error
-    parts = made if isinstance(made, tuple) else (made,)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
+    """The network, its companions and a batch that ``module:factory`` returns.
+
+    Args:
+        place: ``module:factory``; it returns ``(model, optimizer, ..., batch)``: the batch last, as the model is
+            called; or a Grower last.
+
+    Raises:
+        GrowthError: it cannot be imported, raises, or returns something else.
+    """
+    parts = made_by(place, "doctor")
     if parts and isinstance(parts[-1], Grower):
         return parts[-1].model, parts[-1].companions, parts[-1].probe
     if len(parts) < 2 or not isinstance(parts[0], nn.Module) or not _is_batch(parts[-1]):
