@@ -27,6 +27,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
+from ask import asked, line  # noqa: E402
 from settings import SWEPT, Config, Row, Run, read  # noqa: E402
 from store import Store  # noqa: E402
 from table import HINDSIGHT, interval, paired, saved, shown, winner  # noqa: E402
@@ -272,6 +273,19 @@ def step_time(benchmark: Benchmark, trainer: Trainer, rounds: int = 30) -> None:
         )
 
 
+def ask_verdict(benchmark: Benchmark, trainer: Trainer) -> None:
+    """What ``auxin.verdict`` says of every budget whose end is known, seed by seed, beside what won."""
+    config = benchmark.config
+    print(f"\n{config.title}: auxin.verdict")
+    rows = [config.row(name) for name in config.plans]
+    for budget in rows[0].budgets:
+        held = {row.name: benchmark.losses(row, budget) for row in rows}
+        seeds = sorted(set.intersection(*(set(losses) for losses in held.values())))
+        if seeds:
+            told = {seed: asked(config, trainer, budget, seed, benchmark.unit) for seed in seeds}
+            print(line(budget, winner(held), told), flush=True)
+
+
 def _task(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.task.items() if name != "bits"}
 
@@ -288,6 +302,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="of what there is; run nothing")
     parser.add_argument("--curves", type=Path, help="write training curves as CSV; run nothing")
     parser.add_argument("--step-time", action="store_true", help="of grown networks, beside those built so")
+    parser.add_argument(
+        "--verdict", action="store_true", help="ask auxin.verdict about what is known; run nothing else"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     config = read(given.config, given.device)
@@ -298,6 +315,9 @@ def main() -> None:
     benchmark.seeds = config.seeds[: given.seeds]
     if given.step_time and trainer:
         return step_time(benchmark, trainer)
+    if given.verdict:
+        benchmark.trainer = None
+        return ask_verdict(benchmark, Trainer(given.site))
     if given.curves:
         return write_curves(benchmark, given.curves)
     try:

@@ -81,12 +81,11 @@ class Learner:
 
     def grow(self, stage: dict[str, Any]) -> None:
         """As the stage says; the FLOPs of the checks are spent."""
-        edits = [edit_of(words, self.run["width"]) for words in stage["edit"]]
         started = self.clock()
         with FlopCounterMode(display=False) as counter:
             ax.grow(
                 self.model,
-                edits if len(edits) > 1 else edits[0],
+                edits_of(stage["edit"], self.run["width"]),
                 self.optimizer,
                 probe=self.probe,
                 seed=self.run["seed"],
@@ -169,8 +168,7 @@ class Trainer:
         """Validation loss (None: it diverged), test loss where the run is to be reported, curve and costs."""
         curve: list[list[float]] = []
         stages = run["stages"]
-        fixed = next((n for n, stage in enumerate(stages) if "rate" not in stage), len(stages))
-        learner = self._first(run, fixed)
+        learner, fixed = self.begun(run), _fixed(run)
         begin, end = learner.spent, sum(stage["flops"] for stage in stages)
 
         def falling(spent: float) -> float:
@@ -195,8 +193,9 @@ class Trainer:
             "curve": [[round(flops), round(loss, 5)] for flops, loss in curve],
         }
 
-    def _first(self, run: Run, fixed: int) -> Learner:
+    def begun(self, run: Run) -> Learner:
         """The learner behind the stages whose rate is not swept: they are the same for many runs."""
+        fixed = _fixed(run)
         if not fixed:
             return Learner(run, self.case(run["task"]))
         own = {"rate": 0.0, "decay": 0.0, "dropout": 0.0, "weight_decay": run["stages"][0]["weight_decay"]}
@@ -227,6 +226,12 @@ class Trainer:
         return learner.train(until, rate, curve)
 
 
+def _fixed(run: Run) -> int:
+    """How many stages, from the first one, have a rate of their own."""
+    stages = run["stages"]
+    return next((n for n, stage in enumerate(stages) if "rate" not in stage), len(stages))
+
+
 def dilated(width: int, index: int) -> Dilated:
     """The next block of a forecaster."""
     return Dilated(width, 2**index)
@@ -241,6 +246,12 @@ def edit_of(words: dict[str, Any], width: int) -> Any:
     if "layer" in words:
         words["layer"] = functools.partial(LAYERS[words["layer"]], width)
     return getattr(ax, words.pop("do"))(**words)
+
+
+def edits_of(several: list[dict[str, Any]], width: int) -> Any:
+    """One growth: an edit, or a list of them."""
+    edits = [edit_of(words, width) for words in several]
+    return edits if len(edits) > 1 else edits[0]
 
 
 def _constant(rate: float, spent: float) -> float:

@@ -17,6 +17,7 @@ import torch
 
 pytest.importorskip("scipy")
 
+from ask import Plans, line
 from run import Benchmark, OutOfTime, print_tables, write_curves
 from scipy import stats
 from settings import BadSetting, Config, key_of, read
@@ -108,8 +109,8 @@ def lines(path: Path) -> list[dict]:
 
 def without_seconds(path: Path) -> list[dict]:
     held = lines(path)
-    for line in held:
-        line["result"].pop("seconds", None)
+    for one in held:
+        one["result"].pop("seconds", None)
     return held
 
 
@@ -199,8 +200,8 @@ def test_the_rate_falls_to_nothing_over_the_last_part_and_old_networks_keep_thei
             return super().train(until, rate, curve)
 
     class WatchedTrainer(Trainer):
-        def _first(self, run, fixed):
-            learner = super()._first(run, fixed)
+        def begun(self, run):
+            learner = super().begun(run)
             learner.__class__, learner.spent = Watched, 1e7
             return learner
 
@@ -329,6 +330,19 @@ def test_edits_are_written_as_tables() -> None:
     edit = edit_of({"do": "Repeat", "at": "blocks", "blocks": [0, 1]}, 16)
     assert edit == ax.Repeat("blocks", blocks=(0, 1))
     assert edit_of({"do": "Insert", "at": "blocks", "layer": "dilated", "index": 3}, 16).layer(index=3).before == 16
+
+
+def test_the_rows_that_a_verdict_judges_are_found_by_what_they_do() -> None:
+    for name in ("more_demand", "more_digits", "more_bytes"):
+        plans = Plans.of(read(COMPUTE / f"{name}.toml"))
+        assert (plans.go_on.name, plans.grow.name, plans.anew.name) == ("go on", "grow", "start anew")
+
+
+def test_a_verdict_is_right_where_it_names_the_winner_or_sees_no_difference() -> None:
+    told = {0: {"winner": "grow", "price": 0.08}, 1: {"winner": "no difference", "price": 0.1}}
+    assert "right 1 of 2, price 10.0% at most: grow, no difference" in line(1.0, ("grow", True), told)
+    assert "right 1 of 2" in line(1.0, ("go on", False), told)
+    assert "right 0 of 2" in line(1.0, ("go on", True), told)
 
 
 @pytest.mark.parametrize(
