@@ -185,10 +185,12 @@ class AutoGrower(Grower):
         best, due = Kept(self._standing), 0.0
         least: float | None = None
         while not self.finished:
-            self.evidence.train(self.model, self.companions, 1, self.optimizer_steps)
+            with self.ledger.timed("training"):
+                self.evidence.train(self.model, self.companions, 1, self.optimizer_steps)
             self.step()
             if self.spent >= due or self.finished:
                 now = self._validated()
+                self.log.reading(self, None, {"validation": now})
                 if least is None or least != least or now < least:
                     least = now
                     best.take()

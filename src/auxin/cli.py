@@ -20,6 +20,17 @@ from auxin.report import Report
 from auxin.version import __version__
 
 
+_STATUS = "Exit status: 0 where all went well, 2 for a wrong argument, 130 where it was stopped,"
+_EXAMPLES = """examples:
+  auxin demo                          compare what grows with what does not
+  auxin report run                    write run/report.html about Grower(log="run")
+  auxin upscale IN OUT --blocks 4     write a deeper copy of a checkpoint
+  auxin doctor train:build            try what can grow in a network of your own
+
+exit status: 0 where all went well; 1 where the command was refused, and says why on one line; 2 for a wrong
+argument; 130 where it was stopped. auxin COMMAND --help has the rest."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of the process; returns the exit status."""
     parser = _parser()
@@ -37,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="auxin", description="Grow PyTorch networks while they train.")
+    parser = argparse.ArgumentParser(
+        prog="auxin",
+        description="Grow PyTorch networks while they train.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"auxin {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale | doctor | verdict")
     demo = commands.add_parser(
@@ -47,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         "judges whether to go on, to grow, or to start anew, and all three are run. Second a network starts at "
         "one block and grows by itself on the monthly series of the M3 competition, or on your own, beside fixed "
         "depths at equal training FLOPs.",
+        epilog="examples: auxin demo; auxin demo --csv sales.csv --target sales --horizon 12 --season 12. "
+        f"{_STATUS} 1 where data or directory do not fit.",
     )
     demo.add_argument("--out", type=Path, help="empty directory for the results; default runs/NAME-DATE-TIME")
     demo.add_argument("--seeds", type=_positive, default=3, help="runs of each kind (default 3)")
@@ -63,17 +81,19 @@ def _parser() -> argparse.ArgumentParser:
         help="write a page about a run",
         description="One HTML page about a run that kept a log or a checkpoint: loss, layers, parameters, decisions. "
         "It needs no network and no other file.",
+        epilog=f"example: auxin report run --out page.html. {_STATUS} 1 where nothing can be read or written.",
     )
     report.add_argument("run", type=Path, metavar="RUN", help="directory of the log, or of checkpoints")
+    report.add_argument("--json", action="store_true", help="print the growths and the verdict as plain data; no page")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default RUN/report.html")
     _add_upscale(commands)
     doctor = commands.add_parser(
         "doctor",
         help="try what can grow in a network of your own",
         description="Builds your network, tries each kind of growth on it, takes all of it back, and says what works "
-        "and what to write. The exit status is 0 where something grows and all beside the network follows, 1 where "
-        "not, 2 where there is nothing to try.",
-        epilog="example: auxin doctor train:build, where build() returns (model, optimizer, x)",
+        "and what to write.",
+        epilog="example: auxin doctor train:build, where build() returns (model, optimizer, x). Exit status: 0 where "
+        "something grows and all beside the network follows, 1 where not, 2 where there is nothing to try.",
     )
     doctor.add_argument("place", metavar="MODULE:FACTORY", help="returns the model, what hangs on it, and a batch")
     doctor.add_argument("--json", action="store_true", help="print plain data")
@@ -104,6 +124,8 @@ def _add_upscale(commands: Any) -> None:
         "follows, and plain transformers opens the result. By default the copies start as the identity, so that the "
         "deeper model computes the same as IN. With --ffn or --heads every block gets wider instead, and the model "
         "computes the same too.",
+        epilog=f"example: auxin upscale llama llama-deeper --blocks 4. {_STATUS} 1 where it is refused; nothing is "
+        "written then.",
     )
     upscale.add_argument("source", type=Path, metavar="IN", help="directory with config.json and safetensors")
     upscale.add_argument("target", type=Path, metavar="OUT", help="directory that does not exist yet, or is empty")
@@ -136,7 +158,11 @@ def _add_upscale(commands: Any) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     try:
-        print(Report.read(options.run).write(options.out or options.run / "report.html"))
+        report = Report.read(options.run)
+        if options.json:
+            print(json.dumps(report.to_json(), indent=1))
+        else:
+            print(report.write(options.out or options.run / "report.html"))
     except GrowthError as error:
         print(f"auxin report: {error}", file=sys.stderr)
         return 1

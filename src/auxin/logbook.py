@@ -78,6 +78,7 @@ class Logbook:
             raise GrowthError(f"Logbook(batch={batch!r}): the samples in one optimizer step, a whole number from 1.")
         self.directory = Path(directories[0]) if directories else None
         self.batch = batch
+        self.name: str | None = None  # of the metric that ``step`` is given by position, where a host knows it
         self.rollback: Rollback | None = None  # of the Grower: nothing is written in a branch of the run
         self.resuming: tuple[int, int] | None = None  # (calls, optimizer steps) to which a load has set the run
         self._began = time.monotonic()
@@ -93,7 +94,9 @@ class Logbook:
             self._count(run, run.optimizer_steps)
             named = {name: _finite(value) for name, value in metrics.items()}
             measured = {"flops": _finite(self._flops), "parameters": _size(run.model)}
-            self._write({"kind": "reading", **self._now(run), **measured, "metric": _finite(metric), "metrics": named})
+            said = {} if self.name is None else {"name": self.name}
+            told = {**measured, "metric": _finite(metric), **said, "metrics": named}
+            self._write({"kind": "reading", **self._now(run), **told})
             self._tell(run)
 
     def decision(self, run: Run, chosen: Any, waiting: str | None = None, weighed: int | None = None) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import auxin as ax
 from auxin.cli import main
+from auxin.demo.folder import closing
 from auxin.demo.network import Network
 
 
@@ -29,6 +30,14 @@ def finished(tmp_path_factory) -> Path:
     own = ["--csv", str(file), "--target", "sales", "--id", "shop", "--horizon", "6", "--season", "6"]
     assert main(["demo", "--quick", "--out", str(folder / "out"), *own]) == 0
     return folder / "out"
+
+
+def test_a_smoke_test_says_that_it_measures_nothing_and_where_the_page_is(finished: Path, capsys, tmp_path: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "This was a smoke test" in page and "forecasts with a sMAPE of" not in page
+    assert '<tr class="marked"><th scope="row">grown from depth 1</th>' in page
+    said = closing(3.2, tmp_path)
+    assert said.splitlines()[-1] == (tmp_path / "report.html").as_uri() and said.splitlines()[-1].startswith("file://")
 
 
 def test_it_leaves_everything_behind(finished: Path) -> None:

@@ -182,8 +182,9 @@ def test_what_a_screen_reader_is_told(browser: Browser, page: Path) -> None:
     names = {role: [name for kind, name in said if kind == role] for role, _ in said}
     assert names["heading"] == [
         "A run",
-        "Metric",
+        "Metric given to step",
         "Accuracy",
+        "Did growing help?",
         "Layers",
         "Parameters",
         "Gradient ratio",
@@ -193,9 +194,9 @@ def test_what_a_screen_reader_is_told(browser: Browser, page: Path) -> None:
     assert "Horizontal axis" in names["group"]
     images = names.get("image", []) + names.get("img", [])
     assert len(images) == 5 and all(" over " in name for name in images)  # of the three axes one is shown
-    assert any(name.startswith("Metric over steps Metric 2.9") for name in images)
+    assert any(name.startswith("Metric given to step over steps Metric given to step 2.9") for name in images)
     assert len(names["DisclosureTriangle"]) == 5  # a table behind each figure
-    assert names["region"][:2] == ["Metric", "Accuracy"] and "Decisions, table" in names["region"]
+    assert names["region"][:2] == ["Metric given to step", "Accuracy"] and "Decisions, table" in names["region"]
     assert names["main"] and not [name for role, name in said if role in ("radio", "button", "link") and not name]
 
 
@@ -203,7 +204,7 @@ def test_a_table_opens_by_keyboard(browser: Browser, page: Path) -> None:
     browser.show(page, 1600)
     for _ in range(3):
         browser.press("Tab", 9)
-    assert browser.ask("document.activeElement.textContent") == "Metric as a table"
+    assert browser.ask("document.activeElement.textContent") == "Metric given to step as a table"
     browser.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", windowsVirtualKeyCode=13, text="\r")
     browser.call("Input.dispatchKeyEvent", type="keyUp", key="Enter", windowsVirtualKeyCode=13)
     assert browser.ask("document.querySelector('details').open")

@@ -38,6 +38,7 @@ def test_a_run_has_every_part() -> None:
     assert [h.text for h in root.iter("h1")] == ["A run"]
     assert [h.text for h in root.iter("h2")] == [
         "Loss",
+        "Did growing help?",
         "Layers",
         "Parameters",
         "Gradient ratio",
@@ -107,7 +108,7 @@ def test_every_picture_is_named_for_screen_readers() -> None:
 def test_tables_have_caption_and_scope_and_scroll_in_their_own_box() -> None:
     root = render(journal(), metrics(), table=TABLE)
     tables = list(root.iter("table"))
-    assert len(tables) == 4 + 2  # behind each figure; results and decisions
+    assert len(tables) == 4 + 3  # behind each figure; growths, results and decisions
     for table in tables:
         assert words(table.find("caption"))
         assert {th.get("scope") for th in table.find("thead").iter("th")} == {"col"}
@@ -140,7 +141,7 @@ def test_a_decision_shows_what_was_checked() -> None:
         "kept",
         "+1,000 (+100 %)",
         "yes, 0 (to the bit)",
-        "0.800×",
+        "0.800× (probe)",
         "3.00",
     ]
     assert [words(cell) for cell in rows[1]][6:] == ["no, 0.25", "–", "–"]
@@ -341,5 +342,5 @@ def test_losses_in_different_units_get_a_chart_each() -> None:
     def names(entries: list, readings: list) -> list[str]:
         return [h.text for h in render(entries, readings).iter("h2")][:3]
 
-    assert names(journal(), points) == ["Validation loss", "Training loss", "Layers"]
-    assert names(journal(), metrics()) == ["Loss", "Layers", "Parameters"]
+    assert names(journal(), points) == ["Validation loss", "Training loss", "Did growing help?"]
+    assert names(journal(), metrics()) == ["Loss", "Did growing help?", "Layers"]

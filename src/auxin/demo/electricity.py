@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from auxin.demo.demand import LEAD, Demand
-from auxin.demo.folder import one_thread, prepare, save_run
+from auxin.demo.folder import SMOKE, closing, one_thread, prepare, save_run
 from auxin.demo.judgement import Judgement, judge
 from auxin.demo.more_compute import PLANS, Bench, Setting, old_network, planned
 from auxin.demo.plan_results import AS_JUDGED, OLD, Ended, PlanResults, Seed, endings, evaluate, sentence, table
@@ -44,7 +44,7 @@ def run_electricity(data: Demand, setting: Setting, seeds: int, out: Path, scree
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     results = evaluate(data, setting, runs)
-    content, text = table(results), sentence(results)
+    content, text = table(results), SMOKE if setting.smoke else sentence(results)
     bench = shown.bench
     journal = bench.grower.journal.to_json()
     save_run(out, bench.grower, journal, shown.metrics, {"steps": bench.steps, "flops": bench.spent})
@@ -58,8 +58,9 @@ def run_electricity(data: Demand, setting: Setting, seeds: int, out: Path, scree
         shapes={name: tuple(parameter.shape) for name, parameter in bench.network.named_parameters()},
     )
     report.write(out / "report.html")
-    screen.line(f"\n{endings(results)}\n\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")
-    screen.line(f"{time.perf_counter() - begin:.0f} s. Checkpoint, journal, metrics and report.html are in {out}")
+    ended = "" if setting.smoke else f"\n{endings(results)}\n"
+    screen.line(f"{ended}\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")
+    screen.line(closing(time.perf_counter() - begin, out))
     return results
 
 

@@ -12,6 +12,15 @@ import auxin as ax
 from auxin.demo.series import DemoError
 
 
+SMOKE = "This was a smoke test with a fraction of the training: that it runs is all that it says. auxin demo measures."
+
+
+def closing(seconds: float, out: Path) -> str:
+    """The last two lines: what is where, and the page as a link."""
+    page = (out / "report.html").resolve().as_uri()
+    return f"{seconds:.0f} s. Checkpoint, journal, metrics and report.html are in {out}\n{page}"
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Small matrices are slower on several threads, and results must not depend on the machine's cores."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from auxin.demo.folder import one_thread, prepare, save_run
+from auxin.demo.folder import SMOKE, closing, one_thread, prepare, save_run
 from auxin.demo.recipe import Recipe
 from auxin.demo.results import Results, endings, evaluate, printed, sentence, table
 from auxin.demo.screen import Screen, described
@@ -60,7 +60,7 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         save_run(out, shown.grower, journal, first.metrics, {"steps": first.steps, "flops": first.flops})
         outcomes = [first, *_train_rest(data, recipe, _jobs(seeds, recipe.extra_members), screen)]
     results = evaluate(task, outcomes, seeds, published)
-    content, text = table(results), sentence(results)
+    content, text = table(results), SMOKE if recipe.smoke else sentence(results)
     report = Report.from_metrics(
         journal,
         first.metrics,
@@ -71,8 +71,9 @@ def run_demo(task: Task, recipe: Recipe, seeds: int, out: Path, screen: Screen, 
         shapes={name: tuple(parameter.shape) for name, parameter in shown.network.named_parameters()},
     )
     report.write(out / "report.html")
-    screen.line(f"\n{endings(results)}\n\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")
-    screen.line(f"{time.perf_counter() - begin:.0f} s. Checkpoint, journal, metrics and report.html are in {out}")
+    ended = "" if recipe.smoke else f"\n{endings(results)}\n"
+    screen.line(f"{ended}\n{printed(content)}\n\n{content['caption']}\n\n{text}\n")
+    screen.line(closing(time.perf_counter() - begin, out))
     return results
 
 

@@ -34,6 +34,7 @@ class Setting:
         pilots: share of its steps that a plan takes in each of the two pilots that the judgement rests on.
         pilot_batch: series, and half-hours of each, in a training step of those.
         pilot_rates: learning rate of each plan in those.
+        smoke: whether this is a smoke test, whose numbers mean nothing.
     """
 
     dim: int = 32
@@ -49,6 +50,7 @@ class Setting:
     pilots: tuple[float, float] = (1 / 6, 1 / 3)
     pilot_batch: tuple[int, int] = (1, 336)
     pilot_rates: tuple[float, float, float] = (3e-3, 3e-3, 2e-2)
+    smoke: bool = False
 
     @property
     def more(self) -> float:
@@ -61,7 +63,7 @@ class Setting:
 
     def quick(self) -> "Setting":
         """A smoke test; the numbers mean nothing then."""
-        return replace(self, dim=4, spent=self.spent / 1000)
+        return replace(self, dim=4, spent=self.spent / 1000, smoke=True)
 
 
 class Bench:

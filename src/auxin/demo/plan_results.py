@@ -104,7 +104,9 @@ def table(results: PlanResults) -> dict[str, Any]:
     )
     naive = ["as a day ago", "–", "–", "–", "–", f"{results.naive:.4f}", "–", _against(results, results.naive)]
     order = (OLD, *PLANS, AS_JUDGED)
-    return {"caption": caption, "columns": ["", *COLUMNS], "rows": [naive, *(_cells(results, plan) for plan in order)]}
+    columns, rows = ["", *COLUMNS], [naive, *(_cells(results, plan) for plan in order)]
+    marked = [1 + order.index("grow")]
+    return {"caption": caption, "columns": columns, "rows": rows, "marked": marked, "first": [columns.index("mean")]}
 
 
 def _cells(results: PlanResults, plan: str) -> list[str]:

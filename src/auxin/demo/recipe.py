@@ -23,6 +23,7 @@ class Recipe:
         growths: at most, whatever else is true.
         stride: every how many-th series is validated, where there are many.
         extra_members: grown networks in the ensemble beyond one per seed.
+        smoke: whether this is a smoke test, whose numbers mean nothing.
     """
 
     dim: int = 128
@@ -39,10 +40,11 @@ class Recipe:
     growths: int = 7
     stride: int = 3
     extra_members: int = 2
+    smoke: bool = False
 
     def quick(self) -> "Recipe":
         """A smoke test: a fiftieth of the budget; the numbers mean nothing then."""
-        return replace(self, budget=self.budget / 50, warmup=5, readings=60, extra_members=0)
+        return replace(self, budget=self.budget / 50, warmup=5, readings=60, extra_members=0, smoke=True)
 
     def for_windows(self, count: int) -> "Recipe":
         """The budget for ``count`` training windows: that of the M3 series per window, but never under a tenth."""

@@ -121,7 +121,7 @@ class Duplicate:
 
     def _other_order(self, model: nn.Module, context: PlanContext) -> str:
         """The order that copies the last block whose copy can start silent, in words; "" if there is none."""
-        size = len(self._container(model).names)
+        size = len(self._container(model, False).names)
         for source in [*reversed(range(size))][:TRIED]:
             order = [*range(source + 1), *range(source, size)]
             try:
@@ -132,7 +132,7 @@ class Duplicate:
         return ""
 
     def _planned(self, model: nn.Module, context: PlanContext) -> Change:
-        container = self._container(model)
+        container = self._container(model, context.structural)
         sources = self.sources(len(container.names))
         calls = self._calls(container, sorted(set(_copied(sources))), context)
         promised = self.init is not None
@@ -187,7 +187,7 @@ class Duplicate:
             remarks=notes,
         )
 
-    def _container(self, model: nn.Module) -> Container:
+    def _container(self, model: nn.Module, replayed: bool) -> Container:
         """The list; refused where a block would be copied that runs the weights of another."""
         container = Container.list_at(model, self.at, "Duplicate")
         again = {name: together for together in passes(container.module) for name in together}
@@ -195,6 +195,13 @@ class Duplicate:
         name = next((name for name in copied if name in again), None)
         if name is not None:
             path, others = container.path, ", ".join(join(container.path, n) for n in again[name] if n != name)
+            if replayed:
+                raise GrowthError(
+                    f"Duplicate(at={self.at!r}): the journal copies {join(path, name)}, which shares all its weights "
+                    f"with {others}. An earlier version of auxin wrote that; it does not say whether the copy shares "
+                    "them too, so it cannot be rebuilt. Load the checkpoint with the version that wrote it, and keep "
+                    "what it holds: torch.save(model.state_dict(), 'weights.pt')."
+                )
             raise GrowthError(
                 f"Duplicate(at={self.at!r}): {join(path, name)} shares all its weights with {others}, so a copy could "
                 f"share them too, or have its own. Give each block its own first: Untie({self.at!r}); or let this one "

@@ -153,6 +153,7 @@ class GrowthCallback(AnyCallback):
     def _step(self, trainer: Any, grower: Grower, logged: dict[str, float]) -> None:
         metric, change = None if self.monitor is None else logged[self.monitor], None
         with parts.without_trainer(trainer.lightning_module):
+            grower.log.name = self.monitor
             grower.progress.pending = parts.decided(grower, metric, logged)
             if grower.progress.pending is not None:
                 with parts.told_of_the_probe(self._arguments.options["probe"]):

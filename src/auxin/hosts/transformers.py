@@ -116,6 +116,7 @@ class GrowthCallback(Loading):
             self._seen += numbers
             return
         self._seen = []
+        self.grower.log.name = name
         with as_built(self.grower.model):
             self.grower.progress.pending = self.grower.decide(numbers.pop(name), **numbers)
 

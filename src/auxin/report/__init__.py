@@ -16,6 +16,7 @@ from auxin.report.log import from_metrics
 from auxin.report.page import render
 from auxin.report.run import Run
 from auxin.report.source import add_entries, read_directory, read_grower
+from auxin.report.verdict import as_data
 
 if TYPE_CHECKING:
     from auxin.grower import Grower
@@ -101,6 +102,10 @@ class Report:
         run.shapes = dict(shapes or {})
         add_entries(run, journal)
         return cls(run, title, sentence, table, tuple(forecasts))
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict, and what was around each growth that was kept, as plain data; null is "not known"."""
+        return as_data(self.run, self.title)
 
     def html(self) -> str:
         """The page."""

@@ -18,8 +18,8 @@ from auxin.report.scale import Point, Scale, spread, thin, value_scale
 MOST_PANELS = 5
 _HEIGHT, _LOW_HEIGHT, _AXIS = 280.0, 160.0, 28.0  # pixels: of the first plot, of the others, of the ticks below
 _FAR = 3.0  # a line this many times above the other gets a chart of its own
-_LOSS = re.compile("loss|validation|metric", re.IGNORECASE)
-_SAID = {"loss": "training loss", "validation": "validation loss", "metric": "metric"}
+_LOSS = re.compile("loss|validation|^metric$", re.IGNORECASE)
+_SAID = {"loss": "training loss", "validation": "validation loss", "metric": "metric given to step"}
 _ROWS, _READ = 40, 300  # of the table behind, and of what the pointer reads
 _NOT_DRAWN = {"depth"}
 
@@ -71,7 +71,8 @@ def metric_sections(run: Run, axes: Sequence[Axis], detail: int, marks: int) -> 
     """
     names = [n for n, values in run.readings.metrics.items() if n not in _NOT_DRAWN and any(map(math.isfinite, values))]
     if not names:
-        return section("metrics", "Loss", note("No loss was recorded."), _lone_marks(run, axes, marks))
+        missing = "No loss was recorded; grower.step(loss) records one."
+        return section("metrics", "Loss", note(missing), _lone_marks(run, axes, marks))
     groups = _groups(names, run)
     parts = []
     for at, group in enumerate(groups[:MOST_PANELS]):
@@ -84,6 +85,13 @@ def metric_sections(run: Run, axes: Sequence[Axis], detail: int, marks: int) -> 
     return join(*parts)
 
 
+def main_metric(run: Run) -> str | None:
+    """The metric that a run is judged by: validation, what was given to ``step`` by position, loss, or the first."""
+    known = [name for name, values in run.readings.metrics.items() if any(map(math.isfinite, values))]
+    known = [name for name in known if name not in _NOT_DRAWN]
+    return next((name for name in ("validation", run.given, "loss") if name in known), known[0] if known else None)
+
+
 def ends(values: Sequence[float]) -> tuple[float | None, float | None]:
     """The first and the last finite value."""
     known = [value for value in values if math.isfinite(value)]
@@ -92,9 +100,8 @@ def ends(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def _groups(names: Sequence[str], run: Run) -> list[tuple[str, ...]]:
     """Two losses on one chart unless that would flatten one of them; all else on its own."""
-    order = sorted(
-        names, key=lambda name: ["validation", "metric"].index(name) if name in ("validation", "metric") else 2
-    )
+    first = ["validation", run.given]
+    order = sorted(names, key=lambda name: first.index(name) if name in first else 2)
     losses = [name for name in order if _LOSS.search(name)]
     if len(losses) != 2 or _apart([_finite(run.readings.metrics[name]) for name in losses]):
         return [(name,) for name in order]

@@ -21,23 +21,31 @@ class Table:
         columns: names; those of ``numeric`` stand on the right.
         rows: of text; the first cell names its row.
         numeric: indices of columns.
+        marked: indices of rows that stand out.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     numeric: frozenset[int] = frozenset()
+    marked: frozenset[int] = frozenset()
 
     def drawn(self) -> Markup:
         """The table itself."""
         head = [_cell("th", name, at in self.numeric, "col") for at, name in enumerate(self.columns)]
-        lines = [tag("tr", *(self._body(at, value) for at, value in enumerate(row))) for row in self.rows]
+        lines = [
+            tag("tr", *(self._body(at, value) for at, value in enumerate(row)), class_=self._class(number))
+            for number, row in enumerate(self.rows)
+        ]
         return tag(
             "table",
             tag("caption", tag("span", self.caption)),
             tag("thead", tag("tr", *head)) if head else None,
             tag("tbody", *lines),
         )
+
+    def _class(self, number: int) -> str | None:
+        return "marked" if number in self.marked else None
 
     def _body(self, at: int, value: object) -> Markup:
         return _cell("td" if at else "th", value, at in self.numeric, None if at else "row")

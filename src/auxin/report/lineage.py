@@ -10,6 +10,7 @@ from auxin.report.run import Growth, edits_of, mapping, plain_items
 
 _MOST_SIBLINGS = 2000  # a stray index must not make a million rows
 _DEEPEST = 30  # pieces of a path
+_GATES = re.compile(r"(?:weight|bias)_[ih]h(|_l\d+(?:_reverse)?)")  # of RNN, LSTM, GRU, and of their cells
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,25 @@ def _others(layers: Sequence[Layer], shapes: Mapping[str, Sequence[int]]) -> lis
 
 
 def _units(path: str, shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """The rows of the largest weight below a path; of its vectors where there is no matrix."""
-    inside = [shape for name, shape in shapes.items() if name.startswith(path + ".")]
+    """The rows of the largest weight below a path; of its vectors where there is no matrix.
+
+    Recurrent layers hold the rows of all their gates in one weight: they are as wide as their hidden state.
+    """
+    below = {name: shape for name, shape in shapes.items() if name.startswith(path + ".")}
+    inside = [_without_gates(name, shape, below) for name, shape in below.items()]
     matrices = [shape for shape in inside if len(shape) > 1] or [shape for shape in inside if shape]
     return max((int(shape[0]) for shape in matrices), default=None)
+
+
+def _without_gates(name: str, shape: Sequence[int], below: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    """The shape of a tensor with the rows of one gate, where it is one of a recurrent layer of torch."""
+    around, _, leaf = name.rpartition(".")
+    found = _GATES.fullmatch(leaf)
+    if found is None:
+        return shape
+    hidden = below.get(f"{around}.weight_hr{found[1]}") or below.get(f"{around}.weight_hh{found[1]}")
+    width = hidden[1] if hidden is not None and len(hidden) == 2 else 0
+    return (width, *shape[1:]) if shape and width and shape[0] in (width, 3 * width, 4 * width) else shape
 
 
 def _resized(growth: Growth) -> dict[str, dict[int, int]]:

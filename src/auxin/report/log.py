@@ -124,7 +124,8 @@ class _History:
     def _reading(self, line: Mapping, call: float | None) -> None:
         metrics = {str(name): value for name, value in mapping(line.get("metrics")).items()}
         if "metric" in line:
-            metrics = {"metric": line["metric"], **metrics}
+            self.run.given = str(line.get("name") or self.run.given)
+            metrics = {self.run.given: line["metric"], **metrics}
         self.calls.append(float("nan") if call is None else call)
         self.run.readings.add(line, metrics)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from auxin.report.axis import axes_of
 from auxin.report.bars import layer_section
-from auxin.report.curves import ends, metric_sections, said_of
+from auxin.report.curves import ends, main_metric, metric_sections, said_of
 from auxin.report.figure import axis_switch
 from auxin.report.figures import duration, scaled, significant, span, whole
 from auxin.report.forecasts import forecast_section
@@ -18,6 +18,7 @@ from auxin.report.run import Run
 from auxin.report.script import FINGERPRINT, SCRIPT
 from auxin.report.style import STYLE
 from auxin.report.tables import decision_section, result_section, weighed_section
+from auxin.report.verdict import growth_section, verdict
 
 LIMIT = 200_000  # bytes
 
@@ -82,6 +83,7 @@ def _page(run: Run, title: str, sentence: str, more: Markup, detail: Detail) -> 
         ),
         axis_switch(axes),
         metric_sections(run, axes, detail.columns, detail.marks),
+        growth_section(run),
         layer_section(read_layers(run.growths, run.shapes), axes, detail.bars),
         parameter_section(run, axes, detail.columns // 2, detail.marks),
         gradient_section(run, axes, detail.columns),
@@ -107,16 +109,17 @@ _POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{FINGERPR
 
 
 def _summary(run: Run) -> str:
-    """The run in a sentence, for those who give none."""
+    """The run in a few sentences, for those who give none: whether growing has helped, and what has grown."""
+    judged = verdict(run)
     grown, undone = len(run.kept), len(run.growths) - len(run.kept)
     if not run.growths:
-        return "Nothing has grown in this run."
+        return judged or "Nothing has grown in this run."
     said = f"{grown:,} growth{'' if grown == 1 else 's'}"
     said += f", and {undone:,} that {'was' if undone == 1 else 'were'} undone" if undone else ""
     places = [p[1] for p in run.parameters()]
     if places and places[0] != places[-1]:
         said += f": from {places[0]:,.0f} to {places[-1]:,.0f} parameters"
-    return said + "."
+    return f"{judged} {said}.".lstrip()
 
 
 def _notes(run: Run) -> Markup | None:
@@ -132,7 +135,7 @@ def _key_figures(run: Run) -> Markup:
     live = run.branches()[0][1]
     parameters = [value for _, value in run.parameters()]
     depth = ends(run.readings.metrics.get("depth", ()))
-    main = next((name for name in ("validation", "metric", "loss") if name in run.readings.metrics), None)
+    main = main_metric(run)
     loss = ends([run.readings.metrics[main][at] for at in live]) if main else (None, None)
     name = said_of(main or "")
     pairs = [

@@ -157,6 +157,7 @@ class Run:
         spent: FLOPs and seconds by what they were spent on.
         notes: what is missing, in sentences.
         unit: what a step is.
+        given: the name of the metric that was passed to ``step`` by position.
     """
 
     readings: Readings = field(default_factory=Readings)
@@ -168,6 +169,7 @@ class Run:
     spent: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unit: str = "step"
+    given: str = "metric"
 
     @property
     def kept(self) -> list[Growth]:

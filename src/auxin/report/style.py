@@ -109,6 +109,8 @@ th:last-child,td:last-child{padding-right:0}
 thead th{color:var(--soft);font-size:13.5px;vertical-align:bottom;border-top:0}
 tbody th{font-weight:600}
 th.n,td.n{text-align:right;white-space:nowrap}
+tr.marked>*{background:var(--wash);font-weight:600}
+tr.marked>:first-child{box-shadow:inset 3px 0 var(--accent);padding-left:8px}
 td,th{max-width:24em;overflow-wrap:break-word}
 #decisions~.scroll td:nth-child(n+3):nth-child(-n+4){min-width:11em}
 code{font:13.5px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}

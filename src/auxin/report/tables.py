@@ -1,9 +1,10 @@
 """Tables: the results that the caller hands over, and the decisions of the run."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from auxin.report.figure import Table, note, scrolled, section
-from auxin.report.figures import finite, scaled, significant, whole
+from auxin.report.figures import finite, scaled, significant, span, whole
 from auxin.report.markup import Markup, join, shorten, tag
 from auxin.report.run import Decision, Growth, Run, counts, items
 
@@ -16,17 +17,26 @@ def result_section(table: Mapping | None, most: int = 20_000) -> Markup | None:
     """The caller's table; None without one.
 
     Args:
-        table: {"caption": str, "columns": names, "rows": a list of rows}; the first column names its row.
+        table: {"caption": str, "columns": names, "rows": a list of rows}; the first column names its row. It may hold
+            "marked", indices of rows that stand out, and "first", indices of columns that come next to the names.
         most: bytes of rows; what does not fit is counted.
     """
     if not table:
         return None
-    rows = [list(row)[:_COLUMNS] for row in table.get("rows") or ()]
+    rows = [_ordered(list(row)[:_COLUMNS], table) for row in table.get("rows") or ()]
     numeric = {place: _decimals(rows, place) for place in range(_COLUMNS) if _numeric(rows, place)}
+    written = {place for place in range(1, _COLUMNS) if _written(rows, place)}
     lines = [[_result(value, place, numeric) for place, value in enumerate(row)] for row in rows]
-    columns = list(table.get("columns") or ())[:_COLUMNS]
+    columns = _ordered(list(table.get("columns") or ())[:_COLUMNS], table)
     caption = shorten(table.get("caption") or "Results", 400)
-    return _shown("Results", Table(caption, columns, lines, frozenset(numeric)), most)
+    marked = frozenset(at for at in items(table.get("marked")) if type(at) is int)
+    return _shown("Results", Table(caption, columns, lines, frozenset({*numeric, *written}), marked), most)
+
+
+def _ordered(row: list, table: Mapping) -> list:
+    """A row with what matters most next to its name, where a narrow page shows it."""
+    first = [at for at in items(table.get("first")) if type(at) is int and 0 < at < len(row)]
+    return [*row[:1], *(row[at] for at in first), *(cell for at, cell in enumerate(row) if at and at not in first)]
 
 
 def decision_section(run: Run, most: int = 20_000) -> Markup:
@@ -45,10 +55,12 @@ def decision_section(run: Run, most: int = 20_000) -> Markup:
         "Gradient ratio",
         "Time in ms",
     ]
-    rows = [_growth(e.growth, e) if e.growth else _waiting(e, count) for e, count in events]
+    ratios = _watched_ratios(run)
+    rows = [_growth(e.growth, e, ratios) if e.growth else _waiting(e, count) for e, count in events]
     caption = (
         "What was decided, and what was checked. New layers by their names then, sources by those before. "
-        "Function kept: the largest difference of the probe's outputs."
+        "Function kept: the largest difference of the probe's outputs. Gradient ratio: at the last step that was "
+        "watched, as in its chart; where none was, on the probe."
     )
     return _shown("Decisions", Table(caption, columns, rows, frozenset({0, 1, 5, 7, 8})), most)
 
@@ -105,11 +117,11 @@ def _spent(run: Run) -> Markup | None:
     if not total:
         return None
     rows = [
-        [kind, scaled(flops), f"{flops / total:.1%}", significant(seconds, 3)]
+        [kind, scaled(flops), f"{flops / total:.1%}", significant(seconds, 3) if seconds or not flops else "not timed"]
         for kind, (flops, seconds) in run.spent.items()
     ]
     caption = (
-        "What the run has spent. The seconds of races hold what their winners trained; your own loop is not timed."
+        "What the run has spent. The seconds of races hold what their winners trained; a loop of your own is not timed."
     )
     return _shown("Spent", Table(caption, ["On", "FLOPs", "Share", "Seconds"], rows, frozenset({1, 2, 3})), 4_000)
 
@@ -135,7 +147,26 @@ def _when(event: Decision) -> float:
     return event.growth.number if event.growth else event.at.step
 
 
-def _growth(growth: Growth, event: Decision) -> list[object]:
+def _watched_ratios(run: Run) -> Mapping[int, Sequence[float]]:
+    """By the number of a growth, the last ratio of each of its units."""
+    last: dict[tuple[int, str], float] = {}
+    for flow in run.flows:
+        last.update({(flow.growth.number, unit): ratio for unit, ratio in flow.ratios.items()})
+    found: dict[int, list[float]] = {}
+    for (number, _), ratio in last.items():
+        found.setdefault(number, []).append(ratio)
+    return found
+
+
+def _ratio(entry: Mapping, watched: Sequence[float]) -> str:
+    """One ratio, or from the lowest to the highest of several units."""
+    if watched:
+        return span(min(watched), max(watched), lambda ratio: significant(ratio, 3)).replace(" → ", " to ") + "×"
+    ratio = finite(entry.get("gradient_ratio"))
+    return f"{significant(ratio, 3)}× (probe)" if ratio is not None else "–"
+
+
+def _growth(growth: Growth, event: Decision, ratios: Mapping[int, Sequence[float]]) -> list[object]:
     entry = growth.entry
     added = "; ".join(f"{layer.path} ← {layer.source}" if layer.source else layer.path for layer in growth.added)
     said = added or entry.get("summary")
@@ -144,7 +175,6 @@ def _growth(growth: Growth, event: Decision) -> list[object]:
         tag("span", shorten(said, _CELL), class_="sub") if said else None,
     )
     seconds = finite(entry.get("seconds"))
-    ratio = finite(entry.get("gradient_ratio"))
     outcome = "kept"
     if growth.undone is not None:
         outcome = f"undone at {whole(growth.undone.step)}{f': {shorten(growth.why, 60)}' if growth.why else ''}"
@@ -156,7 +186,7 @@ def _growth(growth: Growth, event: Decision) -> list[object]:
         outcome,
         _grown(growth),
         _preserved(entry),
-        significant(ratio, 3) + "×" if ratio is not None else "–",
+        _ratio(entry, ratios.get(growth.number, ())),
         significant(seconds * 1000, 3) if seconds is not None else "–",
     ]
 
@@ -209,7 +239,7 @@ def _shown(name: str, table: Table, most: int) -> Markup:
             break
         kept.append(row)
     hidden = len(table.rows) - len(kept)
-    shown = Table(table.caption, table.columns, kept, table.numeric)
+    shown = Table(table.caption, table.columns, kept, table.numeric, table.marked)
     return section(name.lower(), name, scrolled(shown, name), note(f"Not shown: {hidden:,} more." if hidden else ""))
 
 
@@ -229,6 +259,15 @@ def _decimals(rows: Sequence[Sequence], place: int) -> int | None:
     if any("e" in text for text in texts):
         return None
     return max((len(text.partition(".")[2].rstrip("0")) for text in texts), default=None)
+
+
+_WRITTEN = re.compile(r"[-+−]?\d[\d,.]*(?:[- ]\d[\d,.]*)*%?|–|")
+
+
+def _written(rows: Sequence[Sequence], place: int) -> bool:
+    """Whether a column holds numbers that the caller has written out, so that they too line up on the right."""
+    texts = [row[place] for row in rows if place < len(row) and row[place] is not None]
+    return bool(texts) and all(isinstance(text, str) and _WRITTEN.fullmatch(text) for text in texts)
 
 
 def _is_number(value: object) -> bool:
