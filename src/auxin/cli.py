@@ -19,7 +19,6 @@ from auxin.errors import GrowthError
 from auxin.report import Report
 from auxin.version import __version__
 
-
 _STATUS = "Exit status: 0 where all went well, 2 for a wrong argument, 130 where it was stopped,"
 _EXAMPLES = """examples:
   auxin demo                          compare what grows with what does not

@@ -32,7 +32,9 @@ def finished(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def test_a_smoke_test_says_that_it_measures_nothing_and_where_the_page_is(finished: Path, capsys, tmp_path: Path) -> None:
+def test_a_smoke_test_says_that_it_measures_nothing_and_where_the_page_is(
+    finished: Path, capsys, tmp_path: Path
+) -> None:
     page = (finished / "report.html").read_text()
     assert "This was a smoke test" in page and "forecasts with a sMAPE of" not in page
     assert '<tr class="marked"><th scope="row">grown from depth 1</th>' in page

@@ -297,3 +297,36 @@ def test_blocks_of_a_language_model_keep_their_caches_apart():
     made.append(model.generate(ids, cache_implementation="static", **how))
     assert all(torch.equal(one, made[0]) for one in made)
     ax.grow(model, ax.Untie("model.layers"), probe={"input_ids": ids})  # which checks that it is stock
+
+
+class Tied(nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        if tied:
+            self.blocks[1].weight, self.blocks[1].bias = self.blocks[0].weight, self.blocks[0].bias
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_a_journal_that_copies_a_tied_block_says_that_it_cannot_be_rebuilt(tmp_path):
+    def run(tied):
+        model = Tied(tied)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        edit = ax.Duplicate("blocks", by=1)
+        return edit, ax.Grower(model, optimizer, edits=edit, when=ax.when.every(10**9), probe=torch.randn(3, 4))
+
+    edit, grower = run(False)
+    grower.grow(edit)
+    ax.save(grower, tmp_path)
+    match = (
+        r"growth 0 of the journal .*: the journal copies blocks\.1, which shares all its weights with blocks\.0 here\. "
+        r"If they were not shared in that run, .*an earlier version of auxin wrote this.*torch\.save\(model\.state_d"
+    )
+    _, other = run(True)
+    with pytest.raises(ax.GrowthError, match=match) as caught:
+        ax.load(tmp_path, other)
+    assert "Untie" not in str(caught.value) and len(other.model.blocks) == 2

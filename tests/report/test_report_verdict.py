@@ -1,5 +1,6 @@
 """Whether growing has helped: what the page says at its top, and the row of each growth."""
 
+import json
 import math
 import re
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import auxin as ax
+from auxin.cli import main
 from auxin.report import Report
 from auxin.report.lineage import read_layers
 from auxin.report.log import from_metrics, read_log
@@ -152,3 +154,26 @@ def test_auto_has_a_curve_and_seconds(tmp_path):
 def test_seconds_that_nobody_has_counted_are_not_zero():
     run = run_of(reading(1, 1.0), {"kind": "ledger", "flops_by_kind": {"training": 5.0}, "seconds_by_kind": {}})
     assert ">not timed<" in Report(run, "a run").html()
+
+
+def test_the_command_prints_plain_data(tmp_path, capsys):
+    lines = [json.dumps(line) + "\n" for line in FELL]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"].startswith("Best metric given to step 0.5000") and told["better"] == "min"
+    (row,) = told["growths"]
+    assert (row["best_before"], row["best_after"], row["branch_grown"]) == (0.8, 0.5, None)
+    assert row["parameters"] == {"before": 10, "after": 20} and not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "report", "upscale", "doctor"])
+def test_the_help_of_each_command_has_an_example_and_the_exit_statuses(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"auxin {command} " in said.partition("example")[2] and "Exit status: 0 where" in said
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert f"  auxin {command} " in said and "exit status: 0 where all went well; 1 where" in said

@@ -11,7 +11,6 @@ import torch
 import auxin as ax
 from auxin.demo.series import DemoError
 
-
 SMOKE = "This was a smoke test with a fraction of the training: that it runs is all that it says. auxin demo measures."
 
 

@@ -91,7 +91,7 @@ class Bench:
         self.grower = ax.Grower(
             self.network,
             self.optimizer,
-            edits=[self.missing] if self.missing else [],
+            edits=[self.missing] if self.missing else lambda model: [],  # the one that starts anew has all of them
             when=ax.when.signal(),
             probe=example[0][:1],
             rewarm=setting.rewarm,

@@ -164,7 +164,13 @@ def table(results: Results) -> dict[str, Any]:
     columns = ["", *(name.format(start=results.start) for name in COLUMNS)]
     rows, mean = results.rows, columns.index("mean")
     marked = [at for at, row in enumerate(rows) if row is results.grown]
-    return {"caption": caption, "columns": columns, "rows": [_cells(r) for r in rows], "marked": marked, "first": [mean]}
+    return {
+        "caption": caption,
+        "columns": columns,
+        "rows": [_cells(r) for r in rows],
+        "marked": marked,
+        "first": [mean],
+    }
 
 
 def endings(results: Results) -> str:

@@ -198,9 +198,10 @@ class Duplicate:
             if replayed:
                 raise GrowthError(
                     f"Duplicate(at={self.at!r}): the journal copies {join(path, name)}, which shares all its weights "
-                    f"with {others}. An earlier version of auxin wrote that; it does not say whether the copy shares "
-                    "them too, so it cannot be rebuilt. Load the checkpoint with the version that wrote it, and keep "
-                    "what it holds: torch.save(model.state_dict(), 'weights.pt')."
+                    f"with {others} here. If they were not shared in that run, build the network as it was there. "
+                    "If they were, an earlier version of auxin wrote this, which does not say whether the copy shares "
+                    "them too: load it with that version, and keep what it holds: torch.save(model.state_dict(), "
+                    "'weights.pt')."
                 )
             raise GrowthError(
                 f"Duplicate(at={self.at!r}): {join(path, name)} shares all its weights with {others}, so a copy could "
