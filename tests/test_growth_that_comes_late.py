@@ -61,3 +61,39 @@ def test_neither_a_warm_up_nor_a_rate_that_comes_back_nor_a_growth_by_hand():
     assert not grown(lambda opt: lr.OneCycleLR(opt, 0.1, total_steps=40), 10)[0]
     assert not grown(lambda opt: lr.CosineAnnealingWarmRestarts(opt, T_0=8), 7)[0]
     assert not grown(cosine, 8, by_hand=True)[0]
+
+
+def test_a_resumed_run_knows_the_peak_from_before(tmp_path):
+    """The peak lies in the part of the run that another process has trained."""
+
+    def run(cosine_of=cosine):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        opt = torch.optim.SGD(model.parameters(), lr=0.01)
+        schedule = cosine_of(opt)
+        when = ax.when.at([7])
+        return ax.Grower(model, opt, schedule, edits=ax.Widen("0", by=1), when=when, probe=torch.randn(8, 4))
+
+    def calls(grower, steps):
+        (opt,), schedule = grower.optimizers, grower.companions[-1]
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(steps):
+                opt.zero_grad()
+                grower.model(torch.ones(2, 4)).square().mean().backward()
+                opt.step()
+                schedule.step()
+                grower.step()
+        return [str(one.message) for one in found if "comes late" in str(one.message)]
+
+    first = run()
+    assert not calls(first, 6)
+    ax.save(first, tmp_path / "run")
+    for again in (run(), run(lambda opt: lr.ConstantLR(opt, 1.0))):
+        again.load_state_dict(first.state_dict())  # the peak alone: the schedule's own state comes with ``ax.load``
+    again = run()
+    ax.load(tmp_path / "run", again)
+    (text,) = calls(again, 1)
+    assert "from 0.00962 to 0.00" in text and len(again.journal) == 1
+    older = {name: value for name, value in first.state_dict().items() if name != "peaks"}
+    run().load_state_dict(older)

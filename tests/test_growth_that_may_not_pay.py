@@ -58,6 +58,26 @@ def test_what_is_asked_for_by_hand_or_was_tried_is_not():
     assert not warned(grower_of([ax.Widen("0", by=12)], choose=ax.choose.by_race(least=1, sure=0)), steps=30)
 
 
+def test_a_branch_of_an_earlier_decision_is_no_excuse_for_a_growth_that_nobody_tried():
+    by_trial = ax.choose.by_trial(steps=1, margin=-1e9)
+
+    def choose(edits, grower):
+        return (by_trial if grower.calls == 1 else ax.choose.first)(edits, grower)
+
+    grower = grower_of(lambda model: [ax.Widen("0", by=3 * model[0].out_features)], choose=choose)
+    assert not warned(grower)
+    (text,) = warned(grower)
+    assert "this growth may not pay" in text
+
+
+def test_a_decision_that_has_to_wait_keeps_what_it_was_made_on():
+    grower = grower_of(ax.Widen("0", by=12), choose=ax.choose.by_trial(steps=1, margin=-1e9))
+    grower.progress.pending = grower.decide()
+    grower.model(torch.randn(8, 4)).square().mean().backward()  # gradients that no step has used: not now
+    assert grower.carry_out() is None and grower.progress.pending is not None
+    assert not warned(grower)
+
+
 def test_beyond_twenty_tokens_a_parameter_where_tokens_are_known():
     ids = torch.randint(0, 5, (8, 4))  # 32 tokens a step, 25 parameters: 500 are passed by the 16th
     assert not warned(grower_of(ax.Widen("0", by=2), ids), steps=15)

@@ -1,11 +1,8 @@
 """What a Grower warns of, once each: growth that may not pay, and growth in the decay of the learning rate."""
 
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any
 
 from auxin.change import Change
-from auxin.ledger import Decision
 from auxin.limit import doubtful
 from auxin.race import shown
 from auxin.schedule import Decays
@@ -22,20 +19,22 @@ class Doubts:
     """Says once what speaks against a growth, unless a branch has been tried with it.
 
     Args:
-        companions: of the Grower; its schedules are among them.
+        decays: tells which of the run's schedules decay.
     """
 
-    def __init__(self, companions: Iterable[Any]):
-        self.decays = Decays(companions)
+    def __init__(self, decays: Decays):
+        self.decays = decays
         self.said: set[str] = set()
 
-    def look(self) -> None:
-        """Take in the learning rates of now."""
-        self.decays.look()
+    def warn(self, change: Change, tokens: int, tried: bool) -> None:
+        """Say what speaks against a growth that ``carry_out`` has just made.
 
-    def warn(self, change: Change, tokens: int, decisions: Sequence[Decision]) -> None:
-        """Say what speaks against a growth that ``carry_out`` has just made."""
-        if any(option.obtained is not None for one in decisions[-1:] for option in one.options):
+        Args:
+            change: the growth.
+            tokens: that the network was trained on; 0 where they are not known.
+            tried: whether branches were trained for the decision that led to it.
+        """
+        if tried:
             return
         before = change.parameters_before
         why = doubtful(before, before + change.added_parameters, tokens)

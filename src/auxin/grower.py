@@ -159,7 +159,7 @@ class Grower:
         self._standing.begin_parts()
         asks = self.counts_flops or any(getattr(part, "counts_flops", False) for part in inside(when))
         self._costs: dict[str, float] | None = {} if asks and evidence is not None else None
-        self._counted, self._raced, self._doubts = 0, None, Doubts(self.companions)
+        self._counted, self._raced, self._tried, self._doubts = 0, None, False, Doubts(self._standing.decays)
 
     def __repr__(self) -> str:
         names = ", ".join(type(c).__name__ for c in self.companions) or "nothing else"
@@ -285,7 +285,7 @@ class Grower:
             return None
         self.waiting_for = None
         self._standing.moments.over()
-        self._doubts.warn(change, self._tokens(), self.ledger.decisions)
+        self._doubts.warn(change, self._tokens(), self._tried)
         return change
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
@@ -295,7 +295,7 @@ class Grower:
         state = self.progress
         state.read(value, named)
         self._count_steps()
-        self._doubts.look()
+        self._standing.decays.look()
         self.log.reading(self, value, named)
         self._standing.moments.call()
         undone = len(state.undone)
@@ -320,6 +320,8 @@ class Grower:
         except BadMoment as error:  # a chooser that tries: it is asked again at the next call
             self._wait(str(error))
             return None
+        decided = self.ledger.decisions[weighed:]
+        self._tried = any(option.obtained is not None for one in decided for option in one.options)
         self.progress.fired = False  # not `state`: a chooser that tries growths has put another object in its place
         if isinstance(edit, Change):  # a chooser that races has carried its growth out
             self._raced, edit = edit, None

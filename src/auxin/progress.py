@@ -28,13 +28,14 @@ from auxin.listing import module_at
 from auxin.probation import Probation
 from auxin.refs import Allowed
 from auxin.safe_point import StepWatch
+from auxin.schedule import Decays
 from auxin.trial import Snapshot
 from auxin.when.inner import inside
 
 KEPT_READINGS = 1000
 PATIENCE = 20  # calls in a row that a decision may wait for a clean moment before a warning in any case
 COUNTS = ("calls", "since_growth", "optimizer_steps")
-OWN = ("when", "choose", "ramps", "frozen", "ledger")  # of a saved state: what is not progress
+OWN = ("when", "choose", "ramps", "frozen", "ledger", "peaks")  # of a saved state: what is not progress
 PLAIN = (*COUNTS, "done", "fired", "undone")
 
 # By id of each trigger and chooser that has a state: itself, the state that it came with, and whose it is now.
@@ -214,6 +215,7 @@ class Standing:
         flow: reads the gradients of new blocks.
         frozen: the old parameters that stand still while only what has grown trains.
         ledger: what was spent; it does not go back to a mark.
+        decays: knows the peaks of learning rates; they do not go back either.
     """
 
     def __init__(self, model: nn.Module, companions: Sequence[Any], when: Any, choose: Any):
@@ -224,7 +226,7 @@ class Standing:
         self.moments = Moments(self.watch, self.optimizers)
         self.progress = Progress()
         self.frozen: list[nn.Parameter] = []
-        self.ledger = Ledger()
+        self.ledger, self.decays = Ledger(), Decays(companions)
 
     @property
     def optimizer_steps(self) -> int:
@@ -365,7 +367,7 @@ class Standing:
         still = {id(p) for p in self.frozen}
         frozen = [name for name, p in self.model.named_parameters() if id(p) in still]
         own = {"optimizer_steps": self.optimizer_steps, "ramps": ramps, "frozen": frozen}
-        own["ledger"] = self.ledger.state_dict()
+        own |= {"ledger": self.ledger.state_dict(), "peaks": list(self.decays.peaks)}
         return {**self.progress.to_json(), **own, **parts}
 
     def restore(self, state: Mapping[str, Any], journal: Journal, allowed: Allowed) -> None:
@@ -379,6 +381,7 @@ class Standing:
         if "ledger" in state:
             self.ledger.load_state_dict(state["ledger"])
         load_states(self.parts, state)
+        self.decays.resumed(state.get("peaks", ()))
         ramp.resumed(state.get("ramps", ()), self.model, self.optimizers, (self.model, *self.companions))
         progress.optimizer_steps -= self.watch.steps
         self.progress = progress

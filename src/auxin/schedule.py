@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from torch.optim import Optimizer
@@ -265,6 +265,11 @@ class Decays:
     def look(self) -> None:
         """Take in the rates of now."""
         self.peaks = [max(peak, _rate(one)) for one, peak in zip(self.schedules, self.peaks, strict=True)]
+
+    def resumed(self, peaks: Sequence[float]) -> None:
+        """Take in the peaks that a run had saved, if its schedules are as many as these."""
+        if len(peaks) == len(self.schedules):
+            self.peaks = [max(peak, float(saved)) for peak, saved in zip(self.peaks, peaks, strict=True)]
 
     def found(self) -> str | None:
         """The first schedule that decays, in words; None where none is known to."""
