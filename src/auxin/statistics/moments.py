@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from auxin.errors import GrowthError
+from auxin.statistics.lags import Axis, between_patches, correlated, times_patches, with_patches
 from auxin.statistics.places import Pair, Proposal, Site
 from auxin.statistics.rows import Geometry
 
@@ -147,12 +148,24 @@ class Sums:
         if name not in self.sums:
             return
         left, right = left.flatten(0, -2), right.flatten(0, -2)
-        if left.dtype == torch.float64:
-            self.sums[name].addmm_(left.T, right)
-            return
-        recent, rows = self.recent.get(name) or (torch.zeros_like(self.sums[name], dtype=left.dtype), 0)
-        self.recent[name] = recent.addmm_(left.T, right), rows + len(left)
-        if rows + len(left) >= ROWS:
+        self._gathered(name, left.dtype, len(left)).addmm_(left.T, right)
+        self._settle_if_many(name)
+
+    def add(self, name: str, found: Tensor, rows: int) -> None:
+        """Add a sum of products of so many rows."""
+        self._gathered(name, found.dtype, rows).add_(found)
+        self._settle_if_many(name)
+
+    def _gathered(self, name: str, dtype: torch.dtype, rows: int) -> Tensor:
+        """Where so many rows of this dtype are to be added."""
+        if dtype == torch.float64:
+            return self.sums[name]
+        recent, known = self.recent.get(name) or (torch.zeros_like(self.sums[name], dtype=dtype), 0)
+        self.recent[name] = recent, known + rows
+        return recent
+
+    def _settle_if_many(self, name: str) -> None:
+        if self.recent.get(name, (None, 0))[1] >= ROWS:
             self._settle(name)
 
     def settle(self) -> dict[str, Tensor]:
@@ -196,6 +209,9 @@ def add_pair(
 ) -> None:
     """Add one call of a pair: (input of the producer, input of the consumer, D at the consumer's output)."""
     producer, consumer = layers
+    if consumer.slides and (producer is None or producer.slides):
+        add_sliding_pair(sums, layers, tensors, proposal)
+        return
     per_sample = 8 * sum(t[0].numel() for t in tensors if t is not None) * consumer.places
     per_sample *= 1 if producer is None else producer.places
     for x, h, d in _pieces(tensors, max(1, WORKSPACE // max(1, per_sample))):
@@ -220,6 +236,47 @@ def add_pair(
         sums.product("M", X, D)
         if proposal is not None:
             sums.product("M_new", proposal.activation(X @ proposal.A.to(X)), D)
+
+
+def add_sliding_pair(
+    sums: Sums,
+    layers: tuple[Geometry | None, Geometry],
+    tensors: tuple[Tensor | None, Tensor, Tensor],
+    proposal: Proposal | None,
+) -> None:
+    """``add_pair`` between convolutions that go on by one place at a time: no patches are written down."""
+    producer, consumer = layers
+    wanted = sums.sums.keys()
+    per_sample = 8 * sum(t[0].numel() for t in tensors if t is not None)
+    per_sample *= consumer.places if "S_XH" in wanted else 1
+    for x, h, d in _pieces(tensors, max(1, WORKSPACE // max(1, per_sample))):
+        ends, rows = d.shape[2:], d[:, 0].numel()
+        if wanted & {"S_H", "M_H"}:
+            sums.rows[1] += rows
+        if "S_H" in wanted:
+            sums.add("S_H", between_patches(consumer, h, ends), rows)
+        if "M_H" in wanted:
+            sums.add("M_H", with_patches(consumer, h, ends, d, [(0,)] * len(ends)), rows)
+        if "S_D" in wanted:
+            outputs = consumer.made(d)
+            sums.product("S_D", outputs, outputs)
+        if producer is None:
+            continue
+        assert x is not None
+        places, rows = h.shape[2:], h[:, 0].numel()
+        shifts = [
+            tuple(pad - at for at in range(n)) for n, (pad, _) in zip(consumer.kernel, consumer.padding, strict=True)
+        ]
+        sums.rows[0] += rows
+        sums.add("S_X", between_patches(producer, x, places), rows)
+        sums.add("M", with_patches(producer, x, places, d, shifts), rows)
+        if "S_XH" in wanted:
+            H = consumer.read(h).unflatten(1, ends).movedim(-1, 1)
+            sums.add("S_XH", with_patches(producer, x, places, H, shifts), rows)
+        if proposal is not None:
+            made = proposal.activation(times_patches(producer, x, proposal.A))
+            axes = [Axis(n, 0, 1, shift) for n, shift in zip(places, shifts, strict=True)]
+            sums.add("M_new", correlated(made, d, axes).flatten(2).flatten(0, 1), rows)
 
 
 def _pieces(tensors: tuple[Tensor | None, ...], size: int) -> Iterator[list[Tensor]]:

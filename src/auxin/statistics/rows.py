@@ -63,6 +63,11 @@ class Geometry:
         """Length of a row of what it reads, with the one for the bias."""
         return self.channels * self.places + self.bias
 
+    @property
+    def slides(self) -> bool:
+        """Whether it is a convolution that goes on by one place at a time."""
+        return bool(self.kernel) and {*self.stride, *self.dilation} == {1}
+
     def read(self, given: Tensor) -> Tensor:
         """What the layer multiplies its weights with: (samples, places of the output, features)."""
         patches = self._patches(given) if self.kernel else given.reshape(len(given), -1, self.channels)
@@ -103,12 +108,16 @@ class Geometry:
             here.copy_(there)
         return found.flatten(1, -3)
 
+    def padded(self, given: Tensor) -> Tensor:
+        """What it reads with its border filled."""
+        if not any(pad for pair in self.padding for pad in pair):
+            return given
+        last_first = [pad for pair in reversed(self.padding) for pad in pair]
+        return F.pad(given, last_first, mode="constant" if self.mode == "zeros" else self.mode)
+
     def _patches(self, given: Tensor) -> Tensor:
         """A view (samples, axes of the output, channels, axes of the kernel), as the weight is laid out."""
-        if any(pad for pair in self.padding for pad in pair):
-            last_first = [pad for pair in reversed(self.padding) for pad in pair]
-            mode = "constant" if self.mode == "zeros" else self.mode
-            given = F.pad(given, last_first, mode=mode)
+        given = self.padded(given)
         count = len(self.kernel)
         for axis in range(count):
             size, dilation = self.kernel[axis], self.dilation[axis]
