@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from auxin import score
 from auxin.anatomy.probe import PlanContext, untouched
 from auxin.anatomy.tree import join
 from auxin.anatomy.widths.groups import Width, closure
+from auxin.anatomy.widths.running import alike_in_train_mode
 from auxin.anatomy.widths.starts import Begun
 from auxin.anatomy.widths.tried import standing
 from auxin.change import Assign, Swap
@@ -101,7 +103,8 @@ def data_start(
         moments = measured(model, noting, list(pairs), quiet=True, guarded=False, limit=LIMIT)
         if init == "tiny":
             before = mean_loss(model, evidence) if evidence.validation is not None else mean_of(seen)
-            return grow.tiny({pair: (moments[pair], by) for pair, by in pairs.items()}, before)
+            tiny = grow.tiny({pair: (moments[pair], by) for pair, by in pairs.items()}, before)
+            return alike_in_train_mode(model, tiny, assigns, context)
         found = []
         for pair, by in pairs.items():
             A, O, _ = score.gradmax(moments[pair], by)  # noqa: E741
@@ -132,14 +135,22 @@ class _Grown:
             new = score.tiny(moments, by, joint=False)
             units.append(_Units(pair, new.A, new.O, moments.biased[0]))
         units, gain = self._signed(units, {pair: moments.M for pair, (moments, _) in asked.items()})
-        loss, gamma = lowest(lambda gamma: self._loss(units, gamma), before, gain)
+        heard: list[tuple[Any, Any]] = []
+
+        def loss_at(gamma: float) -> float:
+            if heard or self.evidence.validation is not None:
+                return self._loss(units, gamma)
+            with self._hearing(units, heard):  # the first one tells what the units say too
+                return self._loss(units, gamma)
+
+        loss, gamma = lowest(loss_at, before, gain)
         if not loss < before:
             raise GrowthError(
                 f"{self.where}: init='tiny': no amplitude of the new units lowers the loss on the evidence "
                 f"({before:.4g}), so there is nothing that they could add there. init='zero' starts them at random."
             )
         units = [one.scaled(math.sqrt(gamma), math.sqrt(gamma)) for one in units]
-        self._name_idle(units)
+        self._name_idle(units, heard)
         part = 100 * (loss - before) / abs(before) if before else 0.0
         remark = f"loss on the evidence {before:.4g} -> {loss:.4g} ({part:+.0f} %), scale {gamma:.3g}"
         return self._with(units, "units that the evidence asks for", False, remark)
@@ -263,9 +274,14 @@ class _Grown:
         swaps = self._swaps(units)
         return dataclasses.replace(self.begun, swaps=swaps, how=how, preserves=preserves, remarks=remarks)
 
-    def _name_idle(self, units: list[_Units]) -> None:
-        """Warn of new units that say nothing on the evidence, or what another unit says."""
-        for one, (size, cosine) in zip(units, self._said(units), strict=True):
+    def _name_idle(self, units: list[_Units], heard: Sequence[tuple[Any, Any]] = ()) -> None:
+        """Warn of new units that say nothing on the evidence, or what another unit says.
+
+        Args:
+            units: the new ones.
+            heard: what a forward has told of them already; it does not matter at which amplitude.
+        """
+        for one, (size, cosine) in zip(units, self._said(units, heard), strict=True):
             new = self.born[join(one.pair.consumer, "weight")].tolist()
             dead = [unit for unit in new if not size[unit] > DEAD * size.max()]
             alike = [unit for unit, most in zip(new, cosine, strict=True) if unit not in dead and most > ALIKE]
@@ -274,12 +290,32 @@ class _Grown:
                     names = in_words([f"{one.pair.producer}[{unit}]" for unit in units_of])
                     warnings.warn(f"{self.where}: on the evidence {names} {what}.", stacklevel=2)
 
-    def _said(self, units: list[_Units]) -> list[tuple[Tensor, Tensor]]:
+    def _said(self, units: list[_Units], heard: Sequence[tuple[Any, Any]]) -> list[tuple[Tensor, Tensor]]:
         """By pair: the sum of squares of each unit that the consumer reads, and each new one's |cos| to its nearest.
 
-        One forward of the wider network over the evidence; where the consumer has a bias, it counts as a unit.
+        Where nothing was heard, one forward of the wider network over the evidence.
         """
-        found: list[tuple[Any, Any]] = [(0.0, 0.0) for _ in units]
+        found = list(heard)
+        if not found:
+            with self._hearing(units, found), standing(self.model, self._swaps(units), self.assigns), torch.no_grad():
+                for batch in self.evidence.batches:
+                    self.evidence.loss(self.model, batch)
+        told = []
+        for (size, products), one in zip(found, units, strict=True):
+            mine = self.born[join(one.pair.consumer, "weight")]
+            norm = size.clamp(min=torch.finfo(size.dtype).tiny).sqrt()
+            cosine = (products / norm / norm[mine].unsqueeze(1)).abs()
+            cosine[torch.arange(len(mine)), mine] = 0.0
+            told.append((size, cosine.amax(1)))
+        return told
+
+    @contextlib.contextmanager
+    def _hearing(self, units: list[_Units], found: list[tuple[Any, Any]]) -> Iterator[None]:
+        """Let ``found`` take sums over what the consumers read inside, by pair: squares, and products with new units.
+
+        Where a consumer has a bias, it counts as a unit.
+        """
+        found[:] = [(0.0, 0.0) for _ in units]
         new = [self.born[join(one.pair.consumer, "weight")] for one in units]
 
         def listen(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -297,19 +333,10 @@ class _Grown:
             for number, one in enumerate(units):
                 layer = module_at(self.model, one.pair.consumer)
                 handles.append(layer.register_forward_pre_hook(listen(number)))
-            with standing(self.model, self._swaps(units), self.assigns), torch.no_grad():
-                for batch in self.evidence.batches:
-                    self.evidence.loss(self.model, batch)
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-        told = []
-        for (size, products), mine in zip(found, new, strict=True):
-            norm = size.clamp(min=torch.finfo(size.dtype).tiny).sqrt()
-            cosine = (products / norm / norm[mine].unsqueeze(1)).abs()
-            cosine[torch.arange(len(mine)), mine] = 0.0
-            told.append((size, cosine.amax(1)))
-        return told
 
 
 def _pair(model: nn.Module, width: Width, atom: object, where: str, init: str) -> Pair:
