@@ -162,6 +162,7 @@ def test_examples_are_short() -> None:
 
 def test_public_names() -> None:
     assert sorted(auxin.__all__) == sorted(PUBLIC)
+    assert set(dir(auxin)) == {*PUBLIC, "__version__"}
     missing = [name for name in PUBLIC if not hasattr(auxin, name)]
     assert not missing
 

@@ -261,7 +261,7 @@ def test_key_figures(page: ET.Element, log: Log) -> None:
     }
     lead = words(of_class(page, "lead")[0])
     best = min(live(log), key=lambda line: line["metric"])
-    assert lead.startswith(f"Best metric given to step {best['metric']:.4f} at step {best['step']}, against ")
+    assert lead.startswith(f"Best metric {best['metric']:.4f} at step {best['step']}, against ")
     assert lead.endswith("not known. 3 growths, and 1 that was undone: from 8,801 to 34,049 parameters.")
 
 

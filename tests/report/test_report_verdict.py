@@ -44,15 +44,14 @@ FELL = [reading(1, 1.0), reading(2, 0.8), decision(2), growth(2), reading(3, 0.9
 
 def test_without_a_branch_the_verdict_says_what_is_not_known():
     said = verdict(run_of(*FELL))
-    assert said.startswith("Best metric given to step 0.5000 at step 4, against 0.8000 before the first growth.")
+    assert said.startswith("Best metric 0.5000 at step 4, against 0.8000 before the first growth.")
     assert "No branch without growth was run, so how much of it growing has brought is not known." in said
 
 
 def test_what_is_never_better_again_did_not_help():
     said = verdict(run_of(*FELL[:-1]))
     assert said == (
-        "Growing did not help: nothing after the first growth is better than before. Best metric given to step 0.8000 "
-        "at step 2."
+        "Growing did not help: nothing after the first growth is better than before. Best metric 0.8000 at step 2."
     )
 
 
@@ -76,7 +75,7 @@ def test_of_two_growths_one_is_compared():
 
 def test_a_run_in_which_nothing_grew_and_one_in_which_nothing_was_measured():
     assert verdict(run_of(reading(1, 2.0), reading(2, 1.5))) == (
-        "Best metric given to step 1.500 at step 2. Nothing has grown in this run."
+        "Best metric 1.500 at step 2. Nothing has grown in this run."
     )
     assert verdict(run_of(growth(2))) == ""
     assert verdict(run_of(reading(1, None), growth(1))) == ""
@@ -161,7 +160,7 @@ def test_the_command_prints_plain_data(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     assert main(["report", str(tmp_path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["verdict"].startswith("Best metric given to step 0.5000") and told["better"] == "min"
+    assert told["verdict"].startswith("Best metric 0.5000") and told["better"] == "min"
     (row,) = told["growths"]
     assert (row["best_before"], row["best_after"], row["branch_grown"]) == (0.8, 0.5, None)
     assert row["parameters"] == {"before": 10, "after": 20} and not (tmp_path / "report.html").exists()

@@ -60,6 +60,11 @@ def said_of(name: str) -> str:
     return _SAID.get(name, name)
 
 
+def within(name: str) -> str:
+    """A metric's name inside of a sentence, before its value."""
+    return name if name == "metric" else said_of(name)
+
+
 def metric_sections(run: Run, axes: Sequence[Axis], detail: int, marks: int) -> Markup:
     """A figure per metric, with a mark for each growth; training and validation loss share one where they can.
 
@@ -137,7 +142,7 @@ def _panel(panel: Panel, axes: Sequence[Axis]) -> Markup:
         note(said),
         _key(panel),
         drawings(panel.key, axes, lambda axis: _drawing(panel, axis, y, branches, said)),
-        readable(panel.key, axes, [said_of(name) for name in panel.names], numbers),
+        readable(panel.key, axes, [within(name) for name in panel.names], numbers),
         behind(_table(panel, rows), panel.title),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from auxin.report.curves import main_metric, said_of
+from auxin.report.curves import main_metric, said_of, within
 from auxin.report.figure import Table, note, scrolled, section
 from auxin.report.figures import finite, scaled, significant, span, whole
 from auxin.report.markup import Markup, shorten, tag
@@ -57,7 +57,7 @@ def verdict(run: Run) -> str:
         return ""
     value, at = found
     steps = steps_of(run, name, up)
-    best = f"Best {said_of(name)} {significant(value)} at {run.unit} {whole(run.readings.moment(at).step)}"
+    best = f"Best {within(name)} {significant(value)} at {run.unit} {whole(run.readings.moment(at).step)}"
     if not steps:
         return f"{best}. Nothing has grown in this run." if not run.growths else f"{best}. No growth was kept."
     first = steps[0].before
