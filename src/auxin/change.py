@@ -243,6 +243,8 @@ class OwnGroup:
         options: what was asked for.
         reference: the donor's learning rate where its schedule began (``initial_lr``), or its own without a schedule.
         lr: what the new group has in place of ``reference``; equal to it where no ``lr`` was asked for.
+        begins: what an optimizer counts in its groups, by key what that begins with
+            (``MISSING``: it is not there before the first step).
     """
 
     optimizer: Any
@@ -251,6 +253,7 @@ class OwnGroup:
     options: Mapping[str, Any]
     reference: float
     lr: float
+    begins: Mapping[str, Any] = field(default_factory=dict)
 
     def scaled(self, value: Any) -> Any:
         """A learning rate of the donor, times the ratio of ``lr`` to ``reference``; tensors stay tensors, cloned."""

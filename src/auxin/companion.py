@@ -51,7 +51,7 @@ def register(kind: type | str, registration: Registration) -> None:
 def follow(
     kind: type | str,
     *,
-    like: type | None = None,
+    like: type | str | None = None,
     wraps: Callable[[Any], Iterable[Any]] | None = None,
     verify: Callable[[Any, Any], Iterable[str]] | None = None,
     save: Callable[[Any, Any], Any] | None = None,
@@ -61,9 +61,9 @@ def follow(
 
     Args:
         kind: a class, or "module:qualname" of one that need not be imported yet. Subclasses are included.
-        like: a class that is followed already and whose registration serves, but for what is given beside it, e.g.
-            ``follow(Lion, like=torch.optim.AdamW)`` for an optimizer whose state is created per parameter at its first
-            step, or ``follow(EMA, like=AveragedModel, wraps=lambda ema: [ema.ema_model])`` for an average.
+        like: a class that is followed already, or its text; its registration serves, but for what is given beside it,
+            e.g. ``follow(Lion, like=torch.optim.AdamW)`` for an optimizer whose state is created per parameter at its
+            first step, or ``follow(EMA, like=AveragedModel, wraps=lambda ema: [ema.ema_model])`` for an average.
         wraps: ``f(companion)``, returns the copies of the network that it holds, an average's for example. They are
             verified and saved with it, and with ``like=AveragedModel`` they grow.
         verify: ``f(companion, model)``, returns what ``auxin.verify`` is to tell of it, one text each.
@@ -84,9 +84,10 @@ def follow(
         return follower
 
     if like is not None:
-        known = _lookup(like)
+        known = _registered.get(like) if isinstance(like, str) else _lookup(like)
         if known is None:
-            raise GrowthError(f"follow({kind!r}, like={like.__name__}): nothing follows {like.__name__} itself.")
+            name = like if isinstance(like, str) else like.__name__
+            raise GrowthError(f"follow({kind!r}, like={name}): nothing follows {name} itself.")
         _registered[kind] = dataclasses.replace(known, **given)
     return register
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from auxin.listing import BARE, COMPOSED, named_modules, own_names
 from auxin.output_hook import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
-from auxin.sharded import here, is_spread
+from auxin.sharded import here, is_leaf, is_spread, parts_of
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
@@ -406,8 +406,8 @@ class Sight:
         if id(tensor) in self._seen or tensor.device.type == "meta":
             return
         self._seen[id(tensor)] = tensor
-        self.tensors.append(_Held(tensor))
-        if tensor.is_leaf and tensor.grad is not None:
+        self.tensors += map(_Held, parts_of(tensor) or [tensor])  # of parts: its class need not know how it is copied
+        if is_leaf(tensor) and tensor.grad is not None:
             self._tensor(tensor.grad)
 
 
@@ -416,7 +416,7 @@ class _Held:
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.storage = tensor, here(tensor.detach())
-        self.grad = tensor.grad if tensor.is_leaf else None
+        self.grad = tensor.grad if is_leaf(tensor) else None
         self.requires_grad = tensor.requires_grad
         self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
         self.value = self.storage

@@ -56,6 +56,22 @@ def here(tensor: Any) -> Tensor:
     return tensor.to_local() if is_spread(tensor) else tensor
 
 
+def is_leaf(tensor: Tensor) -> bool:
+    """Whether a tensor is a leaf; some views that an optimizer keeps do not say."""
+    try:
+        return tensor.is_leaf
+    except RuntimeError:  # a view made without gradients, of what was written into with them
+        return False
+
+
+def parts_of(tensor: Any) -> list[Tensor]:
+    """The tensors of which one is made, as a quantized state is; none of a plain one, or of one that is spread."""
+    plain = type(tensor) in (Tensor, nn.Parameter) or is_spread(tensor)
+    flatten = None if plain else getattr(tensor, "__tensor_flatten__", None)
+    parts = [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
+    return [one for part in parts for one in parts_of(part) or [part]]
+
+
 def spread_like(tensor: Tensor, like: Any) -> Tensor:
     """A tensor that every rank holds, spread as ``like`` is."""
     if not is_spread(like):

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scenarios"))
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
     """Leave what is registered, and what was tried, as it was."""
-    before = dict(_registered), dict(self_check._problems)
+    before = dict(_registered), dict(self_check._found)
     yield
-    for held, content in zip((_registered, self_check._problems), before, strict=True):
+    for held, content in zip((_registered, self_check._found), before, strict=True):
         held.clear()
         held.update(content)

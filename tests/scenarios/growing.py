@@ -134,7 +134,9 @@ def _of_tensor(tensor: Tensor | None) -> Any:
 
 
 def bits(tensor: Tensor) -> tuple[Any, ...]:
-    """Dtype, shape and bytes."""
+    """Dtype, shape and bytes; of the tensors inside, where one is made of others."""
+    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
+        return tuple(bits(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     raw = tensor.detach().cpu().contiguous()
     return (str(raw.dtype), tuple(raw.shape), raw.reshape(-1).view(torch.uint8).numpy().tobytes())
 

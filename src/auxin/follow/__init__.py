@@ -26,5 +26,14 @@ from auxin.companion import Follower, follow
 
 __all__ = ["Follower", "follow"]
 
-for _name in ("average", "ddp", "fsdp", "optimizer", "scaler", "scheduler", "second_tree"):  # these register themselves
+for _name in (
+    "average",
+    "ddp",
+    "fsdp",
+    "listed",
+    "optimizer",
+    "scaler",
+    "scheduler",
+    "second_tree",
+):  # these register themselves
     importlib.import_module(f"auxin.follow.{_name}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.blocks import owned, role, steps_itself
-from auxin.change import Change, Join, OwnGroup
+from auxin.change import MISSING, Change, Join, OwnGroup
 from auxin.errors import GrowthError
 
 # Multiples of the learning rate that optimizers and schedules keep in a group.
@@ -143,8 +143,8 @@ def made(donor: Mapping[str, Any], own: OwnGroup) -> dict[str, Any]:
         elif key in RATES:
             group[key] = own.scaled(value)
         else:
-            group[key] = _copied(own.options.get(key, value))
-    return group
+            group[key] = _copied(own.options.get(key, own.begins.get(key, value)))
+    return {key: value for key, value in group.items() if value is not MISSING}
 
 
 def _forced(optimizers: Sequence[Any], group: int | None) -> tuple[Any, int] | None:

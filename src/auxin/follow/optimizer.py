@@ -7,7 +7,8 @@ own step count, so that bias correction starts where it should.
 
 from __future__ import annotations
 
-from collections import Counter
+import copy
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from auxin.change import Change, Move, OwnGroup
 from auxin.companion import Registration, register
 from auxin.errors import GrowthError
 from auxin.follow.groups import made, places_in
-from auxin.follow.self_check import self_check
+from auxin.follow.self_check import self_check, shaped_of
 from auxin.newborn import is_corrected, restarts
 from auxin.structure import reversible
 
@@ -290,22 +291,40 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]
     axes = move.axes if move.axes is None else tuple(map(_restarting, move.axes))
     if isinstance(optimizer, torch.optim.LBFGS):
         axes = None  # of all parameters, and forgotten
-    mapped = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+    try:
+        mapped = {key: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for key, v in state.items()}
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise GrowthError(
+            f"{type(optimizer).__name__}: its state of {move.name} cannot be copied ({type(error).__name__}: "
+            f'{f"{error}".splitlines()[0][:120]}). Use state="fresh", or drop it first: del optimizer.state[p].'
+        ) from error
     if axes is None or all(axis.is_same for axis in axes):
         return mapped
+    shaped = shaped_of(optimizer)
     for key, value in state.items():
-        if not isinstance(value, Tensor) or value.dim() == 0:
+        if isinstance(value, Tensor) and value.dim() == 0 or not _has_tensors(value):
             continue
-        own = _axes_of(optimizer, key, value, axes)
+        known = type(value) is Tensor and (shaped is None or key in shaped or value.numel() == 1)
+        own = _axes_of(optimizer, key, value, axes) if known else None
         if own is None:
             raise GrowthError(
-                f"{type(optimizer).__name__}: its state {key!r} {tuple(value.shape)} of {move.name} does not follow "
+                f"{type(optimizer).__name__}: its state {key!r} {_told(value)} of {move.name} does not follow "
                 f"the tensor's shape {tuple(axis.size for axis in axes)}, so it is not known how to resize it to "
                 f"{tuple(move.shape)}. Drop it first: del optimizer.state[p]."
             )
         value = (value * _share(axes, own)).to(value.dtype)
         mapped[key] = carried(value, own, _fresh(optimizer, key, value, own, move), _kind(optimizer, key))
     return mapped
+
+
+def _has_tensors(value: Any) -> bool:
+    """Whether a state is a tensor, or a list, deque, tuple or dict that holds some."""
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, deque)) else ()
+    return isinstance(value, Tensor) or any(map(_has_tensors, inside))
+
+
+def _told(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"(a {type(value).__name__} of tensors)"
 
 
 def _restarting(axis: Axis) -> Axis:

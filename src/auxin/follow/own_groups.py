@@ -8,6 +8,7 @@ both alike.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from auxin.errors import GrowthError
 from auxin.follow.groups import RATES, assign
 from auxin.follow.mup import by_size
 from auxin.follow.scheduler import floors, optimizer_of
-from auxin.follow.self_check import SETTLED, built
+from auxin.follow.self_check import SETTLED, built, check_rates, found_of, rule_of
 
 
 def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: Grouping, rewarm: int = 0) -> Placement:
@@ -49,6 +50,11 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
         notes.append(f"{names} stay in their groups: some of their entries are old")
     if not isinstance(group, Mapping):
         joins, groups = assign(model, change, optimizers, group), list[OwnGroup]()
+        counting = {id(o) for o in optimizers if any(_begins(o, place) for place in range(len(o.param_groups)))}
+        if counting:
+            waiting = {i: j for i, j in _held_already(change, optimizers).items() if id(j.optimizer) in counting}
+            joins = {**joins, **_apart(change, {**waiting, **joins}, {}, companions, groups, counting)}
+            notes += [f"{type(o).__name__} counts its steps in its groups" for o in optimizers if id(o) in counting]
         joins = {**joins, **_sized(change, optimizers, companions, groups)}
         notes += [
             note for c in companions for own in groups if optimizer_of(c) is own.optimizer for note in floors(c, own)
@@ -56,24 +62,58 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
         return Placement(optimizers, group, joins, tuple(groups), rewarm, tuple(dict.fromkeys(notes)))
     asked = checked(group, optimizers)
     joins = {**_held_already(change, optimizers), **assign(model, change, optimizers, None)}
-    donors = {
-        (id(j.optimizer), j.group): (j, new)
-        for move in change.moves
-        if (new := move.new) is not None and (j := joins.get(id(new))) is not None
-    }
     groups: list[OwnGroup] = []
-    for optimizer in optimizers:
-        count = len(optimizer.param_groups)
-        for _, (join, new) in sorted((p for p in donors.items() if p[0][0] == id(optimizer)), key=lambda p: p[0][1]):
-            own = _planned(join, count, asked, companions)
-            _check(own, new)
-            groups.append(own)
-            notes += [note for c in companions if optimizer_of(c) is optimizer for note in floors(c, own)]
-            count += 1
-    own_of = {(id(own.optimizer), own.donor): own.index for own in groups}
-    joins = {i: Join(j.optimizer, own_of[id(j.optimizer), j.group], j.sibling) for i, j in joins.items()}
+    joins = _apart(change, joins, asked, companions, groups)
+    notes += [note for c in companions for own in groups if optimizer_of(c) is own.optimizer for note in floors(c, own)]
     joins = {**joins, **_sized(change, optimizers, companions, groups)}
     return Placement(optimizers, asked, joins, tuple(groups), rewarm, tuple(dict.fromkeys(notes)))
+
+
+def _apart(
+    change: Change,
+    joins: Mapping[int, Join],
+    asked: Mapping[str, Any],
+    companions: Sequence[Any],
+    groups: list[OwnGroup],
+    counting: set[int] | None = None,
+) -> dict[int, Join]:
+    """Where new parameters go that have groups of their own; those groups are added to ``groups``.
+
+    What an optimizer counts in its groups begins anew, but for parameters that go on from a copied state.
+
+    Args:
+        change: the plan.
+        joins: where they would go otherwise.
+        asked: the options of the groups.
+        companions: everything that keeps step.
+        groups: the groups that are made.
+        counting: ids of the optimizers whose new parameters need a count of their own, where nothing was asked for.
+    """
+    found: dict[tuple[int, int, bool], list[tuple[Join, Tensor]]] = {}
+    for move in change.moves:
+        new, join = move.new, joins.get(id(move.new))
+        if new is None or join is None:
+            continue
+        goes_on = (move.source is not None and move.source in join.optimizer.state) or new in join.optimizer.state
+        if counting is not None and (goes_on or id(join.optimizer) not in counting):
+            continue
+        found.setdefault((id(join.optimizer), join.group, goes_on), []).append((join, new))
+    moved: dict[int, Join] = {}
+    order = [id(optimizer) for optimizer in optimizers_in(companions)]
+    for key in sorted(found, key=lambda key: (order.index(key[0]), key[1:])):
+        join, first = found[key][0]
+        index = len(join.optimizer.param_groups) + sum(own.optimizer is join.optimizer for own in groups)
+        own = _planned(join, index, asked, companions)
+        own = own if key[2] else dataclasses.replace(own, begins=_begins(own.optimizer, own.donor))
+        _check(own, first)
+        groups.append(own)
+        moved |= {id(new): Join(own.optimizer, own.index, join.sibling) for join, new in found[key]}
+    return moved
+
+
+def _begins(optimizer: Any, place: int) -> Mapping[str, Any]:
+    """What an optimizer counts in one of its groups, by key what that begins with."""
+    return found_of(optimizer, place).counted
 
 
 def _sized(
@@ -230,12 +270,15 @@ def _check(own: OwnGroup, new: Tensor) -> None:
     lr = torch.full_like(donor["lr"], own.lr) if isinstance(donor.get("lr"), Tensor) else own.lr
     scratch = [nn.Parameter(torch.zeros(1, 1, dtype=new.dtype, device=new.device)) for _ in range(2)]
     try:
-        built(optimizer, [{"params": [p]} for p in scratch], {**donor, **own.options, "lr": lr})
+        rule = {key: value for key, value in rule_of(donor).items() if key not in own.options}
+        rule = {} if type(optimizer).__module__.startswith("torch.optim") else rule
+        built(optimizer, [{**rule, "params": [p]} for p in scratch], {**donor, **own.options, "lr": lr})
     except (ValueError, TypeError, RuntimeError, AssertionError, IndexError) as error:
         raise GrowthError(
             f"group={shown}: {kind} refuses such a group ({error}). Pass values that {kind} takes, or leave group out "
             "to join the group of the nearest sibling."
         ) from error
+    check_rates(optimizer, own.donor, own.lr / own.reference if own.reference else 1.0)
 
 
 def _plain(value: Any) -> Any:

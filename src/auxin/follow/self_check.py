@@ -18,13 +18,15 @@ import sys
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from auxin.companion import Registration
+from auxin.change import MISSING
+from auxin.companion import Registration, registered
 from auxin.dynamo import eagerly
 from auxin.errors import GrowthError
 from auxin.follow.groups import RATES
@@ -32,15 +34,32 @@ from auxin.follow.optimizer_state import optimizer_state, restore_optimizer
 from auxin.randomness import random_state
 from auxin.record import refill
 
-STEPS = 3  # of the toy, before it grows
+WARM, STEPS = 12, 3  # of the toy before it grows, where RAdam has begun to move; and those that are compared
 CLOSE = 1e-4  # relative difference of two steps that count as equal
 LIKE = 0.02  # ... of first steps: an epsilon may weigh otherwise
 # How a step is carried out is settled where the optimizer is built; the others belong to a schedule.
 SETTLED = {"foreach", "fused", "capturable", "differentiable", "base_momentum", "max_momentum", *RATES[1:]}
+GROUPS = ("params", "param_groups")  # how constructors call them
 DATA = (bool, int, float, str, type(None), tuple, list, dict, set, Tensor)
 OLD, NEW = ("first", "third"), "second"  # the new parameter joins between the old ones
 
-_problems: dict[tuple[Any, ...], str | None] = {}
+
+@dataclass(frozen=True)
+class Found:
+    """What the toy has shown of a class and its options.
+
+    Attributes:
+        problem: what goes wrong, and a way round.
+        counted: what it counts in its groups, by key what that begins with. New parameters have a group of their own.
+        shaped: keys of states that have the shape of their parameter; None where no toy could be trained.
+    """
+
+    problem: str | None = None
+    counted: Mapping[str, Any] = field(default_factory=dict)
+    shaped: frozenset[str] | None = None
+
+
+_found: dict[tuple[Any, ...], Found] = {}
 
 
 def self_check(optimizer: Any, known: Registration) -> None:
@@ -53,15 +72,74 @@ def self_check(optimizer: Any, known: Registration) -> None:
     Raises:
         GrowthError: a growth or a resume of the toy goes wrong; says how, and a way round.
     """
-    kind = type(optimizer)
-    if kind.__module__.startswith("torch.optim") or not (hasattr(optimizer, "defaults") and optimizer.param_groups):
-        return
-    key = (kind, known.save, known.load, _shape(optimizer), json.dumps(_options(optimizer), default=repr))
-    if key not in _problems:
+    for place in range(len(getattr(optimizer, "param_groups", ()))):
+        problem = found_of(optimizer, place, known).problem
+        if problem is not None:
+            raise GrowthError(f"{type(optimizer).__name__} {problem}")
+
+
+def found_of(optimizer: Any, place: int = 0, known: Registration | None = None) -> Found:
+    """What a toy shows of an optimizer; nothing of torch's own, and of one that is followed in a way of its own.
+
+    Args:
+        optimizer: it is only read.
+        place: of the group that the toy is to have.
+        known: how it is followed; looked up where it is not given.
+    """
+    kind, known = type(optimizer), registered(optimizer) if known is None else known
+    if kind.__module__.startswith("torch.optim") or known is None or known.self_check is None:
+        return Found()
+    if not (hasattr(optimizer, "defaults") and optimizer.param_groups):
+        return Found()
+    optimizer = _of_group(optimizer, place)
+    options = json.dumps([_options(optimizer), rule_of(optimizer.param_groups[0])], default=repr)
+    key = (kind, known.save, known.load, _shape(optimizer), options)
+    if key not in _found:
         with _without_a_trace(kind):
-            _problems[key] = _problem(optimizer, known)
-    if _problems[key] is not None:
-        raise GrowthError(f"{kind.__name__} {_problems[key]}")
+            _found[key] = _tried(optimizer, known)
+    return _found[key]
+
+
+def shaped_of(optimizer: Any) -> frozenset[str] | None:
+    """Keys of states that have the shape of their parameter; None where no toy could be trained."""
+    shaped = [found_of(optimizer, place).shaped for place in range(len(optimizer.param_groups))]
+    return None if None in shaped else frozenset[str]().union(*(keys for keys in shaped if keys is not None))
+
+
+def check_rates(optimizer: Any, donor: int, rate: float) -> None:
+    """Whether a foreign optimizer steps a group at another rate than the one beside it.
+
+    Args:
+        optimizer: it is only read.
+        donor: index of the group beside which the other would stand.
+        rate: of the new group, over the donor's.
+
+    Raises:
+        GrowthError: its step fails, or takes no notice of the rate.
+    """
+    kind = type(optimizer)
+    found = found_of(optimizer, donor)
+    if found.shaped is None or rate == 1 or not optimizer.param_groups[donor].get("lr"):
+        return
+    optimizer = _of_group(optimizer, donor)
+    with _without_a_trace(kind):
+        try:
+            moved = []
+            for ratio in (1.0, rate):
+                toy = _Toy(optimizer)
+                toy.step(0)
+                toy.join(found.counted, ratio)
+                moved.append(sum(float(toy.step(number)[NEW].norm()) for number in range(1, WARM)))
+        except Exception as error:
+            raise GrowthError(
+                f"{kind.__name__} does not step groups of different learning rates, as a toy shows "
+                f"({type(error).__name__}: {error}). Leave lr out of group, or group=<index> of one that is there."
+            ) from error
+    if moved[0] == moved[1]:
+        raise GrowthError(
+            f"{kind.__name__} takes no notice of the learning rate of a group beside its first one, as a toy shows: "
+            "group=dict(lr=...) would change nothing. Leave lr out of group."
+        )
 
 
 def built(optimizer: Any, groups: Any, options: Mapping[str, Any]) -> Any:
@@ -73,13 +151,13 @@ def built(optimizer: Any, groups: Any, options: Mapping[str, Any]) -> Any:
         options: by name; those that its constructor does not know, and those that are settled, are left out.
     """
     known = _signature(type(optimizer))
-    words = {key: value for key, value in options.items() if key in known and key not in {"params", *SETTLED}}
+    words = {key: value for key, value in options.items() if key in known and key not in {*GROUPS, *SETTLED}}
     needed = {key for key, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    return None if needed - {"params", *words} else type(optimizer)(groups, **words)
+    return None if needed - {*GROUPS, *words} else type(optimizer)(groups, **words)
 
 
-def _problem(optimizer: Any, known: Registration) -> str | None:
-    """What goes wrong on the toy, and a way round; None where nothing does, or the toy cannot be trained at all."""
+def _tried(optimizer: Any, known: Registration) -> Found:
+    """What goes wrong on the toy, and a way round; nothing where the toy cannot be trained at all."""
     kind, inner = type(optimizer).__name__, _inner(optimizer)
     way = (
         f"Grow without it, auxin.grow(model, edit, probe=batch), and build it from the grown network, {kind}("
@@ -87,13 +165,21 @@ def _problem(optimizer: Any, known: Registration) -> str | None:
     )
     try:
         at_first = _Toy(optimizer, joined=True).step(0)[NEW]
-    except Exception:  # its step wants a closure, a GPU, more arguments: nobody knows how to try it
-        return None
+    except Exception:  # its step wants a GPU, more arguments: nobody knows how to try it
+        return Found()
+    counted: Mapping[str, Any] = {}
+    shaped: frozenset[str] = frozenset()
     try:
-        toy = _Toy(optimizer)
-        wrong = _wrong_in_a_growth(optimizer, toy, at_first)
-        if wrong is None and toy.goes_on_like(toy.saved_and_loaded(known), STEPS + 2):
-            return None
+        toy, wrong = _grown(optimizer, counted, at_first)
+        for apart in _counters(optimizer) if wrong is not None else ():
+            with contextlib.suppress(Exception):
+                beside, still_wrong = _grown(optimizer, apart, at_first)
+                if still_wrong is None:
+                    counted, toy, wrong = apart, beside, None
+                    break
+        shaped = toy.shaped()
+        if wrong is None and toy.goes_on_like(toy.saved_and_loaded(known), WARM + 2):
+            return Found(None, counted, shaped)
     except Exception as error:
         wrong = f"fails on a toy that grows, is saved and loaded ({type(error).__name__}: {error})"
     if wrong is None:
@@ -104,29 +190,69 @@ def _problem(optimizer: Any, known: Registration) -> str | None:
         way = f"Say what a checkpoint holds: auxin.follow({kind}, like=torch.optim.AdamW, save=..., load=...)."
         if inner is not None:
             way = f"Pass optimizer.{inner} in its place, and go on stepping the one around it. {way}"
-    return f"{wrong}. {way}"
+    return Found(f"{wrong}. {way}", {}, shaped)
 
 
-def _wrong_in_a_growth(optimizer: Any, toy: _Toy, at_first: Tensor) -> str | None:
-    """What goes wrong where a parameter joins the toy after some steps."""
-    for number in range(STEPS):
+def _of_group(optimizer: Any, place: int) -> Any:
+    """The same optimizer, of which one group is all that is seen."""
+    if place == 0 or _inner(optimizer) is not None:
+        return optimizer
+    one = object.__new__(type(optimizer))
+    vars(one).update({**vars(optimizer), "param_groups": [optimizer.param_groups[place]]})
+    return one
+
+
+def _warm(optimizer: Any) -> _Toy:
+    toy = _Toy(optimizer)
+    for number in range(WARM):
         toy.step(number)
-    wanted, first = at_first, _Toy(optimizer, joined=True).step(0)[NEW]
+    return toy
+
+
+def _counters(optimizer: Any) -> Iterator[dict[str, Any]]:
+    """What a new parameter's own group may have to begin with: all that has moved by itself, or what is counted."""
+    toy, fresh = _warm(optimizer), _Toy(optimizer)
+    began, group = fresh.optimizer.param_groups[0], toy.optimizer.param_groups[0]
+    counted = [key for key in toy.counters() if key in group]
+    plain = [k for k, v in group.items() if _is_number(v) or type(v) is bool]
+    moved = [k for k in plain if k not in began or bool(torch.as_tensor(group[k] != began[k]).any())]
+    for keys in ([key for key in moved if key not in _signature(type(optimizer))], counted):
+        if keys:
+            yield {key: copy.deepcopy(began[key]) if key in began else MISSING for key in keys}
+
+
+def _grown(optimizer: Any, counted: Mapping[str, Any], at_first: Tensor) -> tuple[_Toy, str | None]:
+    """A toy that a parameter has joined after some steps, and what goes wrong in it.
+
+    Args:
+        optimizer: under test.
+        counted: with what the new parameter's own group begins to count; empty: it joins that of the others.
+        at_first: the step of that parameter where it was there from the start.
+    """
+    toy, wanted, first = _warm(optimizer), at_first, _Toy(optimizer, joined=True).step(0)[NEW]
     if not _differ(first, wanted, LIKE):
-        alone = _Toy(optimizer)
-        for number in range(STEPS):
-            alone.step(number)
-        toy.join()
-        if not toy.goes_on_like(alone, STEPS, OLD):
-            return "steps old parameters otherwise once a new one stands between them: it knows them by their place"
-        fresh = toy.with_a_fresh_optimizer()
-        first, wanted = toy.step(STEPS + 1)[NEW], fresh.step(STEPS + 1)[NEW]
-    if not _differ(first, wanted, LIKE):
-        return None
+        alone, beside = _warm(optimizer), _warm(optimizer)
+        beside.join(counted)
+        if not beside.goes_on_like(alone, WARM, OLD):
+            return toy, (
+                "steps old parameters otherwise once a new one stands between them: it knows them by their place, or "
+                "reckons over all of them"
+            )
+        toy.join(counted)
+        fresh, known, moving = toy.with_a_fresh_optimizer(counted), {*toy.counters(), *counted}, 0
+        for number in range(WARM, 2 * WARM):  # some stand still at first
+            first, wanted = toy.step(number)[NEW], fresh.step(number)[NEW]
+            moving += bool(wanted.any())
+            if _differ(first, wanted, LIKE):
+                break
+            if moving == STEPS or (moving and toy.learned(known) != fresh.learned(known)):
+                return toy, None
+        else:
+            return toy, None
     where = f"in {', '.join(toy.counters().values())}" if toy.counters() else "in its class, or elsewhere"
-    return (
+    return toy, (
         f"counts steps outside of state[p] ({where}), so the first step of a new parameter would be another than in a "
-        f"fresh optimizer ({float(first.norm() / wanted.norm()):.2f} times that on a toy after {STEPS} steps)"
+        f"fresh optimizer ({float(first.norm() / wanted.norm()):.2f} times that on a toy after {WARM} steps)"
     )
 
 
@@ -141,38 +267,71 @@ class _Toy:
         self.model = nn.ParameterDict({name: nn.Parameter(values + len(name)) for name in names})
         self.optimizer = _another(optimizer, list(self.model.values()))
         self.numbers: list[list[dict[str, float]]] = []  # of the optimizer, after each step
+        self.apart = False  # whether the new parameter has a group of its own
+
+    def shaped(self) -> frozenset[str]:
+        """Keys of states that have the shape of their parameter."""
+        held = [
+            (key, type(value) is Tensor and value.shape == p.shape)
+            for p in self.model.values()
+            for key, value in self.optimizer.state.get(p, {}).items()
+        ]
+        return frozenset(key for key, _ in held) - {key for key, alike in held if not alike}
 
     def step(self, number: int, names: Any = None) -> dict[str, Tensor]:
         """Step all parameters, or the named ones; how far each has moved."""
         before = {name: p.detach().clone() for name, p in self.model.items()}
         for name, p in self.model.items():
             place = torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape)
-            p.grad = torch.cos(place + len(name) + number) + 2 if names is None or name in names else None
+            moves = names is None or name in names
+            p.grad = torch.cos(place + len(name) + number) + 2 if moves else torch.zeros_like(p)
         torch.default_generator.manual_seed(number)  # of the CPU, and no other
-        self.optimizer.step()
+        asks = inspect.signature(self.optimizer.step).parameters.get("closure")
+        self.optimizer.step(*([_nothing] if asks is not None and asks.default is asks.empty else []))
         held = _held(self.optimizer)
         self.numbers.append([{key: float(v) for key, v in own.items() if _is_number(v)} for _, own in held])
         return {name: p.detach() - before[name] for name, p in self.model.items()}
 
-    def join(self) -> None:
-        """Grow as the follower of optimizers does: a new parameter between its siblings, without a state."""
+    def join(self, counted: Mapping[str, Any], rate: float = 1.0) -> None:
+        """Grow as the follower of optimizers does: a new parameter between its siblings, without a state.
+
+        Args:
+            counted: with what a group of its own begins to count; empty: it needs none.
+            rate: of a group of its own, over that of the others.
+        """
         first, third = self.model.values()
         new = nn.Parameter(first.detach().flip(0))
         self.model = nn.ParameterDict({OLD[0]: first, NEW: new, OLD[1]: third})
-        self.optimizer.param_groups[0]["params"].insert(1, new)
+        self.apart = rate != 1 or bool(counted)
+        if self.apart:
+            self.part(new, counted, rate)
+        else:
+            self.optimizer.param_groups[0]["params"].insert(1, new)
+
+    def part(self, new: nn.Parameter, counted: Mapping[str, Any], rate: float = 1.0) -> None:
+        """Give a parameter a group of its own."""
+        donor: dict[str, Any] = self.optimizer.param_groups[0]
+        group = {key: copy.deepcopy(v) for key, v in donor.items() if key != "params"}
+        group |= {key: group[key] * rate for key in RATES if _is_number(group.get(key)) and rate != 1}
+        group |= {**{k: v if v is MISSING else copy.deepcopy(v) for k, v in counted.items()}, "params": [new]}
+        self.optimizer.param_groups.append({key: value for key, value in group.items() if value is not MISSING})
 
     def goes_on_like(self, other: _Toy, number: int, names: Any = None) -> bool:
         """Whether both take the same step."""
         ours, theirs = self.step(number, names), other.step(number, names)
         return not any(_differ(theirs[name], ours[name]) for name in names or ours)
 
-    def with_a_fresh_optimizer(self) -> _Toy:
+    def with_a_fresh_optimizer(self, counted: Mapping[str, Any]) -> _Toy:
         """The same parameters under a fresh optimizer that knows the numbers of this one, but has counted nothing."""
-        fresh, counters = self._copy(), self.counters()
+        fresh, counters = self._copy(), {*self.counters(), *counted}
         for (_, mine), (_, theirs) in zip(_held(self.optimizer), _held(fresh.optimizer), strict=True):
             learned = {key: v for key, v in mine.items() if _is_number(v) and type(v) is not int}
             theirs.update({key: copy.deepcopy(v) for key, v in learned.items() if key not in counters})
         return fresh
+
+    def learned(self, counted: set[str]) -> list[dict[str, float]]:
+        """Numbers of the optimizer that are not counted."""
+        return [{key: v for key, v in numbers.items() if key not in counted} for numbers in self.numbers[-1]]
 
     def counters(self) -> dict[str, str]:
         """Numbers in groups and attributes that go up by as much with each step, and where they are, in words."""
@@ -188,6 +347,9 @@ class _Toy:
     def saved_and_loaded(self, known: Registration) -> _Toy:
         """What goes on from a checkpoint of this one."""
         other = self._copy()
+        if self.apart:
+            other.optimizer.param_groups[0]["params"].pop(1)
+            other.part(other.model[NEW], {})
         names = [{id(p): name for name, p in toy.model.items()} for toy in (self, other)]
         if known.save is not None and known.load is not None:
             known.load(other.optimizer, other.model, copy.deepcopy(known.save(self.optimizer, self.model)))
@@ -205,20 +367,41 @@ class _Toy:
         return other
 
 
+def _nothing() -> Tensor:
+    """A closure where the gradients are there already."""
+    return torch.ones((), requires_grad=True)
+
+
 def _another(optimizer: Any, params: list[nn.Parameter]) -> Any:
     """The optimizer as it was when it was built, around other parameters.
 
     Raises:
         TypeError: it holds something of which nobody knows how to copy it.
     """
-    new = built(optimizer, params, _options(optimizer))
+    new, rule = None, rule_of(optimizer.param_groups[0])
+    with contextlib.suppress(Exception):
+        new = built(optimizer, params, _options(optimizer))
+        rule = {key: v for key, v in rule.items() if new is not None and key not in new.param_groups[0]}
+    if rule:  # it asks by which of its rules a group is stepped
+        with contextlib.suppress(Exception):
+            new = built(optimizer, [{**rule, "params": params}], _options(optimizer))
     if new is None:  # it stands around another one
-        hidden = {"params", "param_names"}
-        group = {key: copy.deepcopy(v) for key, v in optimizer.param_groups[0].items() if key not in hidden}
+        kept = {*_innermost(optimizer).defaults, *rule_of(optimizer.param_groups[0])}
+        group = {key: copy.deepcopy(v) for key, v in optimizer.param_groups[0].items() if key in kept}
         new = _twin(optimizer, {id(optimizer.param_groups): [{**group, **_options(optimizer), "params": params}]})
     if callable(getattr(new, "train", None)):  # as those without a schedule ask for
         new.train()
     return new
+
+
+def rule_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What says by which rule a group is stepped, and not how far."""
+    return {key: value for key, value in group.items() if isinstance(value, (bool, str)) and key not in SETTLED}
+
+
+def _innermost(optimizer: Any) -> Any:
+    inner = _inner(optimizer)
+    return optimizer if inner is None else _innermost(getattr(optimizer, inner))
 
 
 def _twin(optimizer: Any, groups: dict[int, Any]) -> Any:
@@ -246,6 +429,7 @@ def _options(optimizer: Any) -> dict[str, Any]:
     first = optimizer.param_groups[0]
     names = {*_signature(type(optimizer)), *optimizer.defaults} - {"params", "param_names"}
     options = {**{key: first[key] for key in names if key in first}, **optimizer.defaults}
+    options |= {key: value for key, value in rule_of(first).items() if key in options}
     options = {key: float(v) if key in RATES and isinstance(v, Tensor) else v for key, v in options.items()}
     return {key: 1e-3 if key in RATES and type(v) in (int, float) and v == 0 else v for key, v in options.items()}
 

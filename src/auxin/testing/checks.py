@@ -115,7 +115,8 @@ def optimizers(grown: Grown) -> None:
     homes: Homes = {}
     for index, optimizer in enumerate(grown.run.optimizers):
         old = grown.before.groups[index]
-        own = sum(one.optimizer is optimizer for one in grown.change.groups) if isinstance(grown.group, Mapping) else 0
+        beside = [one for one in grown.change.groups if one.optimizer is optimizer]
+        own = sum(isinstance(grown.group, Mapping) or bool(one.begins) for one in beside)
         if len(optimizer.param_groups) != len(old) + own:
             count = f"{len(optimizer.param_groups)} parameter groups, it had {len(old)}"
             fail("optimizer", f"{type(optimizer).__name__} has {count}: schedulers and checkpoints do not expect that")
@@ -132,7 +133,8 @@ def optimizers(grown: Grown) -> None:
     foreign = set(homes) - set(names) - grown.before.foreign
     if foreign:
         fail("optimizer", f"{len(foreign)} tensors are held that the network does not have")
-    for path, new in grown.change.added if grown.group is None else ():
+    apart = grown.group is not None or any(own.begins for own in grown.change.groups)
+    for path, new in () if apart else grown.change.added:
         _beside_its_sibling(grown, path, new.module, homes)
 
 
