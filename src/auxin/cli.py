@@ -23,6 +23,8 @@ _STATUS = "Exit status: 0 where all went well, 2 for a wrong argument, 130 where
 _EXAMPLES = """examples:
   auxin demo                          compare what grows with what does not
   auxin report run                    write run/report.html about Grower(log="run")
+  auxin grow IN OUT --model train:build --edits edits.json
+                                      grow the checkpoint of a run between two jobs
   auxin upscale IN OUT --blocks 4     write a deeper copy of a checkpoint
   auxin doctor train:build            try what can grow in a network of your own
 
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.command == "upscale":
         return _upscale(options)
+    if options.command == "grow":
+        return _grow(options)
     if options.command == "doctor":
         return _doctor(options)
     if options.command == "verdict":
@@ -54,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"auxin {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="demo | report | upscale | doctor | verdict")
+    commands = parser.add_subparsers(dest="command", metavar="demo | report | grow | upscale | doctor | verdict")
     demo = commands.add_parser(
         "demo",
         help="grow networks on real series and compare them with what does not grow",
@@ -85,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="directory of the log, or of checkpoints")
     report.add_argument("--json", action="store_true", help="print the growths and the verdict as plain data; no page")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it; default RUN/report.html")
+    _add_grow(commands)
     _add_upscale(commands)
     doctor = commands.add_parser(
         "doctor",
@@ -113,6 +118,23 @@ def _add_verdict(commands: Any) -> None:
     verdict.add_argument("place", metavar="MODULE:FACTORY", help="returns the arguments of auxin.verdict")
     verdict.add_argument("--budget", type=float, metavar="FLOPS", help="in place of that which the factory returns")
     verdict.add_argument("--json", action="store_true", help="print plain data")
+
+
+def _add_grow(commands: Any) -> None:
+    grow = commands.add_parser(
+        "grow",
+        help="write the checkpoint of a run as it would be had the run grown",
+        description="Growth between two jobs: network, optimizers, schedules, averages and journal of a checkpoint of "
+        "auxin.save grow as in a run that goes on, one tensor in memory at a time, on the CPU. The exit status is 0 "
+        "where OUT is written, 1 where something is refused, and then there is no OUT.",
+        epilog="example: auxin grow run/last run/deeper --model train:build --edits edits.json, where build() returns "
+        'the Grower and edits.json holds [{"type": "Duplicate", "at": "blocks", "by": 1}]',
+    )
+    grow.add_argument("source", type=Path, metavar="IN", help="directory of auxin.save, or one checkpoint in it")
+    grow.add_argument("target", type=Path, metavar="OUT", help="directory that does not exist yet, or is empty")
+    grow.add_argument("--model", required=True, metavar="MODULE:FACTORY", help="returns the Grower that loads IN")
+    grow.add_argument("--edits", required=True, type=Path, metavar="FILE", help="JSON: a list of edits")
+    grow.add_argument("--dry-run", action="store_true", help="grow, print what changes, write nothing")
 
 
 def _add_upscale(commands: Any) -> None:
@@ -169,7 +191,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from auxin.doctor import examine, from_here, summoned  # on demand: the other commands do without
+    from auxin.doctor import examine, summoned  # on demand: the other commands do without
+    from auxin.factory import from_here
 
     try:
         model, companions, batch = summoned(options.place)
@@ -183,7 +206,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _verdict(options: argparse.Namespace) -> int:
-    from auxin.doctor import from_here, made_by  # on demand: the other commands do without
+    from auxin.factory import from_here, made_by  # on demand: the other commands do without
     from auxin.verdict import SAME, verdict
 
     try:
@@ -204,6 +227,30 @@ def _verdict(options: argparse.Namespace) -> int:
         return 2
     print(json.dumps(found.to_json(), indent=1) if options.json else found)
     return 1 if found.winner == SAME else 0
+
+
+def _grow(options: argparse.Namespace) -> int:
+    from auxin.between_jobs import grow_checkpoint  # on demand: the other commands do without
+    from auxin.factory import from_here, made_by
+
+    screen = open_screen()
+    try:
+        with from_here():
+            build, words = (lambda: made_by(options.model, "grow")), {"dry_run": options.dry_run, "show": screen.bar}
+            print(grow_checkpoint(options.source, options.target, build, options.edits, **words))
+        if not options.dry_run:
+            print(f"{options.target} is written.")
+    except GrowthError as error:
+        screen.close()
+        print(f"auxin grow: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        screen.close()
+        print("auxin grow: stopped, nothing was left behind", file=sys.stderr)
+        return 130
+    finally:
+        screen.close()
+    return 0
 
 
 def _upscale(options: argparse.Namespace) -> int:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +18,7 @@ from auxin.edits.duplicate import Duplicate
 from auxin.edits.widen import Widen
 from auxin.engine import grow
 from auxin.errors import GrowthError
+from auxin.factory import made_by
 from auxin.follow.own_groups import optimizers_in
 from auxin.grower import Grower
 from auxin.listing import unnumbered
@@ -173,50 +170,12 @@ def _outcome(line: str) -> str:
     return ", ".join(parts) or line
 
 
-@contextmanager
-def from_here() -> Iterator[None]:
-    """Let modules be imported from the working directory inside."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if here in sys.path:  # the user's code may have taken it out
-            sys.path.remove(here)
-
-
-def made_by(place: str, command: str) -> tuple[Any, ...]:
-    """What ``module:factory`` returns, as a tuple.
-
-    Args:
-        place: the module is looked for from the working directory on. The factory takes no argument.
-        command: that is told of in errors.
-
-    Raises:
-        GrowthError: it cannot be imported, or raises.
-    """
-    module, _, name = place.partition(":")
-    if not module or not name.isidentifier():
-        raise GrowthError(f"{command} {place!r}: write it as module:factory, for example train:build.")
-    if module.endswith(".py"):
-        raise GrowthError(f"{command} {place!r}: a module is written without .py: {module.removesuffix('.py')}:{name}.")
-    try:
-        with from_here():
-            made = getattr(importlib.import_module(module), name)()
-    except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise GrowthError(
-            f"{command} {place}: it does not build: {type(error).__name__}: {error}. The factory is called without "
-            "arguments."
-        ) from error
-    return made if isinstance(made, tuple) else (made,)
-
-
 def summoned(place: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
     """The network, its companions and a batch that ``module:factory`` returns.
 
     Args:
-        place: ``module:factory``; it returns ``(model, optimizer, ..., batch)``: the batch last, as the model is
-            called; or a Grower last.
+        place: ``module:factory``; the module is looked for from the working directory on. The factory takes no argument
+            and returns ``(model, optimizer, ..., batch)``: the batch last, as the model is called; or a Grower last.
 
     Raises:
         GrowthError: it cannot be imported, raises, or returns something else.

@@ -44,7 +44,7 @@ def test_killed_at_random_moments(tmp_path: Path, times: int, capsys: pytest.Cap
         os.waitpid(child, 0)
         names = set(os.listdir(tmp_path)) - {"in", "first"}
         assert len(names) <= 1, f"what was left behind before kill {i} is still there: {names}"
-        left += any(name.startswith(".out.upscale-") for name in names)
+        left += any(name.startswith(".out.auxin-") for name in names)
         if "out" in names:
             found += 1
             assert same_bytes(tensors(target), expected) == []
@@ -59,7 +59,7 @@ def test_killed_at_random_moments(tmp_path: Path, times: int, capsys: pytest.Cap
 
 
 def test_a_living_process_keeps_its_directory(tmp_path: Path) -> None:
-    from auxin.upscale.directory import whole
+    from auxin.whole_directory import whole
 
     torch.manual_seed(0)
     with whole(tmp_path / "out", 1) as first:

@@ -47,8 +47,8 @@ def state_of(companion: Any, model: nn.Module) -> State:
     return _apart(companion.state_dict())
 
 
-def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], data: Any) -> Write:
-    """Check a saved state against a companion; return what writes it.
+def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], data: Any, keep: bool = False) -> Write:
+    """Check a saved state against a companion; return what writes it. ``keep``: copies of the network take its memory.
 
     Raises:
         GrowthError: it does not fit; nothing has been written.
@@ -72,7 +72,7 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
         return lambda: restore_scheduler(companion, data)
     if networks_of(companion):
         check_copies(companion, model, tensors, data)
-        return lambda: write_copies(companion, model, tensors, data)
+        return lambda: write_copies(companion, model, tensors, data, keep)
     return lambda: companion.load_state_dict(_together(tensors, data))
 
 

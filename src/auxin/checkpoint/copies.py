@@ -42,10 +42,12 @@ def check_copies(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor]
         raise GrowthError(f"{kind} itself holds the tensors {shapes[0]}, there {shapes[1]}. Build it alike.")
 
 
-def write_copies(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-    """Put back what ``copies_state`` has returned; every tensor stays the same object."""
+def write_copies(
+    companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping[str, Any], keep: bool = False
+) -> None:
+    """Put back what ``copies_state`` has returned; every tensor stays the same object. ``keep``: see write_network."""
     for number, copy in enumerate(networks_of(companion)):
-        write_network(copy, _under(f"copy{number}.", tensors), data["copies"][number], run=False)
+        write_network(copy, _under(f"copy{number}.", tensors), data["copies"][number], run=False, keep=keep)
     with torch.no_grad():
         for name, tensor in _own(companion, model).items():
             tensor.copy_(tensors[f"own.{name}"])

@@ -48,11 +48,13 @@ class Files:
         path: of this one checkpoint.
         manifest: what its manifest says.
         contents: the files that hold no tensors.
+        read: how tensors are read, see ``tensors.load``.
     """
 
     path: Path
     manifest: manifest.Manifest
     contents: dict[str, bytes]
+    read: tensors.Read | None = None
 
     def bytes(self, name: str) -> bytes:
         """The content of a file.
@@ -75,7 +77,7 @@ class Files:
         if found is None or found.layout is None:
             raise GrowthError(f"The checkpoint '{self.path}' has no tensors {name}, only {sorted(self.manifest)}.")
         try:
-            return tensors.load(self.path / name, found.layout)
+            return tensors.load(self.path / name, found.layout, self.read)
         except GrowthError:
             check_there(self.path)
             raise
@@ -86,6 +88,7 @@ def write(
     files: Mapping[str, Content],
     keep_last: int = 2,
     more: Callable[[Path], manifest.Manifest] | None = None,
+    done: Callable[[Tensor], None] | None = None,
 ) -> Path:
     """Write one complete checkpoint, or nothing.
 
@@ -94,6 +97,7 @@ def write(
         files: file name -> its bytes, or named tensors (any device, tied ones are stored once).
         keep_last: how many checkpoints stay, this one included. The disk must hold one more while it is written.
         more: writes further files into the unfinished directory, and says what the manifest has to say of them.
+        done: told of each tensor once it is written.
 
     Returns:
         The directory of the new checkpoint.
@@ -113,7 +117,7 @@ def write(
         _AT_WORK.add(temporary.name)
         try:
             temporary.mkdir()
-            _fill(temporary, files, more(temporary) if more is not None else {})
+            _fill(temporary, files, more(temporary) if more is not None else {}, done)
             complete = _publish(temporary, place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -176,7 +180,12 @@ def read(path: str | os.PathLike[str], go_back: bool = False) -> Files:
 # ---- writing
 
 
-def _fill(directory: Path, files: Mapping[str, Content], there: manifest.Manifest) -> None:
+def _fill(
+    directory: Path,
+    files: Mapping[str, Content],
+    there: manifest.Manifest,
+    done: Callable[[Tensor], None] | None = None,
+) -> None:
     """Write every file, then the manifest, each down to the disk, beside those that are there."""
     entries = dict(there)
     for name, content in files.items():
@@ -189,7 +198,7 @@ def _fill(directory: Path, files: Mapping[str, Content], there: manifest.Manifes
                 file.write(data)
 
             if isinstance(content, Mapping):
-                layout = tensors.save(put, content)
+                layout = tensors.save(put, content, done)
             else:
                 put(content)
             file.flush()

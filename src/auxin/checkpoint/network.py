@@ -56,7 +56,9 @@ def check_network(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise GrowthError(f"this checkpoint is of another model; {len(problems)} tensors differ:\n  {shown}\n{way}")
 
 
-def write_network(model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping[str, Any], run: bool) -> None:
+def write_network(
+    model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping[str, Any], run: bool, keep: bool = False
+) -> None:
     """Write values in place; every Parameter stays the same object (those on the meta device are made real).
 
     Args:
@@ -64,8 +66,9 @@ def write_network(model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping
         tensors: by name.
         data: of ``network_data``.
         run: restore frozen flags too (a run goes on), or only values (inference).
+        keep: the tensors are nobody else's, and those that fit as they are need no copy: parameters take their memory.
     """
-    frozen = set(data["frozen"])
+    frozen, homes = set(data["frozen"]), dict[int, Tensor]()
     with torch.no_grad():
         for name, value in tensors.items():
             path, _, leaf = name.rpartition(".")
@@ -75,6 +78,8 @@ def write_network(model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping
             if own.device.type == "meta":
                 made = value.clone()
                 held[leaf] = nn.Parameter(made, own.requires_grad) if isinstance(own, nn.Parameter) else made
+            elif keep and _alike(own, value) and homes.setdefault(id(value), own) is own:
+                own.data = value
             else:
                 write(own, value)
     _tie_again(model, tensors)
@@ -84,6 +89,11 @@ def write_network(model: nn.Module, tensors: Mapping[str, Tensor], data: Mapping
                 p.requires_grad_(name not in frozen)
     for path, state in data[EXTRA].items():
         module_at(model, path, "the checkpoint").set_extra_state(state)
+
+
+def _alike(own: Tensor, value: Tensor) -> bool:
+    layouts = [(t.shape, t.stride(), t.dtype, t.device) for t in (own, value)]
+    return layouts[0] == layouts[1]
 
 
 def _tie_again(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

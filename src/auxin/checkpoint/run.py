@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from auxin import agreed, typed
 from auxin.anatomy.tree import unwrap
@@ -21,6 +22,7 @@ from auxin.checkpoint.directory import Files, Gone, read, write
 from auxin.checkpoint.manifest import Manifest
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
 from auxin.checkpoint.safe_point import check_moment
+from auxin.checkpoint.tensors import Read
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
 from auxin.journal import FORMAT, replayed
@@ -68,7 +70,7 @@ def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last
 
     parts = each_rank.told(ranks, own)
     with ranks.agree("ax.save"):
-        files = {**_files(grower, extra), **each_rank.dumped(parts)}
+        files = {**_files(grower, extra, random_data()), **each_rank.dumped(parts)}
         places = shards.Places(grower.model, _saved(grower.companions, grower.model))
         spread = shards.taken_out(files, places)
 
@@ -111,8 +113,71 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
     return _loaded(path, into)
 
 
-def _files(grower: Run, extra: Any) -> dict[str, Any]:
-    """The files of a checkpoint: tensors by name, and bytes."""
+@dataclass(frozen=True)
+class TakenOver:
+    """A checkpoint whose tensors have become those of a run.
+
+    Attributes:
+        files: of the checkpoint.
+        parts: what it says.
+    """
+
+    files: Files
+    parts: _Parts
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.files.manifest.values())
+
+
+def take_over(path: str | os.PathLike[str], grower: Run, read_tensors: Read) -> TakenOver:
+    """``load`` into a run that was built for nothing else: the tensors that are read become its own, without a copy.
+
+    Args:
+        path: as for ``load``; a checkpoint that was cut off is refused.
+        grower: freshly built; where anything is raised, it is of no use any more.
+        read_tensors: reads the tensors of a file, see ``tensors.load``.
+
+    Raises:
+        GrowthError: as for ``load``.
+    """
+    into = _Target.of(grower, [])
+    files = replace(read(path), read=read_tensors)
+    taken = TakenOver(files, _read_parts(files, into))
+    try:
+        _carried_out(files, taken.parts, into, keep=True)
+    except GrowthError:
+        raise
+    except Exception as error:  # whatever a companion, or a checkpoint of somebody else's making, brings about
+        raise GrowthError(
+            f"the checkpoint '{files.path}' cannot be loaded into this run ({type(error).__name__}: {error})."
+        ) from error
+    return taken
+
+
+def contents(taken: TakenOver, grower: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``hand_on`` writes: files, and the tensors that lie in shards, if those of the checkpoint do.
+
+    The random generators, ``extra`` and loss scalers are the checkpoint's: this machine may not have had them.
+    """
+    run, companions = taken.parts.run, _saved(grower.companions, grower.model)
+    scalers = {n: run["companions"][n] for n, c in enumerate(companions) if isinstance(c, GradScaler)}
+    files = _files(grower, run["extra"], run["random"], scalers)
+    if each_rank.FILE in taken.files.manifest:
+        files[each_rank.FILE] = taken.files.bytes(each_rank.FILE)
+    if shards.METADATA not in taken.files.manifest:
+        return files, {}
+    return files, shards.one_piece(files, shards.Places(grower.model, companions))
+
+
+def hand_on(files: dict[str, Any], spread: dict[str, Tensor], path: Path, done: Callable[[Tensor], None]) -> None:
+    """Write what ``contents`` has gathered as the first checkpoint in a directory; ``done`` is told of each tensor."""
+    write(path, files, 1, (lambda directory: shards.write_alone(directory, spread)) if spread else None, done)
+
+
+def _files(grower: Run, extra: Any, random: Any, known: Mapping[int, Any] | None = None) -> dict[str, Any]:
+    """The files of a checkpoint: tensors by name, and bytes. ``known``: what is to be written of some companions."""
     model, companions = grower.model, _saved(grower.companions, grower.model)
     state, rest = network_tensors(model)
     waiting = gradients.waiting_gradients(model, companions, grower.watch)
@@ -120,6 +185,9 @@ def _files(grower: Run, extra: Any) -> dict[str, Any]:
     files: dict[str, Any] = {name: tensors for name, tensors in parts.items() if tensors or tensors is state}
     listed = []
     for number, companion in enumerate(companions):
+        if known is not None and number in known:
+            listed.append(known[number])
+            continue
         tensors, data = state_of(companion, model)
         name = f"{number}-{type(companion).__name__}.safetensors"
         if tensors:
@@ -132,7 +200,7 @@ def _files(grower: Run, extra: Any) -> dict[str, Any]:
         "network": network_data(model),
         "grower": {key: value for key, value in own.items() if key != "journal"},
         "companions": listed,
-        "random": random_data(),
+        "random": random,
         "extra": extra,
     }
     files["run.json"] = typed.dumps(whole, "run").encode()
@@ -215,7 +283,7 @@ def _read_parts(files: Files, into: _Target) -> _Parts:
     return _Parts(run, own, entries, {**held[0], **held[1]}, held[2])
 
 
-def _carried_out(files: Files, parts: _Parts, into: _Target) -> Any:
+def _carried_out(files: Files, parts: _Parts, into: _Target, keep: bool = False) -> Any:
     grower, model, run = into.grower, into.model, parts.run
     rule = Allowed.of(model, into.allowed)
     grown = None if grower is None else grower.journal
@@ -237,9 +305,9 @@ def _carried_out(files: Files, parts: _Parts, into: _Target) -> Any:
             stem = (saved["file"] or "").removesuffix(shards.TENSORS)
             plain = files.tensors(saved["file"]) if saved["file"] is not None else {}
             own = places.sharded({**plain, **held.get(stem, {})}, stem)
-            writes.append(prepared(companion, model, own, saved["data"]))
+            writes.append(prepared(companion, model, own, saved["data"], keep))
         gradients.check_gradients(model, waiting)
-        write_network(model, tensors, run["network"], run=grower is not None)
+        write_network(model, tensors, run["network"], run=grower is not None, keep=keep)
         for write_one in writes:
             write_one()
         if grower is not None:

@@ -79,6 +79,34 @@ def taken_out(files: dict[str, Any], places: Places) -> dict[str, Tensor]:
     return found
 
 
+def one_piece(files: dict[str, Any], places: Places) -> dict[str, Tensor]:
+    """Take out of what one process writes the tensors that every rank of a sharded run would hold a part of."""
+    found: dict[str, Tensor] = {}
+    for file, content in files.items():
+        stem = file.removesuffix(TENSORS)
+        for name, value in [*content.items()] if isinstance(content, dict) else ():
+            if value.dim() and places.of(f"{stem}.{name}", value.shape) is not None:
+                found[f"{stem}.{name}"] = content.pop(name)
+    return found
+
+
+def write_alone(directory: Path, whole: dict[str, Tensor]) -> Manifest:
+    """Write tensors of one process as ``write`` does those of many; any number of ranks reads them.
+
+    Raises:
+        GrowthError: they cannot be written.
+    """
+    dcp = _dcp()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is ")
+            dcp.save(whole, checkpoint_id=directory, no_dist=True)
+    except (dcp.CheckpointException, Exception) as error:  # the former is no Exception
+        raise GrowthError(f"the shards cannot be written: {_words(error, of_ranks=False)}.") from error
+    files = (directory / METADATA, *directory.glob(f"*{SHARDS}"))
+    return {file.name: Entry(*_sum(file), None) for file in files}
+
+
 def write(
     path: str | os.PathLike[str], temporary: Path | None, spread: dict[str, Tensor], model: nn.Module
 ) -> Manifest:

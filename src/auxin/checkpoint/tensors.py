@@ -21,6 +21,8 @@ _NATIVE = {
     **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
     **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8"},
 }
+Place = tuple[torch.dtype, tuple[int, ...], int]  # dtype, shape, and the byte of the file at which the values begin
+Read = Callable[[Path, Mapping[str, Place]], Mapping[str, Tensor]]
 CHUNK = 1 << 20  # bytes; what was summed up is still in the cache of the processor when it is written
 _RAW = {
     str(dtype).removeprefix("torch."): dtype
@@ -44,12 +46,15 @@ class Layout:
     raw: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def save(write: Callable[[Any], None], tensors: Mapping[str, Tensor]) -> Layout:
+def save(
+    write: Callable[[Any], None], tensors: Mapping[str, Tensor], done: Callable[[Tensor], None] | None = None
+) -> Layout:
     """Write named tensors in the format of safetensors.
 
     Args:
         write: takes the bytes of the file, one after the other.
         tensors: on any device, in any memory order; what is the same memory is stored once.
+        done: told of each tensor once it is written.
 
     Returns:
         What ``load`` needs besides the file.
@@ -84,15 +89,18 @@ def save(write: Callable[[Any], None], tensors: Mapping[str, Tensor]) -> Layout:
         values = _bytes_of(tensor)
         for start in range(0, len(values), CHUNK):
             write(values[start : start + CHUNK])
+        if done is not None:
+            done(tensor)
     return layout
 
 
-def load(path: Path, layout: Layout) -> dict[str, Tensor]:
+def load(path: Path, layout: Layout, read: Read | None = None) -> dict[str, Tensor]:
     """The tensors that ``save`` wrote, on the CPU, in memory of their own.
 
     Args:
         path: of the file.
         layout: what ``save`` returned.
+        read: makes them from the path and the ``places`` in it, in another way.
 
     Returns:
         Name -> tensor; the same object for names that shared memory.
@@ -105,12 +113,28 @@ def load(path: Path, layout: Layout) -> dict[str, Tensor]:
 
     try:
         # A copy: the file is mapped, and whoever shortens it later must not reach into a network.
-        found = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        if read is None:
+            found = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        else:
+            found = dict(read(path, places(path)))
         for name, (dtype, shape) in layout.raw.items():
             found[name] = found[name].view(_RAW[dtype]).reshape(shape)
         return found | {name: found[kept] for name, kept in layout.aliases.items()}
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise GrowthError(f"'{path}' is not what was written: {error}. Load an older checkpoint.") from error
+
+
+def places(path: Path) -> dict[str, Place]:
+    """Where the values of each tensor of a file lie that ``save`` wrote."""
+    known = {name: dtype for dtype, name in _NATIVE.items()}
+    with open(path, "rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: (known[one["dtype"]], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
+        for name, one in header.items()
+    }
 
 
 def _check(name: str, tensor: Tensor) -> None:

@@ -19,13 +19,12 @@ from auxin.upscale.directory import (
     INDEX,
     RECORD,
     Checkpoint,
-    check_target,
     read,
-    whole,
     write_json,
 )
 from auxin.upscale.plan import Plan, find_blocks, followed_configs, sources_of
 from auxin.version import __version__
+from auxin.whole_directory import check_target, whole
 
 FORMAT = 1
 LEADING = 3  # special blocks at the beginning of a list, behind which an ordinary one is tried

@@ -22,10 +22,11 @@ from auxin.edits.widen import Widen
 from auxin.errors import GrowthError
 from auxin.randomness import random_state
 from auxin.upscale import model
-from auxin.upscale.directory import Checkpoint, check_target, read
+from auxin.upscale.directory import Checkpoint, read
 from auxin.upscale.files import DTYPES, Widened
 from auxin.upscale.plan import Plan, find_blocks, followed_configs
 from auxin.upscale.run import LEADING, write_upscale
+from auxin.whole_directory import check_target
 
 FIELDS = {"ffn": re.compile(r"intermediate|inner|ffn|mlp|d_ff|feed"), "heads": re.compile(r"head")}
 EXACT = 1e-4  # of the largest output, in float32: how far the small model may be moved by rounding
