@@ -116,6 +116,11 @@ def test_no_page_shows_code_that_nothing_runs() -> None:
         assert Path(page).stem in code, f"{test} does not run {page}"
 
 
+def test_the_site_leads_to_every_page() -> None:
+    listed = re.findall(r": (\S+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
 LINK = re.compile(r"(?<!!)\[[^]\[]*(?:\[[^]]*\][^]\[]*)*\]\(([^)\s]+)\)|!\[[^]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
