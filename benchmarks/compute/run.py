@@ -31,7 +31,7 @@ from ask import asked, line  # noqa: E402
 from settings import SWEPT, Config, Row, Run, read  # noqa: E402
 from store import Store  # noqa: E402
 from table import HINDSIGHT, interval, paired, saved, shown, winner  # noqa: E402
-from training import Learner, Trainer  # noqa: E402
+from training import Learner, Trainer, naive  # noqa: E402
 
 import auxin as ax  # noqa: E402
 
@@ -173,6 +173,8 @@ def print_tables(benchmark: Benchmark) -> None:
     """Losses by budget, and what was saved."""
     config = benchmark.config
     print(f"\n{config.title}; one unit of budget: {benchmark.unit:.3g} FLOPs")
+    if simple := naive(config.task):
+        print(f"{simple[0]}: {simple[1]:.4f}")
     for budget in sorted({budget for row in config.rows for budget in row.budgets}):
         held = {row.name: benchmark.losses(row, budget) for row in config.rows if budget in row.budgets}
         reference = held.get(config.reference, {})

@@ -31,7 +31,7 @@ class Store:
     def add(self, run: Run, result: dict[str, Any], where: dict[str, str]) -> None:
         """Append one line, in one write."""
         line = json.dumps({"key": key_of(run), "run": run, "result": result, "where": where}) + "\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT)
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.ftruncate(file, self._whole)
             os.lseek(file, 0, os.SEEK_END)

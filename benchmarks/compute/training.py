@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import auxin as ax
+from auxin.demo.demand import load_demand
 from auxin.demo.forecaster import Dilated
 from auxin.ledger import flops_of
 
@@ -256,6 +257,14 @@ def edits_of(several: list[dict[str, Any]], width: int) -> Any:
 
 def _constant(rate: float, spent: float) -> float:
     return rate
+
+
+def naive(task: dict[str, Any]) -> tuple[str, float] | None:
+    """A forecast that learns nothing, and its test loss, where there is one."""
+    if task["name"] != "demand":
+        return None
+    test = load_demand().test
+    return "as a day ago", test.error(test.as_a_day_ago())
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
