@@ -521,11 +521,11 @@ def _check_gradients(change: Change, grads: dict[str, Any], late: set[str], cont
     if born and not trainable and change.added:
         raise GrowthError(
             f"{change.added[0][0]}: nothing in it would train: the layers beside it are frozen (requires_grad=False) "
-            "and a new one "
-            "follows them, or the probe's output carries no gradient. Unfreeze them, or add the layer in auxin.surgery."
+            "and a new one follows them, or the probe gives no gradient. Unfreeze them, or use auxin.surgery."
         )
     wanted = [n for n in change.writers if n in grads] if change.preserves and not change.gates else []
-    dead = [n for n in wanted if n not in reached | late | set(_idle(change, grads))]
+    learning = reached.union(late, _idle(change, grads))
+    dead = [n for n in wanted if n not in learning]
     if not dead and (not trainable or any(n in reached for n in trainable)):
         return ()
     names = ", ".join(dead or trainable[:3])
