@@ -3,8 +3,9 @@
 import warnings
 
 from auxin.change import Change
-from auxin.limit import doubtful
+from auxin.limit import doubtful, tokens_in
 from auxin.race import shown
+from auxin.run_state import Run
 from auxin.schedule import Decays
 
 _JUDGE = "or let a race judge it: Grower(choose=auxin.choose.by_race(), evidence=...) (arXiv:2605.13405)"
@@ -26,17 +27,18 @@ class Doubts:
         self.decays = decays
         self.said: set[str] = set()
 
-    def warn(self, change: Change, tokens: int, tried: bool) -> None:
+    def warn(self, change: Change, run: Run, tried: bool) -> None:
         """Say what speaks against a growth that ``carry_out`` has just made.
 
         Args:
             change: the growth.
-            tokens: that the network was trained on; 0 where they are not known.
+            run: that has grown.
             tried: whether branches were trained for the decision that led to it.
         """
         if tried:
             return
-        before = change.parameters_before
+        before, steps = change.parameters_before, run.optimizer_steps * run.ranks.size
+        tokens = 0 if run.evidence is None else steps * tokens_in(run.evidence.batches[0])  # 0: they are not known
         why = doubtful(before, before + change.added_parameters, tokens)
         self._once("may not pay", change, why and f"{why}, {_JUDGE}")
         late = self.decays.found()

@@ -105,20 +105,24 @@ def runs_through(kinds: Iterable[type]) -> bool:
     return any(all(mark in guards for mark in marks) for guards in latest)
 
 
-def see_hooks(kinds: Iterable[type]) -> None:
+def see_hooks(kinds: Iterable[type], but: Iterable[types.CodeType] = ()) -> None:
     """Let compiled code look at hooks from now on, since a module of one of these classes is given one.
 
     As torch is set, compiled code does not look whether a module has hooks. It runs on without a new one; and where
     only one of several blocks has one, all of them run what was compiled last. What was compiled without looking, and
     runs through such a module, is dropped; other functions keep their graphs.
+
+    Args:
+        kinds: those classes.
+        but: functions that are given such modules and do not call them.
     """
-    marks = _marks(kinds)
+    marks, others = _marks(kinds), set(but)
     if not loaded() or not marks:
         return
     sys.modules["torch._dynamo"].config.skip_nnmodule_hook_guards = False
     if not _readable():
         torch.compiler.reset()
-    for code, entries in list(_compiled()):
+    for code, entries in [(code, entries) for code, entries in _compiled() if code not in others]:
         guards = (str(entry.guard_manager) for entry in entries)
         if any("._forward_hooks" not in text for text in guards if any(mark in text for mark in marks)):
             _drop([code])
@@ -169,6 +173,17 @@ def make_room(compilers: Iterable[Any] = ()) -> None:
                 part._recompile_limit = max(limit, used + min(limit, ROOM))
 
 
+def graphs() -> int:
+    """How many graphs this process has compiled so far; a difference counts, since anybody may reset it."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return 0 if utils is None else int(utils.counters["stats"]["unique_graphs"])
+
+
+def graphs_of() -> dict[types.CodeType, int]:
+    """How many compiled forms each function has; nothing where this torch does not tell."""
+    return {code: len(entries) for code, entries in _compiled()}
+
+
 class CompileTime:
     """Seconds that this process spends compiling, from when this was made until ``stop``.
 
@@ -194,7 +209,7 @@ class CompileTime:
 
     def __str__(self) -> str:
         seconds = self.seconds
-        return f"compiled again in {seconds:.1f} s" if seconds else "compiles again at its next call"
+        return f"compiled again in {seconds:.1f} s" if seconds else "compiles at its next call what is new to it"
 
 
 def _spent() -> float:

@@ -28,8 +28,9 @@ from auxin.evidence import Evidence
 from auxin.follow.own_groups import check_own_group, checked
 from auxin.journal import Journal, fingerprint, references, replayed
 from auxin.ledger import Ledger
-from auxin.limit import Limit, LimitReached, tokens_in
+from auxin.limit import Limit, LimitReached
 from auxin.logbook import Logbook
+from auxin.prepared import Prepared, prepare
 from auxin.probation import Probation, TakenBack
 from auxin.progress import Kept, Progress, Standing
 from auxin.race import Race, raced, step_flops
@@ -122,7 +123,7 @@ class Grower:
     ):
         arguments.check_words("Grower", unknown, Grower)
         # Each argument is checked by itself, then together with the others; nothing is written before all of them fit.
-        self.model = unwrap(model)
+        self.model, self._given = unwrap(model), model
         self.companions = arguments.checked_companions(with_wrappers(model, companions))
         self.limit, self.probation = Limit.of(limit), probation
         if self.limit.flops is not None and probe is None:
@@ -285,7 +286,7 @@ class Grower:
             return None
         self.waiting_for = None
         self._standing.moments.over()
-        self._doubts.warn(change, self._tokens(), self._tried)
+        self._doubts.warn(change, self, self._tried)
         return change
 
     def decide(self, metric: float | Tensor | None = None, /, **metrics: float | Tensor) -> tuple[Edit, int] | None:
@@ -341,7 +342,7 @@ class Grower:
         edit, mark, sight = as_edit(edit), self._standing.mark(), self.rollback.look()
         try:
             with self.rollback.growing(mark) as held, self._standing.thawed():
-                options = self._options(seed, self._within, self._keep())
+                options = self._options(seed, lambda _: self.limit.check(self.model, self.probe), self._keep())
                 change = begin(self.model, edit, self.companions, options, held)
                 with self._all.agree("grow: the snapshot") if sight is not None else contextlib.nullcontext():
                     change = change.with_measured(*self.rollback.keep(sight))
@@ -387,6 +388,20 @@ class Grower:
             with self._standing.thawed():
                 grown = None if edit is None else transact(self.model, edit, self.companions, self._options(seed))
             yield grown
+
+    def prepare(self, edit: Edit | Sequence[Edit], step: Callable[[], Any] | None = None) -> Prepared:
+        """Compile now what the network grown by ``edit`` will need: the first step after that growth compiles nothing.
+
+        Trains trials of the growth for a few steps; afterwards everything is bit for bit as before. Only graphs stay.
+
+        Args:
+            edit: the growth to come; a list of edits is one growth.
+            step: ``step()`` takes one training step as your loop does; None: ``evidence`` does, by what was given here.
+
+        Raises:
+            GrowthError: the growth is refused, nothing takes a step, or what is compiled would not be run.
+        """
+        return prepare(self, edit, step, self._given)
 
     def race(
         self, edits: Sequence[Edit], steps: int, shrink: float = 1.0, averaged: float = 0.5, sure: float = 0.0
@@ -568,14 +583,6 @@ class Grower:
             self.history.forget(len(self.progress.entries))
         self.log.undone(self, why, call, step)
         self._all.undone(self.on_undo)
-
-    def _within(self, change: Change) -> None:
-        self.limit.check(self.model, self.probe)
-
-    def _tokens(self) -> int:
-        """Tokens that the network was trained on; 0 where they are not known."""
-        steps = self.optimizer_steps * self.ranks.size
-        return 0 if self.evidence is None else steps * tokens_in(self.evidence.batches[0])
 
     def _wait(self, reason: str) -> None:
         """Remember why a decision waits, and warn once where waiting does not help."""

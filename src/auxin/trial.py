@@ -212,6 +212,10 @@ class Rollback:
         self.settle()
         self.mark = None
 
+    def free(self) -> None:
+        """Let go of the memory that branches have kept for later ones."""
+        del self._branches[self._depth :]
+
     @property
     def in_branch(self) -> bool:
         """Whether the run is inside a branch."""

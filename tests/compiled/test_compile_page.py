@@ -18,5 +18,9 @@ def test_the_code_of_the_page(capsys, monkeypatch):
         exec(compile(code, str(PAGE), "exec"), space)
     printed = capsys.readouterr().out.splitlines()
     assert "compile" not in printed[0]
-    assert "compiles again at its next call" in printed[1] and re.search(r"compiled again in \d", printed[2])
+    assert "compiles at its next call what is new to it" in printed[1] and re.search(
+        r"compiled again in \d", printed[2]
+    )
     assert float(printed[3]) > 0
+    assert re.match(r"prepared Duplicate\('blocks', by=1\): 1 graph compiled, \d", printed[4])
+    assert printed[5] == "0.0"

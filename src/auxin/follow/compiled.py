@@ -17,6 +17,7 @@ from auxin import dynamo
 from auxin.change import Change, New
 from auxin.errors import GrowthError
 from auxin.follow import follow
+from auxin.gate import faded
 from auxin.listing import module_at, modules_in
 from auxin.structure import Undo, reversible, undo
 
@@ -39,7 +40,8 @@ def follow_compiled(model: nn.Module, change: Change) -> Iterator[None]:
         if dynamo.loaded():
             _compile_new(change, undos)
             _look_again(change, undos)
-            dynamo.see_hooks(type(module_at(model, path)) for path in change.gates)
+            gated = [type(module_at(model, path)) for path in change.gates]
+            dynamo.see_hooks(gated, but=[faded.__code__])
             compilers = (dynamo.compiler_of(module) for module in modules_in(model))
             dynamo.make_room(compiler for compiler in compilers if compiler is not None)
 
