@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import auxin as ax
 
-TUNED = ("digits",)  # what the settings of ``verdict`` were chosen on
-FRESH = ("friedman", "diamonds", "mnist1d", "cancer", "m3")
+TUNED = ("digits", "friedman", "m3")  # what the settings of ``verdict`` were chosen on
+FRESH = ("teacher", "diamonds", "mnist1d", "mnist5k", "cancer")
 PARTS = 16  # batches of validation data
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 DRAWS = 2000
 PARTS = (0.6, 1.0)  # n steps on the n parts of a batch go as far as n to this power on whole ones: drawn so
+SLOWER, SLOWER_FRESH = 0.4, 0.2  # taken off it as rates are lower then, those of a network with new weights less so
 SETTLED = 0.2  # the same for a network that has been trained: its curve is flat, or becomes so after a growth
-STEEPEST = (0.4, 1.3)  # fall of the logarithm of a loss per octave: drawn so
-AFTER = (0.5, 0.9)  # factor of the slope per octave once it was that steep: drawn so
+LATER = 0.1  # what a network that has grown may fall further per octave, at most: what is new learns late
+STEEPEST = (0.3, 1.0)  # fall of the logarithm of a loss per octave: drawn so
+AFTER = (0.4, 0.8)  # factor of the slope per octave once it was that steep: drawn so
 FACTORS = (0.5, 2.5)  # by which a slope changes per octave, at the ends
 DRIFT = 0.3  # spread of the logarithm of that factor
 LEAST = 0.01  # relative spread of a repetition
@@ -40,10 +42,12 @@ class Curve:
     Attributes:
         points: its three looks, each after twice as many steps as the one before.
         fresh: whether it began with new weights throughout.
+        grown: whether it began with a growth.
     """
 
     points: tuple[Point, ...]
-    fresh: bool
+    fresh: bool = False
+    grown: bool = False
 
 
 def forecasts(ways: Sequence[Sequence[Curve]], cut: int, seed: int = 0) -> Tensor:
@@ -63,7 +67,7 @@ def forecasts(ways: Sequence[Sequence[Curve]], cut: int, seed: int = 0) -> Tenso
     random = torch.Generator().manual_seed(seed)
     count = next(len(curves[-1].points[-1].losses) for curves in ways if curves)
     chosen = torch.randint(count, (DRAWS, count), generator=random)
-    finer = cut ** _between(PARTS, random)
+    power = _between(PARTS, random)
     steepest, after = _between(STEEPEST, random), _between(AFTER, random)
     ends = []
     for curves in ways:
@@ -73,7 +77,9 @@ def forecasts(ways: Sequence[Sequence[Curve]], cut: int, seed: int = 0) -> Tenso
         points = curves[-1].points
         losses = torch.tensor([point.losses for point in points], dtype=torch.float64)
         heights = losses[:, chosen].mean(2).clamp_min(TINY).log()  # (looks, draws)
-        left = -torch.log2(points[-1].share * finer).clamp_max(0.0)
+        left = -torch.log2(
+            points[-1].share * cut ** (power - (SLOWER_FRESH if curves[-1].fresh else SLOWER))
+        ).clamp_max(0.0)
         drift = DRIFT * torch.randn(DRAWS, generator=random, dtype=torch.float64)
         noise = _spread(curves) * torch.randn(DRAWS, generator=random, dtype=torch.float64)
         widths = [math.log2(b.share / a.share) for a, b in zip(points[:-1], points[1:], strict=True)]
@@ -83,6 +89,8 @@ def forecasts(ways: Sequence[Sequence[Curve]], cut: int, seed: int = 0) -> Tenso
             fall = _fall(last, left, factor, steepest, after)
         else:
             fall = _fall((first + last) / 2, left, after, torch.full_like(left, SETTLED), after)
+            later = LATER * torch.rand(DRAWS, generator=random, dtype=torch.float64)
+            fall -= later * left if curves[-1].grown else 0.0
         ends.append((heights[-1] + fall + noise).exp())
     return torch.stack(ends, 1)
 

@@ -29,7 +29,7 @@ WITH_BATCH_NORM = 8  # samples that a part has at least where statistics are tak
 JUDGED = 64  # batches of validation data that there are at least, where they can be cut
 SAME_LOSS = 0.02  # relative difference up to which a loss is the mean of the losses of parts
 WARMUP = 20  # steps of a linear warm-up of a network that starts anew
-NOISE = 0.25  # power of the parts of a batch by which the rate of a network that is there gets smaller
+NOISE, NOISE_ANEW = 0.5, 0.25  # powers of the parts of a batch by which rates get smaller; early on noise matters less
 AVERAGED_FROM = 0.7  # of the steps up to a look, from where on weights are averaged for it
 Anew = Callable[[], Any]
 Look = tuple[int, tuple[float, ...]]  # steps so far, and the loss on each batch of the validation data
@@ -76,15 +76,17 @@ class Parts:
 
 
 def part_of(batch: Any, part: int, count: int) -> Any:
-    """One of the parts of a batch; a nest of tensors keeps its form."""
-    if count == 1:
-        return batch
+    """One of the equal parts of a batch; a nest of tensors keeps its form, and the rest is left out."""
+    size = samples_in(batch) // count
+    return batch if count == 1 else _piece(batch, part * size, (part + 1) * size)
+
+
+def _piece(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, Tensor):
-        size = len(batch) // count
-        return batch[part * size : (part + 1) * size]
+        return batch[start:stop]
     if isinstance(batch, dict):
-        return {key: part_of(value, part, count) for key, value in batch.items()}
-    items = [part_of(value, part, count) for value in batch]
+        return {key: _piece(value, start, stop) for key, value in batch.items()}
+    items = [_piece(value, start, stop) for value in batch]
     return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
 
 
@@ -140,7 +142,7 @@ def _adds_up(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: 
     """Whether the loss of a batch is the mean of those of its parts."""
     try:
         with untouched(model), torch.no_grad():
-            whole = float(loss(model, batch))
+            whole = float(loss(model, _piece(batch, 0, count * (samples_in(batch) // count))))
             parts = sum(float(loss(model, part_of(batch, n, count))) for n in range(count)) / count
     except Exception:  # a loss that takes whole batches only
         return False
@@ -217,7 +219,7 @@ class Bench:
             parts: Any = Parts(evidence.batches, self.cut)
             small = Evidence(evidence.loss, parts, judged, evidence.step)
             groups = [group for one in optimizers_in(companions) for group in one.param_groups]
-            slower = 1.0 if way.name == ANEW else self.cut**-NOISE
+            slower = self.cut ** -(NOISE_ANEW if way.name == ANEW else NOISE)
             rates = [group["lr"] * slower for group in groups]
             warmup = min(WARMUP, steps // 4) if way.name == ANEW else 0
             average = Average(model)

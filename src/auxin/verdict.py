@@ -28,9 +28,10 @@ WEIGHTS = {GO_ON: 1, GROW: 2, ANEW: 4}  # of a round; what moves more needs long
 LOOKS = 3  # at each pilot, each after twice as many steps as the one before
 LOOKING = 0.25  # of a round, at most, for losses on validation data
 LEAST = 4  # steps of a pilot, below which it tells nothing
+EARLY = 4  # by which factor an error has to be less likely for the first round to end it
 JUDGES = 8  # batches of validation data to look at, at least
-HOPELESS = 0.02  # probability below which a way is not tried further
 QUANTILES = (0.05, 0.5, 0.95)
+NAME = 60  # letters of a way in a table
 SAME = "no difference"
 
 
@@ -104,7 +105,7 @@ class Verdict:
         return _plain({**asdict(replace(self, edit=None)), "edit": named, "price": self.price})
 
     def __str__(self) -> str:
-        names = [f"{plan.name} {plan.edit}".strip() for plan in self.plans]
+        names = [_short(f"{plan.name} {plan.edit}".strip()) for plan in self.plans]
         width = max(map(len, names))
         lines = [
             f"  {'':<{width}}  {'parameters':>12} {'steps':>9} {'pilots':>10} {'expected at the end':>30} {'best':>6}"
@@ -114,7 +115,7 @@ class Verdict:
             last = f"{plan.pilots[-1][-1][1]:.4g}" if plan.pilots and plan.pilots[-1] else "-"
             told = f"{plan.expected:.4g} [{plan.between[0]:.4g}, {plan.between[1]:.4g}]"
             if math.isnan(plan.expected):
-                told = "set aside" if plan.pilots else "-"
+                told = "-"
             lines.append(
                 f"{mark} {name:<{width}}  {plan.parameters:>12,} {plan.steps:>9,} {last:>10} {told:>30} "
                 f"{plan.best:>6.0%}"
@@ -131,6 +132,10 @@ class Verdict:
             f"round{'' if self.rounds == 1 else 's'} of pilots and {self.seconds:.1f} s"
         )
         return "\n".join(lines)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else f"{name[: NAME - 3]}..."
 
 
 def _plain(value: Any) -> Any:
@@ -150,7 +155,7 @@ def verdict(
     edits: Edit | Iterable[Edit | Sequence[Edit]] = (),
     anew: Anew | None = None,
     probe: Any = None,
-    sure: float = 0.9,
+    sure: float = 0.7,
     **options: Any,
 ) -> Verdict:
     """Judge what to do with more compute: go on training the network, grow it, or start a larger one anew.
@@ -299,27 +304,26 @@ class Judged:
 
     def verdict(self, sure: float, started: float) -> Verdict:
         """Pilots until it is sure, or the price is spent."""
-        rounds, running, ends = 0, list(range(len(self.ways))), None
+        rounds, ends = 0, None
         for number, upto in enumerate((FIRST, 1.0)):
-            steps, judges = self._affordable(running, upto)
+            steps, judges = self._affordable(upto)
             if min(steps) < LEAST:  # the whole price may pay for one round, where a part of it pays for none
                 continue
             self.pilots = [[*pilots[-1:]] for pilots in self.pilots]
-            for at, count in zip(running, steps, strict=True):
+            for at, count in enumerate(steps):
                 looks = sorted({max(1, count >> n) for n in range(LOOKS)})
                 self.pilots[at].append(self.bench.pilot(self.ways[at], count, looks, number, judges))
-            rounds, ends = number + 1, self._ends(running)
+            rounds, ends = rounds + 1, self._ends()
             chances = _chances(ends)
-            if max(chances) >= sure:
+            if max(chances) >= 1 - (1 - sure) / EARLY:
                 break
-            running = [at for at in running if chances[at] >= HOPELESS]
         for kind, flops in self.bench.spent.items():
             self.grower.ledger.spend(kind, flops)
         return self._result(ends, sure, rounds, time.perf_counter() - started)
 
-    def _affordable(self, running: list[int], upto: float) -> tuple[list[int], int]:
+    def _affordable(self, upto: float) -> tuple[list[int], int]:
         """Steps of the pilot of each way, and batches of validation data to look at, within a part of the price."""
-        ways = [self.ways[at] for at in running]
+        ways = self.ways
         left = upto * self.price - self.spent - sum(way.check for way in ways)
         look = LOOKS * sum(way.look for way in ways)
         assert self.bench.evidence.validation is not None
@@ -338,16 +342,16 @@ class Judged:
             fine = [one for one in pilots if all(math.isfinite(loss) for _, losses in one for loss in losses)]
             share = way.flops / self.bench.cut / self.budget
             points = [tuple(Point(steps * share, losses) for steps, losses in one) for one in fine]
-            curves.append([Curve(one, way.name == ANEW) for one in points])
+            curves.append([Curve(one, way.name == ANEW, way.name == GROW) for one in points])
         return curves
 
-    def _ends(self, running: list[int]) -> Tensor:
-        """Losses at the end of the budget, drawn at random; NaN for a way that does not run any more.
+    def _ends(self) -> Tensor:
+        """Losses at the end of the budget, drawn at random, (draws, ways).
 
         Raises:
             GrowthError: every pilot has diverged, or a loss is negative.
         """
-        curves = [held if at in running else [] for at, held in enumerate(self._curves())]
+        curves = self._curves()
         if not any(curves):
             raise GrowthError(
                 "verdict(...): in the pilots the loss of every way became infinite or NaN, so nothing can be judged. "

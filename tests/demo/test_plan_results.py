@@ -12,10 +12,10 @@ from auxin.cli import main
 from auxin.demo.demand import CYCLE, DAY, Demand
 from auxin.demo.electricity import run_electricity
 from auxin.demo.forecaster import Forecaster
-from auxin.demo.judgement import Judgement
-from auxin.demo.more_compute import Setting
+from auxin.demo.more_compute import PLANS, Setting
 from auxin.demo.plan_results import AS_JUDGED, OLD, Ended, PlanResults, Seed, endings, evaluate, sentence, table
 from auxin.demo.screen import PlainScreen
+from auxin.verdict import Plan, Verdict
 
 
 def demand() -> Demand:
@@ -23,9 +23,9 @@ def demand() -> Demand:
     return Demand(torch.stack([(time * (2 * torch.pi / DAY)).sin(), (time / 9).sin(), (time % 7 < 5).float()], 1))
 
 
-def judgement(plan: str) -> Judgement:
-    errors = {"go on": 0.3, "grow": 0.3, "start anew": 0.3} | {plan: 0.2}
-    return Judgement({plan: [(0.1, error), (0.2, error)] for plan, error in errors.items()}, 10e9)
+def verdict(name: str) -> Verdict:
+    plans = tuple(Plan(one, "", 1000, 100, (), 0.3, (0.2, 0.4), float(one == name)) for one in PLANS)
+    return Verdict(plans, name, None, 0.1, 0.9, 50e9, {"races": 10e9}, 1, 1.0)
 
 
 def results(grow: float, judged: tuple[str, str] = ("grow", "grow")) -> PlanResults:
@@ -37,7 +37,7 @@ def results(grow: float, judged: tuple[str, str] = ("grow", "grow")) -> PlanResu
             name: Ended(6, 1000, 50e9, 0.1, (data.test.actual + wrong + seed / 100).tolist())
             for name, wrong in off.items()
         }
-        runs.append(Seed(judgement(plan), ended))
+        runs.append(Seed(verdict(plan), ended))
     return evaluate(data, Setting(), runs)
 
 
@@ -70,10 +70,10 @@ def test_three_lines_and_a_table() -> None:
 
 
 def test_a_run_from_end_to_end(tmp_path: Path, capsys) -> None:
-    setting = replace(Setting(), dim=4, spent=20e6, added=1.0, batch=(1, 288), pilot_batch=(1, 96), warmup=2)
+    setting = replace(Setting(), dim=4, spent=20e6, added=1.0, batch=(1, 288), pilot_batch=(8, 96), warmup=2)
     found = run_electricity(demand(), setting, 1, tmp_path / "out", PlainScreen())
     shown = capsys.readouterr().err
-    assert "auxin judges: " in shown and "started from" in shown and "best rival" in shown
+    assert "price: " in shown and "started from" in shown and "best rival" in shown
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "checkpoint",
         "journal.json",

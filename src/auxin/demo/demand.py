@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import mse_loss, pad
 
 from auxin.demo.series import DemoError
 
@@ -37,6 +37,12 @@ class Part:
     def as_a_day_ago(self) -> Tensor:
         """(stretches, 48, forecasts): demand of the last 24 hours, once more."""
         return self.known[:, 0].unfold(1, DAY, 1)[:, LEAD - DAY :].mT
+
+    def batches(self) -> list[Batch]:
+        """Each stretch as a batch of its own, as ``training_error`` takes it: only these forecasts count."""
+        before = (LEAD - 1, 0)
+        counts = pad(torch.ones(1, 1, self.actual.shape[2]), before)
+        return [(k[None], pad(a[None], before), counts) for k, a in zip(self.known, self.actual, strict=True)]
 
     def error(self, forecast: Tensor) -> float:
         """Mean squared error, in units of the variance of demand in the training part."""

@@ -11,12 +11,12 @@ import torch
 
 from auxin.demo.demand import LEAD, Demand
 from auxin.demo.folder import SMOKE, closing, one_thread, prepare, save_run
-from auxin.demo.judgement import Judgement, judge
-from auxin.demo.more_compute import PLANS, Bench, Setting, old_network, planned
+from auxin.demo.more_compute import PLANS, Bench, Setting, judge, old_network, planned
 from auxin.demo.plan_results import AS_JUDGED, OLD, Ended, PlanResults, Seed, endings, evaluate, sentence, table
 from auxin.demo.results import printed
 from auxin.demo.screen import Screen
 from auxin.report import Report
+from auxin.verdict import Verdict
 
 _LOGGED = 100  # readings of the run that is shown
 
@@ -64,10 +64,10 @@ def run_electricity(data: Demand, setting: Setting, seeds: int, out: Path, scree
     return results
 
 
-def follow_all(old: Bench, setting: Setting, judgement: Judgement) -> Iterator[tuple[str, Bench, Iterator[float]]]:
+def follow_all(old: Bench, setting: Setting, verdict: Verdict) -> Iterator[tuple[str, Bench, Iterator[float]]]:
     """Every plan in turn from the same old network, the one that grows last, which stays; take all of its losses."""
     for plan in (*(one for one in PLANS if one != "grow"), AS_JUDGED):
-        followed, paid = (judgement.plan, judgement.flops) if plan == AS_JUDGED else (plan, 0.0)
+        followed, paid = (verdict.best.name, verdict.price) if plan == AS_JUDGED else (plan, 0.0)
         with old.branch():
             yield plan, *planned(followed, old, setting.more - paid)
     yield "grow", *planned("grow", old, setting.more)
@@ -80,11 +80,11 @@ def run_seed(data: Demand, setting: Setting, seed: int) -> Seed:
     _all(losses)
     ended = {OLD: _ended(data, old, 0.0)}
     before = old.spent
-    judgement = judge(old, setting.more)
-    for plan, bench, losses in follow_all(old, setting, judgement):
+    verdict = judge(old, setting.more)
+    for plan, bench, losses in follow_all(old, setting, verdict):
         _all(losses)
         ended[plan] = _ended(data, bench, before)
-    return Seed(judgement, ended)
+    return Seed(verdict, ended)
 
 
 class Shown:
@@ -115,9 +115,9 @@ class Shown:
         ended = {OLD: _ended(self.data, old, 0.0)}
         before = old.spent
         screen.line(f"trained; error on the validation part {ended[OLD].validation:.4f}. Pilots of the three plans:")
-        judgement = judge(old, setting.more)
-        screen.line(f"{judgement}\n")
-        for plan, bench, losses in follow_all(old, setting, judgement):
+        verdict = judge(old, setting.more)
+        screen.line(f"{verdict}\n")
+        for plan, bench, losses in follow_all(old, setting, verdict):
             if plan == "grow":
                 screen.line(f"grown: {old.grower.journal.to_json()[-1]['summary']}")
                 self._watch(old, losses, before + setting.more, plan)
@@ -125,7 +125,7 @@ class Shown:
                 _all(losses)
                 screen.line(f"{plan}: done")
             ended[plan] = _ended(self.data, bench, before)
-        return Seed(judgement, ended)
+        return Seed(verdict, ended)
 
     def _watch(self, bench: Bench, losses: Iterator[float], end: float, name: str) -> None:
         """Take the losses, and show and write down their means; what is validated here decides nothing."""

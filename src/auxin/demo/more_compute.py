@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import auxin as ax
-from auxin.demo.demand import Demand, training_error
+from auxin.demo.demand import DAY, Batch, Demand, training_error
 from auxin.demo.forecaster import Dilated, Forecaster
 from auxin.ledger import flops_of
+from auxin.verdict import Verdict
 
 PLANS = ("go on", "grow", "start anew")
 
@@ -31,9 +33,7 @@ class Setting:
         warmup: steps of linear warm-up of new networks.
         rewarm: steps over which the updates of grown layers get their full size.
         batch: series, and half-hours of each, in a training step.
-        pilots: share of its steps that a plan takes in each of the two pilots that the judgement rests on.
-        pilot_batch: series, and half-hours of each, in a training step of those.
-        pilot_rates: learning rate of each plan in those.
+        pilot_batch: series, and half-hours of each, in the batches that the judgement cuts into single series.
         smoke: whether this is a smoke test, whose numbers mean nothing.
     """
 
@@ -47,9 +47,7 @@ class Setting:
     warmup: int = 50
     rewarm: int = 50
     batch: tuple[int, int] = (4, 672)
-    pilots: tuple[float, float] = (1 / 6, 1 / 3)
-    pilot_batch: tuple[int, int] = (1, 336)
-    pilot_rates: tuple[float, float, float] = (3e-3, 3e-3, 2e-2)
+    pilot_batch: tuple[int, int] = (8, 336)
     smoke: bool = False
 
     @property
@@ -98,13 +96,15 @@ class Bench:
         )
         self.steps, self.spent = 0, 0.0
 
-    def cost(self, shape: tuple[int, int]) -> float:
-        """FLOPs of a training step on a batch of this shape."""
-        return flops_of(self.network, training_error, self.data.batch(torch.Generator().manual_seed(1), shape))
+    def cost(self) -> float:
+        """FLOPs of a training step."""
+        batch = self.data.batch(torch.Generator().manual_seed(1), self.setting.batch)
+        return flops_of(self.network, training_error, batch)
 
-    def train(self, steps: int, rate: Callable[[float], float], warmup: int, shape: tuple[int, int]) -> Iterator[float]:
+    def train(self, steps: int, rate: Callable[[float], float], warmup: int) -> Iterator[float]:
         """Take steps, and yield the loss of each; ``rate`` of the share that is done is the learning rate."""
-        cost = self.cost(shape)
+        shape = self.setting.batch
+        cost = self.cost()
         for step in range(steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(step / steps) * min(1.0, (step + 1) / max(1, warmup))
@@ -137,18 +137,17 @@ class Bench:
 def old_network(data: Demand, setting: Setting, seed: int) -> tuple[Bench, Iterator[float]]:
     """The network that is there, trained at a constant rate as the losses are taken from the iterator."""
     bench = Bench(data, setting, setting.small, seed)
-    steps = int(setting.spent // bench.cost(setting.batch))
-    return bench, bench.train(steps, lambda share: setting.old_rate, setting.warmup, setting.batch)
+    steps = int(setting.spent // bench.cost())
+    return bench, bench.train(steps, lambda share: setting.old_rate, setting.warmup)
 
 
-def planned(plan: str, old: Bench, flops: float, pilot: float = 0.0) -> tuple[Bench, Iterator[float]]:
+def planned(plan: str, old: Bench, flops: float) -> tuple[Bench, Iterator[float]]:
     """Carry out a plan; its steps are taken as the losses are taken from the iterator.
 
     Args:
         plan: one of ``PLANS``.
         old: the network that is there; "start anew" leaves it alone.
         flops: to spend.
-        pilot: take only this share of the steps, on the small batches of a pilot.
 
     Returns:
         The bench on which the plan ends, and the losses. What it has spent counts from the old network's FLOPs.
@@ -159,9 +158,53 @@ def planned(plan: str, old: Bench, flops: float, pilot: float = 0.0) -> tuple[Be
         bench.spent = before
     elif plan == "grow":
         bench.grow()
-    steps = int((flops - (bench.spent - before)) // bench.cost(setting.batch))
-    rates, shape = setting.rates, setting.batch
-    if pilot:
-        rates, shape, steps = setting.pilot_rates, setting.pilot_batch, max(1, round(pilot * steps))
-    rate = rates[PLANS.index(plan)]
-    return bench, bench.train(steps, lambda share: rate * (1 - share), min(warmup, steps // 3), shape)
+    steps = int((flops - (bench.spent - before)) // bench.cost())
+    rate = setting.rates[PLANS.index(plan)]
+    return bench, bench.train(steps, lambda share: rate * (1 - share), min(warmup, steps // 3))
+
+
+class Drawn:
+    """Batches for the judgement, each drawn by a generator of its number.
+
+    Args:
+        data: what they are of.
+        shape: of each.
+        seed: of all of them.
+    """
+
+    def __init__(self, data: Demand, shape: tuple[int, int], seed: int):
+        self.data, self.shape, self.seed = data, shape, seed
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.data.batch(torch.Generator().manual_seed((self.seed << 32) + number), self.shape)
+
+
+def judge(old: Bench, flops: float) -> Verdict:
+    """What to do with so many FLOPs more, judged on validation data.
+
+    Args:
+        old: the network that is there; it is afterwards as before.
+        flops: to be spent by the plan that is followed.
+    """
+    data, setting = old.data, old.setting
+    batches: Any = Drawn(data, setting.pilot_batch, 1 + old.seed)
+    evidence = ax.Evidence(training_error, batches, validation=data.validation.batches())
+
+    def anew() -> tuple[Forecaster, torch.optim.Optimizer]:
+        network = Forecaster(setting.dim, setting.large)
+        return network, torch.optim.AdamW(network.parameters(), lr=setting.rates[-1], weight_decay=0.01)
+
+    with old.branch():  # its own Grower counts no steps of the pilots
+        return ax.verdict(
+            old.network,
+            old.optimizer,
+            edits=[old.missing],
+            anew=anew,
+            evidence=evidence,
+            budget=flops,
+            probe=batches[0][0][:1, :, :DAY],
+            rewarm=setting.rewarm,
+        )

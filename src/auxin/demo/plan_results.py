@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from auxin.demo.demand import Demand
-from auxin.demo.judgement import Judgement
 from auxin.demo.more_compute import PLANS, Setting
+from auxin.verdict import Verdict
 
 OLD, AS_JUDGED = "the old network", "as judged"
 COLUMNS = ("blocks", "parameters", "training GFLOP", "test error per seed", "mean", "spread", "against going on")
@@ -36,9 +36,9 @@ class Ended:
 
 @dataclass(frozen=True)
 class Seed:
-    """All runs of a seed: the judgement, and how the old network and every plan ended, by name."""
+    """All runs of a seed: the verdict, and how the old network and every plan ended, by name."""
 
-    judgement: Judgement
+    verdict: Verdict
     ended: dict[str, Ended]
 
 
@@ -75,18 +75,18 @@ class PlanResults:
     @property
     def judged(self) -> str:
         """The plan that the first seed was judged by."""
-        return self.runs[0].judgement.plan
+        return self.runs[0].verdict.best.name
 
     @property
     def cost(self) -> float:
         """FLOPs of a judgement, as a share of those that are added."""
-        return statistics.fmean(run.judgement.flops for run in self.runs) / self.setting.more
+        return statistics.fmean(run.verdict.price for run in self.runs) / self.setting.more
 
     @property
     def right(self) -> int:
         """In how many seeds the plan that was judged to be best was best on the test part."""
         best = [min(PLANS, key=lambda plan, at=seed: self.errors[plan][at]) for seed in range(len(self.runs))]
-        return sum(run.judgement.plan == plan for run, plan in zip(self.runs, best, strict=True))
+        return sum(run.verdict.best.name == plan for run, plan in zip(self.runs, best, strict=True))
 
 
 def evaluate(data: Demand, setting: Setting, runs: list[Seed]) -> PlanResults:
@@ -144,7 +144,7 @@ def endings(results: PlanResults) -> str:
 def sentence(results: PlanResults) -> str:
     """What the numbers support, whatever it is."""
     count = len(results.runs)
-    plans = [run.judgement.plan for run in results.runs]
+    plans = [run.verdict.best.name for run in results.runs]
     judged = ", ".join(f"{plan} ({plans.count(plan)} of {count})" for plan in PLANS if plan in plans)
     text = (
         f"auxin judged: {judged}, for {100 * results.cost:.0f} % of the FLOPs that were added. On the test part this "
