@@ -19,7 +19,17 @@ MAX_PARAMETERS = 8
 DOORS = {("engine.py", "grow"), ("grower.py", "Grower.__init__")}
 
 # The few hands that write to what the user owns.
-WRITERS = ("engine.py", "surgery.py", "structure.py", "record.py", "follow/", "ramp.py", "trial.py", "checkpoint/")
+WRITERS = (
+    "engine.py",
+    "surgery.py",
+    "structure.py",
+    "record.py",
+    "sharded.py",
+    "follow/",
+    "ramp.py",
+    "trial.py",
+    "checkpoint/",
+)
 OWNED = {"param_groups", "data"}
 LIST_WRITES = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort", "update"}
 

@@ -301,6 +301,10 @@ class Part:
             mask |= along.view([-1 if a == number else 1 for a in range(len(self.new))])
         return mask
 
+    def within(self, held: Sequence[slice]) -> Part:
+        """The same entries of a part of the tensor, as a rank holds it."""
+        return Part(self.name, tuple(along[at] for along, at in zip(self.new, held, strict=True)))
+
     def after(self, axes: Axes | None) -> Part:
         """The same entries once the tensor has changed again."""
         if axes is None or len(axes) != len(self.new):

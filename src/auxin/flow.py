@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from auxin.axes import Part
 from auxin.change import Change
 from auxin.dynamo import outside_graphs
-from auxin.sharded import whole
+from auxin.sharded import is_spread, part_here, whole, zeroed
 
 STEPS = 20  # optimizer steps after a growth
 SETTLED = 10  # of these the first ones, in which what stands before a zeroed writer has hardly begun
@@ -150,6 +150,9 @@ class FlowWatch:
             try:
                 held = {name: one for p in pairs for name, one in zip(p.sides, p.read(), strict=True)}
                 found = sizes({name: grad for name, (grad, _) in held.items()})
+                found |= {
+                    name: (found[name][0], held[name][1]) for p in pairs if p.part for name in p.sides if name in found
+                }
                 late = found.keys() - birth.alive
                 birth.alive |= {name for name in late if found[name][0] != 0 or _any(held[name][0])}
             except (RuntimeError, TypeError, NotImplementedError) as error:  # gradients of some unusual class
@@ -194,7 +197,11 @@ class _Pair:
         if new is None or new.shape != self.part.mask.shape:
             return (None, 0), (None, 0)
         fresh = int(self.part.mask.sum())
-        grads = inside(self.part, new.grad)
+        if is_spread(new.grad):
+            mask = self.part.within(part_here(new)).mask.to(new.device)
+            grads = zeroed(new.grad, mask), zeroed(new.grad, ~mask)
+        else:
+            grads = inside(self.part, new.grad)
         return (grads[0], fresh), (grads[1], new.numel() - fresh)
 
     @functools.cached_property

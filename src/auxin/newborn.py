@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from auxin.axes import Axis
 from auxin.change import Change, Move
+from auxin.sharded import here, part_here
 
 ENOUGH = 1e-3  # factors nearer to 1 than this are dropped
 SELDOM = 16  # steps from one look for what has grown up to the next: it may have to wait for a device
@@ -158,7 +159,8 @@ class _Begun:
         if self.is_live:
             self.here.lerp_(self.start, rest)
         else:
-            self.block.write(self.p.detach(), torch.lerp(_wide(self.block.of(self.p.detach())), self.start, rest))
+            own = here(self.p.detach())
+            self.block.write(own, torch.lerp(_wide(self.block.of(own)), self.start, rest))
 
     @property
     def is_live(self) -> bool:
@@ -203,10 +205,11 @@ class Newborn:
             if count is not None and group is not None:  # a step with a closure makes the gradients only now
                 if id(p) not in self._blocks:
                     on = count.device if isinstance(count, Tensor) else torch.device("cpu")
-                    self._blocks[id(p)] = _slabs(p, since, on)
+                    own = tuple(s[part] for s, part in zip(since, part_here(p), strict=True))
+                    self._blocks[id(p)] = _slabs(here(p), own, on)
                 for block in self._blocks[id(p)]:
-                    here = _wide(block.of(p.detach()))
-                    self._begun.append(_Begun(p, group, count, block, here, here))
+                    young = _wide(block.of(here(p.detach())))
+                    self._begun.append(_Begun(p, group, count, block, young, young))
         for stays, alike in _alike((_after_decay(one.group), one) for one in self._begun):
             heres = [one.here for one in alike]
             starts = [here * stays for here in heres] if isinstance(stays, Tensor) else torch._foreach_mul(heres, stays)  # pyright: ignore[reportPrivateImportUsage]

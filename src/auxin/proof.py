@@ -25,7 +25,7 @@ from auxin.gate import set_gate
 from auxin.listing import in_words, named_modules
 from auxin.randomness import random_state
 from auxin.record import Record
-from auxin.sharded import is_unit, spread_like, whole
+from auxin.sharded import here, is_unit, spread_like, whole
 
 Outputs = list[Tensor]
 # The kind of a companion, the copy of the network that it holds, and its outputs on the probe. None: it does not run;
@@ -479,7 +479,7 @@ def _by_rounding(network: nn.Module, outputs: Outputs, difference: float, limit:
     """
     if not difference <= FAR * limit:
         return 0.0
-    kept = [(p, p.detach().clone()) for p in network.parameters() if p.is_floating_point() and not p.is_meta]
+    kept = [(t := here(p.detach()), t.clone()) for p in network.parameters() if p.is_floating_point() and not p.is_meta]
     worst = 0.0
     try:
         for seed in range(SHAKES):

@@ -23,6 +23,7 @@ from auxin.errors import GrowthError
 from auxin.gate import close_gate, gated, open_gate, set_gate
 from auxin.newborn import Newborn, grown, is_corrected
 from auxin.output_hook import rehooking
+from auxin.sharded import here, part_here
 
 
 class Fade:
@@ -88,7 +89,7 @@ class Rewarm:
 
     def before_step(self, optimizer: Any) -> None:
         """Remember where the parameters stood."""
-        self._before = [p.detach().clone() for p in self.parameters]
+        self._before = [here(p.detach()).clone() for p in self.parameters]
 
     def after_step(self, optimizer: Any) -> None:
         """Take only a part of the step."""
@@ -97,8 +98,10 @@ class Rewarm:
         with torch.no_grad():
             for p, before in zip(self.parameters, self._before, strict=True):
                 if share < 1:
-                    shorter, part = torch.lerp(before, p, share), self.parts.get(id(p))
-                    p.copy_(shorter if part is None else torch.where(part.mask.to(p.device), shorter, p))
+                    own, part = here(p.detach()), self.parts.get(id(p))
+                    shorter = torch.lerp(before, own, share)
+                    mask = None if part is None else part.within(part_here(p)).mask.to(own.device)
+                    own.copy_(shorter if mask is None else torch.where(mask, shorter, own))
         self._before = []
 
     def follow(self, change: Change) -> None:

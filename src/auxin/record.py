@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from auxin.listing import BARE, COMPOSED, named_modules, own_names
 from auxin.output_hook import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
-from auxin.sharded import here, is_leaf, is_spread, parts_of
+from auxin.sharded import here, is_leaf, is_spread, parts_of, shape_of, shapes_of
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
@@ -331,7 +331,7 @@ class Sight:
     def __init__(self, roots: Iterable[Any], known: Iterable[Tensor] = ()):
         self.tensors: list[_Held] = []
         self._containers: list[tuple[Any, list[Any]]] = []
-        self._classes: list[tuple[nn.Module, type]] = []
+        self._classes: list[tuple[nn.Module, type, Callable[[], None]]] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []
         self._seen: dict[int, Any] = {id(tensor): tensor for tensor in known}
@@ -348,10 +348,11 @@ class Sight:
 
     def restore(self) -> None:
         """Put structure, values and generators back."""
-        for module, cls in self._classes:
+        for module, cls, reshape in self._classes:
             if type(module) is not cls:  # a parametrization makes a class of its own
                 module.__class__ = cls
-        with rehooking(module for module, _ in self._classes):
+            reshape()
+        with rehooking(module for module, *_ in self._classes):
             for container, content in self._containers:
                 refill(container, content)
         for array, content in self._arrays:
@@ -390,11 +391,10 @@ class Sight:
     def _object(self, value: Any, objects: float) -> None:
         own = value.__dict__
         if isinstance(value, nn.Module):
-            self._classes.append((value, type(value)))
+            self._classes.append((value, type(value), shapes_of(value)))
             inside = min(objects, 1.0)
         else:
-            known = isinstance(value, torch.optim.Optimizer)
-            inside = objects if known else objects - 1
+            inside = objects if isinstance(value, torch.optim.Optimizer) else objects - 1
         if inside < 0:
             del self._seen[id(value)]  # it may be met again, nearer by
             return
@@ -415,7 +415,7 @@ class _Held:
     """One tensor: the object, where its values lived, and what they were."""
 
     def __init__(self, tensor: Tensor):
-        self.tensor, self.storage = tensor, here(tensor.detach())
+        self.tensor, self.storage, self.reshape = tensor, here(tensor.detach()), shape_of(tensor)
         self.grad = tensor.grad if is_leaf(tensor) else None
         self.requires_grad = tensor.requires_grad
         self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
@@ -431,14 +431,14 @@ class _Held:
         self.value = buffer
 
     def give_back(self) -> None:
+        self.reshape()
         if not is_spread(self.tensor) and storage_of(self.tensor) != storage_of(self.storage):
             self.tensor.data = self.storage
         write(here(self.tensor), self.value)
         for kind, hooks in self.hooks:
             hook_again(self.tensor, kind, hooks)
         if self.tensor.is_leaf:
-            if self.tensor.requires_grad != self.requires_grad:
-                self.tensor.requires_grad_(self.requires_grad)
+            self.tensor.requires_grad_(self.requires_grad)
             if self.tensor.grad is not self.grad:
                 self.tensor.grad = self.grad
 

@@ -7,20 +7,37 @@ this file only, and ``missing`` says which of them a version of torch does not h
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from auxin.errors import GrowthError
-from auxin.listing import COMPOSED, named_modules, named_parameters
+from auxin.listing import COMPOSED, module_at, named_modules, named_parameters
 
 FSDP = "torch.distributed.fsdp"
 OF_ROOT = ("_is_root", "_state_ctx", "_lazy_init")  # of a state: to set the root up again
 OF_STATE = ("_fsdp_param_groups", "_auto_reshard_after_forward")  # of a state, and of its group: to shard alike
 OF_GROUP = ("mesh_info", "post_forward_mesh_info", "mp_policy", "offload_policy", "reduce_grads", "modules")
+OF_PARAMETER = (
+    "_orig_size",
+    "sharded_param",
+    "fsdp_placement",
+    "mesh_info",
+    "post_forward_mesh_info",
+    "device",
+    "mp_policy",
+)
+MAKING = (  # the arguments with which FSDP2 makes what it knows of a parameter
+    *("param", "module_info", "mesh_info", "post_forward_mesh_info", "device", "shard_placement_fn", "mp_policy"),
+    "offload_policy",
+)
+OF_DTYPES = ("orig_dtype", "param_dtype", "reduce_dtype")  # of it, known from the first forward on
+STAYING = ("_module_info", "_post_load_hook_handle", "_param_fqn")  # of it, where the parameter gets another shape
 MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")  # what fully_shard writes on the modules that it manages
 AT_A_CHECKPOINT = (
     "Grow between two jobs: save, build the plain network in one process, load, grow and save it there, and shard the "
@@ -51,6 +68,11 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
+def in_one_piece(tensor: Any) -> Any:
+    """The same for a parameter, which stays one."""
+    return nn.Parameter(whole(tensor.detach()), requires_grad=False) if is_spread(tensor) else tensor
+
+
 def here(tensor: Any) -> Tensor:
     """What this rank holds of a tensor."""
     return tensor.to_local() if is_spread(tensor) else tensor
@@ -70,6 +92,27 @@ def parts_of(tensor: Any) -> list[Tensor]:
     flatten = None if plain else getattr(tensor, "__tensor_flatten__", None)
     parts = [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
     return [one for part in parts for one in parts_of(part) or [part]]
+
+
+def part_here(tensor: Any) -> tuple[slice, ...]:
+    """Along each axis which entries this rank holds: all, or one of as many chunks (``torch.chunk``) as there are."""
+    held = [slice(0, size) for size in tensor.shape]
+    for number, placement in enumerate(tensor.placements if is_spread(tensor) else ()):
+        if placement.is_shard():
+            outer = held[placement.dim]
+            size, rank = tensor.device_mesh.size(number), tensor.device_mesh.get_local_rank(number)
+            chunk = -(-(outer.stop - outer.start) // size)
+            start = min(outer.start + rank * chunk, outer.stop)
+            held[placement.dim] = slice(start, min(start + chunk, outer.stop))
+    return tuple(held)
+
+
+def zeroed(tensor: Any, keep: Tensor) -> Any:
+    """A spread tensor with zeros where ``keep``, of the shape of what this rank holds, is False."""
+    from torch.distributed.tensor import DTensor
+
+    local, shape, stride = torch.where(keep, here(tensor), 0), tensor.shape, tensor.stride()
+    return DTensor.from_local(local, tensor.device_mesh, tensor.placements, run_check=False, shape=shape, stride=stride)
 
 
 def spread_like(tensor: Tensor, like: Any) -> Tensor:
@@ -226,6 +269,119 @@ def set_up_again(root: nn.Module) -> None:
         _state(root)._lazy_init()
 
 
+# ---- a parameter of another shape
+
+
+def missing_to_resize(root: nn.Module) -> str:
+    """The first private part of FSDP2 that is needed to give a parameter another shape and not there, or ""."""
+    for group in _groups(root):
+        known = group.fsdp_params[0] if getattr(group, "fsdp_params", None) else None
+        if known is None:
+            return "FSDPParamGroup.fsdp_params"
+        lacking = [f"FSDPParam.{name}" for name in (*OF_PARAMETER, *STAYING) if not hasattr(known, name)]
+        taken = tuple(inspect.signature(type(known)).parameters)
+        if lacking or taken != MAKING:
+            return (lacking or [f"FSDPParam({', '.join(MAKING)}), which takes {', '.join(taken)}"])[0]
+    return "" if can_set_up(root) else f"FSDPState.{next(n for n in OF_ROOT if not hasattr(_state(root), n))}"
+
+
+def _groups(root: nn.Module) -> Iterator[Any]:
+    return (group for state in states(root) for group in state._fsdp_param_groups)
+
+
+def holders(root: nn.Module) -> dict[int, tuple[Any, Any]]:
+    """What FSDP2 knows of each parameter and of its group, by ``id`` of the parameter; {} where nothing is sharded."""
+    return {id(known.sharded_param): (known, group) for group in _groups(root) for known in group.fsdp_params}
+
+
+def gathered_by(root: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each sharded parameter, and what its unit gathers it into for a forward; none before the first."""
+    found = ((known, getattr(known, "_unsharded_param", None)) for known, _ in holders(root).values())
+    return [(known.sharded_param, gathered) for known, gathered in found if gathered is not None]
+
+
+def resize(p: Any, value: Tensor, holder: tuple[Any, Any]) -> Callable[[], None]:
+    """Give a sharded parameter another shape; it stays the same object. Its unit gathers and reduces the new shape.
+
+    Args:
+        p: the parameter, at rest.
+        value: all of it afterwards, in one piece, equal on every rank.
+        holder: of ``holders``.
+
+    Returns:
+        What takes it back.
+    """
+    known, group = holder
+    placed, size = known.fsdp_placement.dim, known.mesh_info.mesh.size()
+    if placed and value.shape[placed] % size:
+        raise GrowthError(
+            f"FSDP2 shards it along axis {placed} (shard_placement_fn=), which must be a multiple of the {size} ranks, "
+            f"and would be {value.shape[placed]} long"
+        )
+    kept, before = dict(vars(known)), p.detach()
+    whole_one = nn.Parameter(value.detach().to(known.device).contiguous(), requires_grad=p.requires_grad)
+    made = type(known)(
+        whole_one,
+        type(known._module_info)(nn.Module(), "weight"),
+        known.mesh_info,
+        known.post_forward_mesh_info,
+        known.device,
+        functools.partial(_placement, known.fsdp_placement),
+        known.mp_policy,
+        group.offload_policy,
+    )
+    new = {name: held for name, held in vars(made).items() if name not in STAYING}
+    gone = {name for name in kept if name.startswith("_unsharded_") and name not in new}
+    put(p, made.sharded_param.detach())
+    for name in gone:
+        del vars(known)[name]
+    vars(known).update(new, sharded_param=p)
+    return functools.partial(_resize_back, p, before, known, kept)
+
+
+def _placement(placement: Any, _: Any) -> Any:
+    return placement
+
+
+def _resize_back(p: Any, before: Any, known: Any, kept: dict[str, Any]) -> None:
+    put(p, before)
+    _know_again(known, kept)
+
+
+def _know_again(known: Any, kept: dict[str, Any]) -> None:
+    vars(known).clear()
+    vars(known).update(kept)
+
+
+def shape_of(tensor: Any) -> Callable[[], None]:
+    """What gives a spread tensor the shape of now again, and what it holds now."""
+    if not is_spread(tensor):
+        return lambda: None
+    kept = tensor.detach()
+    return lambda: None if tensor.shape == kept.shape else put(tensor, kept)
+
+
+def shapes_of(unit: Any) -> Callable[[], None]:
+    """What lets a unit gather its parameters in the shapes of now again; the parameters themselves are left alone."""
+    if not is_unit(unit):
+        return lambda: None
+    held = [(known, dict(vars(known))) for group in _state(unit)._fsdp_param_groups for known in group.fsdp_params]
+
+    def back() -> None:
+        for known, kept in held:
+            if vars(known)["_orig_size"] != kept["_orig_size"]:
+                late = {name: value for name, value in vars(known).items() if name in OF_DTYPES and name not in kept}
+                _know_again(known, {**kept, **late})
+
+    return back
+
+
+def put(p: Any, value: Any) -> None:
+    """Let a DTensor hold what another one holds, in its shape."""
+    p.data = value
+    p._local_tensor, p._spec = value._local_tensor, value._spec
+
+
 def copy_plainly(block: nn.Module, memo: dict[int, Any]) -> None:
     """Let a deepcopy of a sharded block become one of plain tensors. Every rank must call it.
 
@@ -278,12 +434,12 @@ def _original(kind: type) -> type:
     return kind.__mro__[names.index("FSDPModule") + 1]
 
 
-def shard_like(block: nn.Module, neighbour: nn.Module, root: nn.Module) -> dict[int, nn.Parameter]:
+def shard_like(block: nn.Module, beside: str, root: nn.Module) -> dict[int, nn.Parameter]:
     """Shard a plain block on the mesh, and with the policies, of what stands beside it.
 
     Args:
         block: new; every rank holds the same values.
-        neighbour: a block of the sharded network; where it is no unit of its own, the policies are the root's.
+        beside: path of a block of the sharded network; where it is no unit, the policies are those of the unit around.
         root: the sharded network.
 
     Returns:
@@ -291,11 +447,14 @@ def shard_like(block: nn.Module, neighbour: nn.Module, root: nn.Module) -> dict[
     """
     from torch.distributed.fsdp import fully_shard
 
-    before = named_parameters(block)
-    own, beside = named_modules(block), units(neighbour) if is_unit(neighbour) else {"": root}
-    alike = [path for path in beside if not path or type(own.get(path)) is _original(type(beside[path]))]
+    before, neighbour = named_parameters(block), module_at(root, beside)
+    around = beside
+    while around and not is_unit(module_at(root, around)):
+        around = around.rpartition(".")[0]
+    own, like = named_modules(block), units(neighbour) if is_unit(neighbour) else {"": module_at(root, around)}
+    alike = [path for path in like if not path or type(own.get(path)) is _original(type(like[path]))]
     for path in reversed(alike):  # what is inside first
-        mesh, policies = policies_of(beside[path], root)
+        mesh, policies = policies_of(like[path], root)
         fully_shard(own[path], mesh=mesh, shard_placement_fn=_placing(own[path], neighbour, path), **policies)
     after = named_parameters(block)
     return {id(p): after[name] for name, p in before.items()}

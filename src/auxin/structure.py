@@ -17,6 +17,7 @@ from auxin.gate import close_gate, open_gate
 from auxin.listing import join, module_at, named_parameters
 from auxin.output_hook import set_hook
 from auxin.record import content_of, contents_of, put_back, same_content
+from auxin.sharded import holders, is_spread, resize, whole
 
 Undo = Callable[[], Any]
 
@@ -46,6 +47,7 @@ def apply(
     made: dict[int, nn.Module] = {}
     twins: dict[int, Tensor] | None = None if build is None else {}
     own = {} if build is None or not change.swaps else _stand_ins(model, change)
+    sharded = holders(model) if change.swaps else {}
 
     def of(new: New, neighbour: str) -> nn.Module:
         if id(new.module) not in made:
@@ -65,7 +67,7 @@ def apply(
     for assign in change.assigns:
         assign_to(modules[assign.path], assign, undos)
     for swap in change.swaps:
-        _swap(modules[swap.path], swap, twins, own, undos)
+        _swap(modules[swap.path], swap, (twins, own, sharded), undos)
     for p, trains in flags:
         _train(p, trains, undos)
     for path in change.gates:
@@ -206,14 +208,13 @@ def _stand_ins(twin: nn.Module, change: Change) -> dict[int, Tensor]:
     return {id(old[n]): t for n, t in {**own.buffers, **own.parameters}.items() if n in old}
 
 
-def _swap(
-    module: nn.Module, swap: Swap, twins: dict[int, Tensor] | None, own: dict[int, Tensor], undos: list[Undo]
-) -> None:
+def _swap(module: nn.Module, swap: Swap, known: tuple[Any, dict[int, Tensor], Any], undos: list[Undo]) -> None:
     """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit.
 
-    ``twins`` holds, in a copy, what stands for each new tensor already (ties); None: the network itself. ``own`` holds
-    what stands there for each old one, which may change its place.
+    ``known``: what stands, in a copy, for each new tensor already (ties), None in the network itself; what stands there
+    for each old one, which may change its place; what FSDP2 knows of each parameter.
     """
+    twins, own, sharded = known
     held: dict[str, Any] = module._buffers if swap.buffer else module._parameters
     names, before = list(held), held.get(swap.name, MISSING)
     value: Tensor | None = swap.value
@@ -224,7 +225,11 @@ def _swap(
             twins[id(value)] = _own(swap, value, before)
         value = twins[id(value)]
     if swap.resized and isinstance(before, Tensor) and value is not None:
-        _resize(before, value, undos)
+        if is_spread(before):
+            _drop_gradient(before, undos)
+            undos.append(resize(before, value, sharded[id(before)]))
+        else:
+            _resize(before, value, undos)
         return
 
     def undo() -> None:
@@ -262,9 +267,15 @@ def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:
     if isinstance(before, Tensor):
         fresh = fresh.to(device=before.device, dtype=before.dtype)
         if swap.axes is not None:
-            fresh = carried(before, swap.axes, fresh)
+            fresh = carried(whole(before), swap.axes, fresh)
     trains = before.requires_grad if isinstance(before, nn.Parameter) else value.requires_grad
     return fresh if swap.buffer else nn.Parameter(fresh, requires_grad=trains)
+
+
+def _drop_gradient(p: Tensor, undos: list[Undo]) -> None:
+    """Drop a gradient of the old shape; a step has used it."""
+    undos.append(functools.partial(setattr, p, "grad", p.grad))
+    p.grad = None
 
 
 def _resize(tensor: Tensor, value: Tensor, undos: list[Undo]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from processes import on_ranks
 from ranked import Net, train_step
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,8 +15,17 @@ from under_fsdp import built
 import auxin as ax
 from auxin.sharded import here
 
-DIM, DEPTH, MORE = 128, 6, 3
+DIM, DEPTH, MORE, WIDER = 128, 6, 3, 288
 BIG = functools.partial(Net, DIM)
+
+
+class Wide(Net):
+    """A network that was built as wide as another one has grown."""
+
+    def __init__(self, depth: int):
+        super().__init__(DIM, depth)
+        for block in self.blocks:
+            block.up, block.down = nn.Linear(DIM, WIDER), nn.Linear(WIDER, DIM)
 
 
 def batch(rank: int) -> Any:
@@ -67,13 +77,23 @@ def measured(rank: int) -> list[int]:
         ax.grow(model, edit, optimizer, probe=probe)
     train_step(model, optimizer, *batch(rank))
     grown = peak(lambda: train_step(model, optimizer, *batch(rank)))
+    optimizer.zero_grad()
+    widest = ax.grow(model, ax.Widen("blocks.*.up", to=WIDER), optimizer, probe=probe)
+    assert widest.moves
+    train_step(model, optimizer, *batch(rank))
+    wider = peak(lambda: train_step(model, optimizer, *batch(rank)))
     other = built(DEPTH + MORE, BIG)
     others = adam(other)
     train_step(other, others, *batch(rank))
     fresh = peak(lambda: train_step(other, others, *batch(rank)))
-    return [grown, fresh]
+    wide = built(DEPTH + MORE, Wide)
+    its = adam(wide)
+    train_step(wide, its, *batch(rank))
+    return [grown, fresh, wider, peak(lambda: train_step(wide, its, *batch(rank)))]
 
 
 def test_a_grown_network_needs_what_one_built_so_does() -> None:
-    for grown, fresh in on_ranks(2, measured):
+    for rank, (grown, fresh, wider, wide) in enumerate(on_ranks(2, measured, timeout=300)):
+        print(f"rank {rank}: peak bytes deeper {grown:,}, built so {fresh:,}; wider {wider:,}, built so {wide:,}")
         assert abs(grown - fresh) <= 0.05 * fresh
+        assert abs(wider - wide) <= 0.05 * wide

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from processes import on_ranks
 from ranked import Block, Net, share, train_step
-from test_fsdp2 import EDITS, FIRST, LAYER, adam, held
+from test_fsdp2 import EDITS, FIRST, LAYER, adam, held, on_last_axis
 from torch import nn
 from under_fsdp import PROBE, built, full, same, set_up, shards
 
@@ -28,10 +28,15 @@ def refused(rank: int, model: Any, optimizer: Any, call: Any) -> str:
     return str(error.value)
 
 
+def own_start(module: nn.Module, site: Any) -> None:
+    """A start of one's own."""
+
+
 def by_name(rank: int) -> dict[str, str]:
     model = built()
     optimizer = adam(model)
-    wide = ax.Widen("blocks.0.up", by=2)
+    columns = built(shard_placement_fn=on_last_axis)
+    replace = ax.Replace("blocks.0", LAYER)
 
     def without_sync() -> Any:
         model.set_requires_gradient_sync(False)
@@ -41,10 +46,14 @@ def by_name(rank: int) -> dict[str, str]:
             model.set_requires_gradient_sync(True)
 
     calls = {
-        "Widen": lambda: ax.grow(model, wide, optimizer, probe=PROBE),
-        "several": lambda: ax.grow(model, [FIRST, wide], optimizer, probe=PROBE),
-        "After": lambda: ax.grow(model, ax.After("inp", functools.partial(nn.Linear, 8, 8)), optimizer, probe=PROBE),
-        "Replace": lambda: ax.grow(model, ax.Replace("blocks.0", LAYER), optimizer, probe=PROBE),
+        "by data": lambda: ax.grow(model, ax.Widen("blocks.0.up", by=2, init="tiny"), optimizer, probe=PROBE),
+        "own": lambda: ax.grow(model, ax.Widen("blocks.0.up", by=2, init=own_start), optimizer, probe=PROBE),
+        "experts": lambda: ax.grow(model, ax.Widen("inp", by=2, unit="experts"), optimizer, probe=PROBE),
+        "uneven": lambda: ax.grow(columns, ax.Widen("blocks.0.up", by=3), adam(columns), probe=PROBE),
+        "several": lambda: ax.grow(model, [FIRST, replace], optimizer, probe=PROBE),
+        "Replace": lambda: ax.grow(model, replace, optimizer, probe=PROBE),
+        "Repeat": lambda: ax.grow(model, ax.Repeat("blocks", blocks=(0, 1)), optimizer, probe=PROBE),
+        "Untie": lambda: ax.grow(model, ax.Untie("blocks"), optimizer, probe=PROBE),
         "surgery": lambda: ax.surgery(model, optimizer).__enter__(),
         "no sync": without_sync,
     }
@@ -52,17 +61,21 @@ def by_name(rank: int) -> dict[str, str]:
 
 
 NAMES = {
-    "Widen": "Widen('blocks.0.up'): not under FSDP2 (fully_shard): each rank holds a part of every tensor",
-    "several": "Widen('blocks.0.up'): not under FSDP2",
-    "After": "After('inp'): not under FSDP2 (fully_shard): the new module would be no unit of its own",
-    "Replace": "Replace('blocks.0'): not under FSDP2",
+    "by data": "Widen('blocks.0.up'): not under FSDP2 (fully_shard): init='tiny' works with all of the network; one of",
+    "own": "Widen('blocks.0.up'): not under FSDP2 (fully_shard): init=own_start works with all of the network",
+    "experts": "Widen('inp'): not under FSDP2 (fully_shard): unit='experts' is not done there",
+    "uneven": "shards it along axis 1 (shard_placement_fn=), which must be a multiple of the 2 ranks, and would be 19",
+    "several": "Replace('blocks.0'): not under FSDP2",
+    "Replace": "Replace('blocks.0'): not under FSDP2 (fully_shard): what leaves would have to be a unit",
+    "Repeat": "Repeat('blocks'): not under FSDP2 (fully_shard): a block would be two units. There After, Duplicate,",
+    "Untie": "Untie('blocks'): not under FSDP2 (fully_shard): a block is two units",
     "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put a whole",
     "no sync": "does not reduce its gradients (set_requires_gradient_sync(False))",
 }
 
 
 def test_what_is_not_done_is_refused_by_name() -> None:
-    for texts in on_ranks(2, by_name):
+    for texts in on_ranks(2, by_name, timeout=300):
         for name, text in NAMES.items():
             assert text in texts[name], name
 
@@ -136,7 +149,12 @@ def without_private_parts(rank: int) -> Any:
     sharded.OF_STATE = (*sharded.OF_STATE, "_moved_too")
     with pytest.raises(ax.GrowthError) as error:
         ax.grow(model, FIRST, optimizer, probe=PROBE)
-    return str(change), str(error.value), weights
+    sharded.OF_ROOT, sharded.OF_STATE = sharded.OF_ROOT[:1], sharded.OF_STATE[:-1]
+    sharded.MAKING = (*sharded.MAKING, "and_more")
+    optimizer.zero_grad()
+    with pytest.raises(ax.GrowthError) as wider:
+        ax.grow(model, ax.Widen("blocks.0.up", by=2), optimizer, probe=PROBE)
+    return str(change), str(error.value), weights, str(wider.value)
 
 
 def test_a_torch_whose_private_parts_have_moved() -> None:
@@ -150,7 +168,8 @@ def test_a_torch_whose_private_parts_have_moved() -> None:
         if step == 0:
             optimizer.zero_grad()
             ax.grow(model, FIRST, optimizer, probe=PROBE)
-    for change, text, weights in on_ranks(2, without_private_parts):
+    for change, text, weights, wider in on_ranks(2, without_private_parts, timeout=300):
+        assert "resizes tensors, for which auxin needs the private FSDPParam(param, module_info" in wider
         assert (
             "blocks.2 is an FSDP2 root of its own, since this torch has no _is_root or _moved: right, but not" in change
         )

@@ -16,6 +16,7 @@ from auxin.change import Before, Change, Continued, Move, New, Rewire, Swap
 from auxin.companion import original_of
 from auxin.errors import GrowthError
 from auxin.listing import Listing, join, module_at
+from auxin.sharded import whole
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 AT_A_CHECKPOINT = (
@@ -170,7 +171,9 @@ def planned(
     return Change(edit, seed, rewires, swaps=swaps, moves=moves, before=before, after=after, **fields)
 
 
-def resized(model: nn.Module, name: str, axes: Mapping[int, Axis], fresh: Tensor | float = 0.0) -> Swap:
+def resized(
+    model: nn.Module, name: str, axes: Mapping[int, Axis], fresh: Tensor | float = 0.0, old: Tensor | None = None
+) -> Swap:
     """A tensor of the network in another shape, the same object as before.
 
     Args:
@@ -178,20 +181,23 @@ def resized(model: nn.Module, name: str, axes: Mapping[int, Axis], fresh: Tensor
         name: of the parameter or buffer.
         axes: by number of the dimension; the others stay as they are.
         fresh: values of new entries, of the new shape, or one number.
+        old: the tensor in one piece, where it is sharded and has been gathered already.
     """
     path, _, leaf = name.rpartition(".")
     owner = module_at(model, path)
-    old = owner._parameters.get(leaf, owner._buffers.get(leaf))
-    if old is None:
+    held = owner._parameters.get(leaf, owner._buffers.get(leaf))
+    if held is None:
         raise GrowthError(f"{name}: {path or 'the model'} ({type(owner).__name__}) has no tensor {leaf!r}.")
-    whole = tuple(axes.get(number, Axis.same(size)) for number, size in enumerate(old.shape))
+    before: Tensor = whole(held) if old is None else old
+    before = before.detach()
+    maps = tuple(axes.get(number, Axis.same(size)) for number, size in enumerate(before.shape))
     if isinstance(fresh, Tensor):
-        fresh = fresh.to(old.device, old.dtype)
+        fresh = fresh.to(before.device, before.dtype)
     else:
-        fresh = torch.full_like(old.detach().new_empty(shape_after(whole)), fresh)
-    check(name, whole, old.shape, fresh.shape)
-    fresh = _ordered_like(old, fresh)
-    return Swap(path, leaf, carried(old, whole, fresh), whole, buffer=leaf in owner._buffers, resized=True)
+        fresh = torch.full_like(before.new_empty(shape_after(maps)), fresh)
+    check(name, maps, before.shape, fresh.shape)
+    fresh = _ordered_like(before, fresh)
+    return Swap(path, leaf, carried(before, maps, fresh), maps, buffer=leaf in owner._buffers, resized=True)
 
 
 def _ordered_like(old: Tensor, fresh: Tensor) -> Tensor:

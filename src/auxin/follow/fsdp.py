@@ -7,16 +7,23 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from auxin import sharded
+from auxin.anatomy.widths.starts import STARTS
 from auxin.change import Change, New, Rewire
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.listing import join, module_at
 from auxin.structure import beside, reversible
 
-EDITS = ("Duplicate", "Insert", "Remove")
+EDITS = ("After", "Duplicate", "Insert", "Remove", "Widen")
+WHY_NOT = {
+    "Replace": "what leaves would have to be a unit, and hooks of its unit would never fire again",
+    "Repeat": "a block would be two units",
+    "Untie": "a block is two units",
+}
 
 
 def check_edit(model: nn.Module, edit: Any) -> None:
@@ -25,15 +32,35 @@ def check_edit(model: nn.Module, edit: Any) -> None:
     Raises:
         GrowthError: says why, and the way round.
     """
-    if not sharded.units(model) or type(edit).__name__ in EDITS or not type(edit).__module__.startswith("auxin."):
+    kind = type(edit).__name__
+    if not sharded.units(model) or not type(edit).__module__.startswith("auxin."):
         return
-    why = "each rank holds a part of every tensor, so its entries cannot be moved"
-    if type(edit).__name__ not in ("Widen", "Untie"):
-        why = "the new module would be no unit of its own"
+    if kind == "Widen":
+        if edit.unit == "experts":
+            why = "unit='experts' is not done there"
+        elif edit.init in STARTS:
+            _check_torch(model, edit)
+            return
+        else:
+            told = repr(edit.init) if isinstance(edit.init, str) else getattr(edit.init, "__name__", "of your own")
+            why = f"init={told} works with all of the network; one of {', '.join(STARTS)} does not"
+    elif kind in EDITS:
+        return
+    else:
+        why = WHY_NOT.get(kind, "it is not known how")
     raise GrowthError(
-        f"{type(edit).__name__}({getattr(edit, 'at', '')!r}): not under FSDP2 (fully_shard): {why}. There "
-        f"{', '.join(EDITS)} work, of whole blocks. {sharded.AT_A_CHECKPOINT}"
+        f"{kind}({getattr(edit, 'at', '')!r}): not under FSDP2 (fully_shard): {why}. There {', '.join(EDITS)} work. "
+        f"{sharded.AT_A_CHECKPOINT}"
     )
+
+
+def _check_torch(model: nn.Module, edit: Any) -> None:
+    lacking = sharded.missing_to_resize(model)
+    if lacking:
+        raise GrowthError(
+            f"{type(edit).__name__}({getattr(edit, 'at', '')!r}) resizes tensors, for which auxin needs the private "
+            f"{lacking} of FSDP2, and torch {torch.__version__} does not have it. {sharded.AT_A_CHECKPOINT}"
+        )
 
 
 def shard(model: nn.Module, change: Change) -> Change:
@@ -44,11 +71,13 @@ def shard(model: nn.Module, change: Change) -> Change:
     """
     if not sharded.units(model):
         return change
-    if change.swaps or any(rewire.hook is not None for rewire in change.rewires):
+    if any(not swap.resized and not swap.buffer for swap in change.swaps):
         raise GrowthError(
-            f"{change.edit!r} resizes or replaces single tensors, or puts a layer behind a module, which is not done "
-            f"under FSDP2 (fully_shard). {sharded.AT_A_CHECKPOINT}"
+            f"{change.edit!r} replaces single tensors, which is not done under FSDP2 (fully_shard). "
+            f"{sharded.AT_A_CHECKPOINT}"
         )
+    if change.swaps:
+        _check_torch(model, change.edit)
     found: dict[int, nn.Parameter] = {}
     remarks: list[str] = []
     for rewire in change.rewires:
@@ -70,8 +99,8 @@ def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: lis
             f"{path}: its {tied[0]} is shared with the network, whose FSDP2 unit holds it already. "
             f"{sharded.AT_A_CHECKPOINT}"
         )
-    neighbour = module_at(model, new.source or beside(rewire, name))
-    if not sharded.is_unit(neighbour):
+    neighbour = new.source or beside(rewire, name)
+    if not sharded.is_unit(module_at(model, neighbour)):
         remarks.append(f"{path} is an FSDP2 unit of its own, those beside it belong to the unit around them")
     elif not sharded.can_set_up(model):
         remarks.append(

@@ -22,6 +22,7 @@ from auxin.errors import GrowthError
 from auxin.follow.groups import made, places_in
 from auxin.follow.self_check import self_check, shaped_of
 from auxin.newborn import is_corrected, restarts
+from auxin.sharded import here, is_spread, spread_like, whole
 from auxin.structure import reversible
 
 # Second moments under bias correction: zeros with an old step count would take steps up to 6.6 times too long. Where
@@ -124,7 +125,7 @@ def _check(optimizer: Any, change: Change) -> None:
     for move in change.moves:
         source = _source(move)
         if source is not None and source in optimizer.state:
-            _mapped(optimizer, move, optimizer.state[source])
+            _mapped(optimizer, move, optimizer.state[source], dry=True)
     for own in change.groups:
         if own.optimizer is optimizer:
             _check_state(optimizer, own, change)
@@ -286,8 +287,11 @@ def _source(move: Move) -> Any:
     return None if move.axes is None else move.source if move.added else move.old
 
 
-def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a parameter whose axes change: old entries where they continue, new ones fresh."""
+def _mapped(optimizer: Any, move: Move, state: dict[str, Any], dry: bool = False) -> dict[str, Any]:
+    """The state of a parameter whose axes change: old entries where they continue, new ones fresh.
+
+    ``dry``: only look whether it can be mapped.
+    """
     axes = move.axes if move.axes is None else tuple(map(_restarting, move.axes))
     if isinstance(optimizer, torch.optim.LBFGS):
         axes = None  # of all parameters, and forgotten
@@ -301,19 +305,24 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any]) -> dict[str, Any]
     if axes is None or all(axis.is_same for axis in axes):
         return mapped
     shaped = shaped_of(optimizer)
-    for key, value in state.items():
+    for key, held in state.items():
+        value = here(held)
         if isinstance(value, Tensor) and value.dim() == 0 or not _has_tensors(value):
             continue
-        known = type(value) is Tensor and (shaped is None or key in shaped or value.numel() == 1)
-        own = _axes_of(optimizer, key, value, axes) if known else None
+        known = type(value) is Tensor and (shaped is None or key in shaped or held.numel() == 1)
+        own = _axes_of(optimizer, key, held, axes) if known else None
         if own is None:
             raise GrowthError(
-                f"{type(optimizer).__name__}: its state {key!r} {_told(value)} of {move.name} does not follow "
+                f"{type(optimizer).__name__}: its state {key!r} {_told(held)} of {move.name} does not follow "
                 f"the tensor's shape {tuple(axis.size for axis in axes)}, so it is not known how to resize it to "
                 f"{tuple(move.shape)}. Drop it first: del optimizer.state[p]."
             )
+        if dry and is_spread(held):
+            continue
+        value = whole(held)  # of sharded ones one after the other
         value = (value * _share(axes, own)).to(value.dtype)
-        mapped[key] = carried(value, own, _fresh(optimizer, key, value, own, move), _kind(optimizer, key))
+        wider = carried(value, own, _fresh(optimizer, key, value, own, move), _kind(optimizer, key))
+        mapped[key] = spread_like(wider, held)
     return mapped
 
 
@@ -374,7 +383,8 @@ def _fresh(optimizer: Any, key: str, value: Tensor, own: Axes, move: Move) -> Te
     """
     assert move.new is not None
     shape = shape_after(own)
-    like = move.new.detach() if move.new.shape == shape else value.new_empty(shape)
+    follows = move.new.shape == shape and not is_spread(move.new)
+    like = move.new.detach() if follows else value.new_empty(shape)
     fresh = torch.empty_like(like, dtype=value.dtype, device=value.device)
     if key in SECOND_MOMENTS and not is_corrected(optimizer):
         grown = [a for a, axis in enumerate(own) if axis.born.any()]
@@ -385,7 +395,7 @@ def _fresh(optimizer: Any, key: str, value: Tensor, own: Axes, move: Move) -> Te
             return fresh.copy_(wide.mean(grown[0], keepdim=True).expand(shape))
         return fresh.copy_(value.mean().expand(shape))
     if isinstance(optimizer, torch.optim.ASGD) and key == "ax":
-        return fresh.copy_(move.new.detach()) if move.new.shape == shape else fresh.zero_()
+        return fresh.copy_(whole(move.new.detach())) if move.new.shape == shape else fresh.zero_()
     group = next(
         (g for g in optimizer.param_groups if any(p is move.new or p is _source(move) for p in g["params"])), {}
     )

@@ -61,7 +61,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
             close_gate(module)
             open_gate(module)
         if is_unit(twin):
-            shard_like(module, module_at(twin, new.source or neighbour), twin)
+            shard_like(module, new.source or neighbour, twin)
         return module
 
     return build

@@ -19,6 +19,7 @@ from auxin.anatomy.widths.sizes import Attribute, Size
 from auxin.anatomy.widths.terms import BORN, Term, atoms, copies, find, grown, parts
 from auxin.anatomy.widths.tracer import Event, Trace, traced
 from auxin.errors import GrowthError
+from auxin.sharded import units
 
 CONSTRAINTS: dict[type, str] = {
     parametrizations._SpectralNorm: "spectral_norm",
@@ -42,6 +43,8 @@ def trace_of(context: PlanContext) -> Trace:
     key = hash((shapes, tuple((path, id(type(m))) for path, m in model.named_modules())))
     known = _seen.get(model)
     if known is None or known[0] != key:
+        if units(model):
+            context.calls({})  # a forward makes what the next one computes with
         with untouched(model):
             known = (key, traced(model, context.run))
         _seen[model] = known

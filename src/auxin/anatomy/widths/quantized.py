@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from auxin.sharded import here
+
 STATES = ("quant_state", "SCB", "CB")  # of bitsandbytes, beside codes of 8 and 4 bits
 ADVICE = "widen the network before it is quantized"
 
@@ -32,6 +34,7 @@ def stored_otherwise(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
 
 
 def _why_not(tensor: Tensor) -> str:
+    tensor = here(tensor)
     state = next((name for name in STATES if getattr(tensor, name, None) is not None), None)
     if state is not None:
         return f"is quantized (a {type(tensor).__name__} with {state})"

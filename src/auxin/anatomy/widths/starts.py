@@ -17,6 +17,7 @@ from auxin.anatomy.widths.terms import BORN, Term, along, grown
 from auxin.axes import Axis
 from auxin.change import Assign, Swap
 from auxin.errors import GrowthError
+from auxin.sharded import in_one_piece
 
 STARTS = ("zero", "split", "tile", "pair", "random")
 COPIES = ("split", "tile")
@@ -89,11 +90,12 @@ def start(
             continue
         done.add(id(named[name]))
         axes = {m.axis: _axis(m, width, entries, reset, recipe) for m in members}
-        fresh = _fresh(named[name], members, axes, width, entries, init, generator, recipe)
-        swap = resized(model, name, axes, fresh)
+        old = in_one_piece(named[name])  # of a sharded network one tensor at a time
+        fresh = _fresh(old, members, axes, width, entries, init, generator, recipe)
+        swap = resized(model, name, axes, fresh, old)
         if noise and entries.share and any(m.role == "out" for m in members):
             assert swap.value is not None
-            swap.value.copy_(_noised(swap.value, named[name], members, entries, width, noise, generator))
+            swap.value.copy_(_noised(swap.value, old, members, entries, width, noise, generator))
         swaps.append(swap)
     kept = init != "random" and not (noise and entries.share) and not width.reaches_output
     return Begun(swaps, recipe.how or HOW[init], kept, recipe.assigns)

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxin.anatomy.widths.sizes import Length, Size, remembered
 from auxin.anatomy.widths.terms import Mixed, Term, atoms, factors, find, split, unify
+from auxin.sharded import gathered_by
 
 SHAPING = {  # functions whose whole numbers are lengths
     *("view", "reshape", "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "expand"),
@@ -132,6 +133,8 @@ class Tracer(TorchDispatchMode):
                 self.owned[id(tensor)] = Axes([Term(size) for size in tensor.shape], name)
             known = self.owned[id(tensor)]
             self.trace.tensors[name], self.trace.first[name] = known.terms, known.source or name
+        for p, gathered in gathered_by(model):  # what a forward under FSDP2 computes with
+            self.owned[id(gathered)] = self.owned[id(p)]
         self.sizes: list[Any] = []
         self.sliced: dict[int, Size] = {}
         self.works = False  # on an operation, in whose rules lengths are plain numbers

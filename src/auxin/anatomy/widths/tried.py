@@ -6,7 +6,7 @@ import contextlib
 import linecache
 import math
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import join
 from auxin.change import MISSING, Assign, Rewire, Swap, entries_of
 from auxin.errors import reason
+from auxin.ranks import Ranks
+from auxin.sharded import group_of, holders, is_spread, resize, settle, units
 
 ROUNDING = 256.0  # of the epsilon of the outputs' dtype (at best float32's), times their size
 FINE = 16.0  # where the outputs are float64: what computes in float32 inside rounds less often
@@ -30,6 +32,9 @@ def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign])
     named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     values = {id(named[join(s.path, s.name)]): s.value for s in swaps if s.value is not None}
     changed: list[tuple[dict[str, Any], str, Any]] = []
+    spread = {id(t): t for t in named.values() if id(t) in values and is_spread(t)}
+    known = holders(model) if spread else {}
+    resized: list[Callable[[], None]] = []
 
     def put(own: dict[str, Any], name: str, value: Any) -> None:
         changed.append((own, name, own.get(name, MISSING)))
@@ -40,9 +45,11 @@ def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign])
             for held in (module._parameters, module._buffers):
                 for name, tensor in list(held.items()):
                     value = values.get(id(tensor))
-                    if value is not None:
+                    if value is not None and id(tensor) not in spread:
                         is_parameter = isinstance(tensor, nn.Parameter)
                         put(held, name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+        for key, tensor in spread.items():
+            resized.append(resize(tensor, values[key], known[key]))
         for assign in assigns:
             *through, name = assign.name.split(".")
             own = modules[assign.path].__dict__
@@ -55,6 +62,10 @@ def standing(model: nn.Module, swaps: Iterable[Swap], assigns: Iterable[Assign])
             own[name] = value
             if value is MISSING:
                 del own[name]
+        if spread:
+            settle(model)
+        for back in reversed(resized):
+            back()
 
 
 def tried(
@@ -74,8 +85,18 @@ def tried(
         rewires: new modules that stand in it too.
 
     Returns:
-        What is wrong, in words (empty: nothing), and by how many units of rounding the outputs differ.
+        What is wrong, in words (empty: nothing), and by how many units of rounding the outputs differ. Of a sharded
+        network the worst that any rank has found, so that all ranks go on alike.
     """
+    ranks = Ranks(group_of(context.model)) if units(context.model) else Ranks()
+    found = ranks.share("grow: a start", lambda: _tried(context, swaps, assigns, same, rewires))
+    why, worst = max(found, key=lambda one: (bool(one[0]), one[1]))
+    return why, worst
+
+
+def _tried(
+    context: PlanContext, swaps: Iterable[Swap], assigns: Iterable[Assign], same: bool, rewires: Iterable[Rewire]
+) -> tuple[str, float]:
     if context.outputs is None:
         context.calls({})
     before = context.outputs or []
