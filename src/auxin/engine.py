@@ -38,7 +38,7 @@ from auxin.listing import lines_of, named_parameters
 from auxin.proof import Averaged, Baseline, averaged, baseline_of, prove, prove_averages
 from auxin.ramp import start
 from auxin.randomness import random_state
-from auxin.ranks import Ranks
+from auxin.ranks import Ranks, together
 from auxin.record import coming_back
 from auxin.safe_point import StepWatch, why_not_now
 from auxin.structure import Undo, apply, check_swaps, undo
@@ -291,9 +291,13 @@ def transaction(
     try:
         for _, follower in running:
             next(follower)
+        together(
+            "what keeps step has checked", model
+        )  # ranks of a sharded network send each other tensors from here on
         if applied is None:
             apply(model, change, undos=undos)
         for companion, follower in running:
+            together("what keeps step changes", model)
             try:
                 next(follower)
             except StopIteration:

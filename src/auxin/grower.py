@@ -335,6 +335,8 @@ class Grower:
         Raises:
             GrowthError: refused, beyond the limit, or a bad moment; everything is as it was.
         """
+        with self._all.agree("grow: the limit") as said:
+            said.append(f"{self.limit} after {len(self.progress.entries)} growths")
         if self.limit.growths is not None and len(self.progress.entries) >= self.limit.growths:
             raise LimitReached(f"grow: limit=Limit(growths={self.limit.growths}) is reached.")
         self._all.rest()

@@ -114,8 +114,16 @@ class RankConsensus:
         return mean.pop(""), {name: value for name, value in mean.items() if value is not None}
 
     def done(self, grower: Run) -> bool:
-        """Whether rank 0 is done; a trigger may be it by the clock, and then the others follow."""
-        return self.ranks.share("grower.step: whether it is done", lambda: bool(grower.done))[0]
+        """Whether rank 0 is done; a trigger may be it by the clock, and then the others follow.
+
+        Raises:
+            GrowthError: ranks have different limits.
+        """
+        told = self.ranks.share("grower.step: whether it is done", lambda: [str(grower.limit), bool(grower.done)])
+        if any(limit != told[0][0] for limit, _ in told):
+            words = "; ".join(f"rank {rank}: {limit}" for rank, (limit, _) in enumerate(told))
+            raise GrowthError(f"grower.step: the ranks have different limits ({words}). Give the same on every rank.")
+        return bool(told[0][1])
 
     def fired(self, when: Callable[[Reading], bool], reading: Reading) -> bool:
         """Whether the trigger of rank 0 has fired."""

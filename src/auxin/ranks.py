@@ -7,6 +7,7 @@ works alike over gloo and NCCL, costs a fraction of a millisecond, ends by itsel
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import json
 import secrets
@@ -24,7 +25,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin.errors import BadMoment, GrowthError
-from auxin.sharded import group_of, is_unit, units
+from auxin.sharded import before_sending, group_of, is_unit, units
 
 T = TypeVar("T")
 
@@ -163,6 +164,23 @@ class Ranks:
             ) from error
         return [said for _, said, _ in heard]
 
+    def _raise_alike(self, what: str, error: BaseException) -> None:
+        """Raise what was raised here where all ranks have raised, else on every rank that some have."""
+        if hasattr(error, "heard_of"):
+            raise error
+        try:
+            words = self._gather(what, json.dumps([what, None, _told(error)]))
+        except Exception as missing:
+            error.add_note(f"beside that: {missing}")
+            raise error from missing
+        told = [json.loads(word)[2] for word in words]
+        refused = [(rank, *one) for rank, one in enumerate(told) if one is not None]
+        if len(refused) == self.size or not isinstance(error, Exception):
+            raise error
+        refusal = _refusal(refused, self.size)
+        refusal.heard_of = True  # pyright: ignore[reportAttributeAccessIssue]
+        raise refusal from error
+
     def _gather(self, what: str, word: str) -> list[bytes]:
         """The words of all ranks. Whether everybody came is decided once, for all of them, in the store."""
         store, timeout = self._group.get_group_store(), _timeout(self._group)
@@ -233,6 +251,33 @@ def together(what: str, network: Any) -> None:
     if units(network):
         with Ranks(group_of(network)).agree(f"grow: {what}"):
             pass
+
+
+@contextmanager
+def in_step(what: str, network: Any) -> Iterator[None]:
+    """Let the ranks of a sharded network do the same inside, to its end, or raise on all of them.
+
+    They send each other tensors there, and a rank that has raised does not come to the next time, for which the others
+    would wait until the process group gives up. So they meet before each time, and at the end.
+
+    Raises:
+        GrowthError: what another rank has raised. What all of them have raised each raises itself.
+    """
+    if not units(network):
+        yield
+        return
+    ranks, raised = Ranks(group_of(network)), None
+    with before_sending(network, functools.partial(together, f"{what}: tensors are sent", network)):
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            raised = error
+    if raised is None:
+        ranks._meet(f"grow: {what}", None)
+    else:
+        ranks._raise_alike(f"grow: {what}", raised)
 
 
 def _timeout(group: Any) -> timedelta:

@@ -11,6 +11,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ MAKING = (  # the arguments with which FSDP2 makes what it knows of a parameter
 )
 OF_DTYPES = ("orig_dtype", "param_dtype", "reduce_dtype")  # of it, known from the first forward on
 STAYING = ("_module_info", "_post_load_hook_handle", "_param_fqn")  # of it, where the parameter gets another shape
+SENDING = ("_all_gather_comm", "_reduce_scatter_comm")  # of a group
 MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")  # what fully_shard writes on the modules that it manages
 AT_A_CHECKPOINT = (
     "Grow between two jobs: save, build the plain network in one process, load, grow and save it there, and shard the "
@@ -267,6 +269,36 @@ def set_up_again(root: nn.Module) -> None:
     if is_unit(root) and can_set_up(root):
         forget_root(root, states(root))
         _state(root)._lazy_init()
+
+
+class _Met:
+    """How units send tensors, with a call before each time."""
+
+    def __init__(self, sends: Any, before: Callable[[], None]):
+        self._sends, self._before = sends, before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._before()
+        return self._sends(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sends, name)
+
+
+@contextmanager
+def before_sending(root: nn.Module, before: Callable[[], None]) -> Iterator[None]:
+    """Call ``before()`` each time before the units of a network send each other tensors inside, forward and backward.
+
+    As ``set_custom_all_gather`` and ``set_custom_reduce_scatter`` do, which cannot tell what was set before.
+    """
+    held = [(group, name, vars(group)[name]) for group in _groups(root) for name in SENDING if name in vars(group)]
+    try:
+        for group, name, sends in held:
+            vars(group)[name] = _Met(sends, before)
+        yield
+    finally:
+        for group, name, sends in held:
+            vars(group)[name] = sends
 
 
 # ---- a parameter of another shape

@@ -19,7 +19,7 @@ from auxin.dynamo import eagerly
 from auxin.errors import GrowthError
 from auxin.listing import Listing, listing
 from auxin.randomness import random_state
-from auxin.ranks import together
+from auxin.ranks import in_step, together
 from auxin.record import Record, coming_back
 from auxin.sharded import computed_in, settle
 
@@ -64,7 +64,7 @@ def untouched(model: nn.Module, train: bool = False) -> Iterator[Record]:
                 module.__dict__["training"] = False
             else:
                 module.training = False
-        with random_state(seed=0), eagerly():
+        with random_state(seed=0), eagerly(), in_step("a forward on the probe", model):
             yield tree
 
 
