@@ -392,9 +392,7 @@ class Grower:
             yield grown
 
     def prepare(self, edit: Edit | Sequence[Edit], step: Callable[[], Any] | None = None) -> Prepared:
-        """Compile now what the network grown by ``edit`` will need: the first step after that growth compiles nothing.
-
-        Trains trials of the growth for a few steps; afterwards everything is bit for bit as before. Only graphs stay.
+        """Compile now what the network grown by ``edit`` will need, on trials of a few steps, taken back bit for bit.
 
         Args:
             edit: the growth to come; a list of edits is one growth.
