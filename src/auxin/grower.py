@@ -503,13 +503,13 @@ class Grower:
     def or_as_before(self) -> Iterator[None]:
         """Put this grower's own state back where anything is raised inside; ``load`` needs it."""
         mark, rollback, resuming = self._standing.mark(), self.rollback.mark, self.log.resuming
-        spent, counted = self.ledger.state_dict(), self._counted
+        spent, counted, peaks = self.ledger.state_dict(), self._counted, self._standing.decays.peaks
         try:
             yield
         except BaseException:
             self.rollback.mark, self.log.resuming = rollback, resuming
             self.ledger.load_state_dict(spent)
-            self._counted = counted
+            self._counted, self._standing.decays.peaks = counted, peaks
             self._standing.return_to(mark)
             raise
 

@@ -262,9 +262,9 @@ def test_init_of_duplicate_by_name_and_where_it_does_not_belong():
     tied = model.head.weight
     ax.grow(model, ax.Duplicate("blocks", by=1, content="fresh", init="kaiming", output="keep"), optimizer, probe=X)
     assert model.head.weight is tied and not model.blocks[2].fc.bias.any()
-    for bad in (ax.Duplicate("blocks", init="kaiming"), ax.Duplicate("blocks", content="fresh", init="preserve")):
+    for words in ({"init": "kaiming"}, {"content": "fresh", "init": "preserve"}):
         with pytest.raises(ax.GrowthError, match="init= says how weights are drawn with content='fresh'"):
-            ax.grow(model, bad, optimizer, probe=X)
+            ax.grow(model, ax.Duplicate("blocks", **words), optimizer, probe=X)
     with pytest.raises(ax.GrowthError, match="init='kaimin' is not known"):
         ax.grow(model, ax.Duplicate("blocks", content="fresh", init="kaimin"), optimizer, probe=X)
 

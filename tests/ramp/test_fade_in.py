@@ -199,13 +199,17 @@ def test_a_block_without_a_residual():
     assert torch.equal(model(x), before) and change.gates == ("1",)
 
 
-REFUSED = {
-    "needs an optimizer": (ax.Insert("", Wavy), False, "fades in over optimizer steps, and no optimizer was given"),
-    "fade=0": (ax.Insert("", Wavy, fade=0), True, "or a fade-in: fade=100"),
-    "negative": (ax.Insert("", Wavy, fade=-1), True, "fade=-1 is a number of optimizer steps"),
-    "no number": (ax.Duplicate("", by=1, fade=2.5), True, "fade=2.5"),
-    "in place": (ax.Insert("", InPlace), True, "cannot keep the function and still learn"),
-    "copy, fade=0": (ax.Duplicate("", by=1, fade=0), True, "it can fade in: fade=100"),
+REFUSED = {  # where the edit is written, or where it is carried out
+    "needs an optimizer": (
+        lambda: ax.Insert("", Wavy),
+        False,
+        "fades in over optimizer steps, and no optimizer was given",
+    ),
+    "fade=0": (lambda: ax.Insert("", Wavy, fade=0), True, "or a fade-in: fade=100"),
+    "negative": (lambda: ax.Insert("", Wavy, fade=-1), True, "fade=-1 is a number of optimizer steps"),
+    "no number": (lambda: ax.Duplicate("", by=1, fade=2.5), True, "fade=2.5"),
+    "in place": (lambda: ax.Insert("", InPlace), True, "cannot keep the function and still learn"),
+    "copy, fade=0": (lambda: ax.Duplicate("", by=1, fade=0), True, "it can fade in: fade=100"),
 }
 
 
@@ -216,7 +220,7 @@ def test_refusals_leave_everything(name):
     optimizer = torch.optim.AdamW(model.parameters())
     before = [(n, id(p)) for n, p in model.named_parameters()]
     with pytest.raises(ax.GrowthError, match=wording):
-        ax.grow(model, edit, *([optimizer] if with_optimizer else []), probe=torch.randn(3, 4))
+        ax.grow(model, edit(), *([optimizer] if with_optimizer else []), probe=torch.randn(3, 4))
     assert [(n, id(p)) for n, p in model.named_parameters()] == before
     assert not optimizer._optimizer_step_post_hooks and not optimizer._optimizer_step_pre_hooks
 

@@ -231,10 +231,8 @@ REFUSED = {
     "zero": (Modules, {}, ax.Widen("moe.router", to=8, unit="experts"), r"init='zero' cannot keep.*init='tile'"),
     "no experts": (Modules, {}, TILE("first", to=12), r"around first \(Linear\) there is no list.*Name the layer"),
     "no more": (Modules, {}, TILE("moe.router", to=4), r"moe\.router chooses among 4 experts already"),
-    "a rate": (Modules, {}, TILE("moe.router", to=8, lr="mup"), r"lr='mup' follows sizes of layers"),
     "no unit": (Modules, {}, ax.Widen("moe.router", by=4), r"If it chooses.*Widen\('moe.router', by=4, unit='experts'"),
     "experts alone": (Modules, {}, ax.Duplicate("moe.experts"), r"Widen\('moe.router', to=8, unit='experts', init='t"),
-    "copy of no experts": (Modules, {}, ax.Widen("first", by=2, init="copy"), r"init='copy' is not known"),
 }
 
 
@@ -247,6 +245,13 @@ def test_what_is_refused_leads_to_a_call_that_works(case):
         ax.grow(net, edit, adam(net), probe=X)
     print(error.value)
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()) and net.moe.top_k == 2
+
+
+def test_words_that_mean_nothing_are_refused_where_they_are_written():
+    with pytest.raises(GrowthError, match=r"lr='mup' follows sizes of layers"):
+        TILE("moe.router", to=8, lr="mup")
+    with pytest.raises(GrowthError, match=r"init='copy' is not known"):
+        ax.Widen("first", by=2, init="copy")
 
 
 def test_a_router_gets_a_bias_as_the_message_says():

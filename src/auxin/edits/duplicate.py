@@ -81,8 +81,8 @@ class Duplicate:
             GrowthError: there is none.
         """
         container = Container.list_at(model, self.at, "Duplicate")
-        if isinstance(self.order, str):  # a list of sources is for the depth of its growth
-            self.sources(len(container.names))
+        if isinstance(self.order, str) and container.names:  # a list of sources is for the depth of its growth; an
+            self.sources(len(container.names))  # empty list may be filled before, as in Lightning's configure_model
 
     @property
     def needs_probe(self) -> str:

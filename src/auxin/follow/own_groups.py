@@ -95,6 +95,7 @@ def _apart(
         if new is None or join is None:
             continue
         goes_on = (move.source is not None and move.source in join.optimizer.state) or new in join.optimizer.state
+        goes_on = goes_on and bool(_begins(join.optimizer, join.group))  # others count by tensor: one group serves all
         if counting is not None and (goes_on or id(join.optimizer) not in counting):
             continue
         found.setdefault((id(join.optimizer), join.group, goes_on), []).append((join, new))
