@@ -120,6 +120,7 @@ def ended(config: Config, path: Path, trainer: Any, **limits: Any) -> Benchmark:
     return benchmark
 
 
+@pytest.mark.long
 def test_it_goes_on_where_it_stopped_and_ends_the_same(config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(config, seeds=(0,), sweep={**config.sweep, "rate": [1e-2]})
     ended(config, tmp_path / "whole", Trainer(tmp_path))
@@ -375,6 +376,7 @@ def test_the_configurations_are_well_formed(path: Path) -> None:
         assert shares in ([0, 1], [1, 1]), row.name
 
 
+@pytest.mark.long
 def test_the_one_for_a_gpu_runs_at_toy_size(tmp_path: Path) -> None:
     config = read(COMPUTE / "h200.toml", device="cpu")
     task = {**config.task, "length": 64, "batch": 1, "head": 8, "pattern": "*.py"}

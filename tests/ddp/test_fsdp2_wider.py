@@ -249,6 +249,7 @@ def there_and_back(rank: int) -> None:
     train_step(model, optimizer, *share(4, rank, 2))
 
 
+@pytest.mark.distributed
 def test_undo_and_trial_give_every_shard_back() -> None:
     on_ranks(2, there_and_back, timeout=300)
 
@@ -320,6 +321,7 @@ def resumed(rank: int, size: int, path: str) -> Any:
     return state, [train_step(job.model, job.optimizer, *share(step, rank, size)) for step in range(5, 10)]
 
 
+@pytest.mark.distributed
 def test_a_wider_run_is_saved_and_goes_on(tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     before, after = on_ranks(2, saved, 2, path, timeout=300), on_ranks(2, resumed, 2, path, timeout=300)
