@@ -11,27 +11,22 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
 import torch
 from gpt import GPT, train
-from torch import distributed as dist
 from torch import nn
 from torch._dynamo.utils import counters
-from torch.nn.parallel import DistributedDataParallel
 
 import auxin as ax
 
-DDP = "DDP around torch.compile(model), 2 ranks"
 WAYS = {
     "as written": lambda model: model,
     "each block.compile()": lambda model: [block.compile() for block in model.blocks] and model,
     "torch.compile(model)": torch.compile,
     "model.compile()": lambda model: model.compile() or model,
-    DDP: lambda model: DistributedDataParallel(torch.compile(model)),
 }
 
 
@@ -41,7 +36,7 @@ def resident() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def run(way: str, growths: int, depth: int, rank: int = 0) -> None:
+def run(way: str, growths: int, depth: int) -> None:
     """Grow unprepared, prepare, and grow ``growths`` times from there; prints one line for each part."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -80,8 +75,6 @@ def run(way: str, growths: int, depth: int, rank: int = 0) -> None:
         grower.grow(edit)
         firsts.append(timed())
         others += [timed() for _ in range(3)]
-    if rank:
-        return
     print(f"{way}: very first step {very_first:.1f} s, a normal one {1e3 * normal:.0f} ms")
     print(
         f"  not prepared: first step {1e3 * stalled:.0f} ms, {stalled_graphs} graphs; "
@@ -100,24 +93,13 @@ def run(way: str, growths: int, depth: int, rank: int = 0) -> None:
         )
 
 
-def ranked(rank: int, store: str, growths: int, depth: int) -> None:
-    """The same on one of two ranks."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    run(DDP, growths, depth, rank)
-    dist.destroy_process_group()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--growths", type=int, default=15)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--way", choices=WAYS)
     args = parser.parse_args()
-    if args.way == DDP:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(ranked, (f"{folder}/store", args.growths, args.depth), nprocs=2)
-    elif args.way:
+    if args.way:
         run(args.way, args.growths, args.depth)
     else:
         sizes = ["--growths", str(args.growths), "--depth", str(args.depth)]
