@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long test-distributed zoo forecasting loggers bench-gpu docs setup clean
+.PHONY: demo test check conformance test-long test-distributed zoo companions forecasting loggers bench-gpu docs setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -53,6 +53,23 @@ $(LOGGERS)/.stamp: $(STAMP) constraints/loggers.txt
 loggers: $(LOGGERS)/.stamp
 	PYTHONPATH=$(LOGGERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 300 tests/loggers
 
+# Optimizers, averages and schedules of other packages, beside the environment as well. Without compilation: it takes
+# minutes for each, and what is judged is what is kept, not how fast.
+OTHERS := $(VENV)-companions
+$(OTHERS)/.stamp: $(STAMP) constraints/companions.txt
+	rm -rf $(OTHERS)
+	$(BIN)/python -m pip install -q --no-deps --target $(OTHERS) -c constraints/dev.txt \
+	  -c constraints/companions.txt $$(sed -n 's/^\([a-z0-9-]*\)==.*/\1/p' constraints/companions.txt) \
+	  certifi charset_normalizer colorama importlib_metadata pillow requests tabulate urllib3 zipp
+	touch $@
+
+companions: export TORCH_COMPILE_DISABLE = 1
+companions: export TORCHDYNAMO_DISABLE = 1
+companions: export PYTHONPATH = $(OTHERS)
+companions: $(OTHERS)/.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python tests/ecosystem/write_table.py docs/companions_table.md --jobs $(JOBS)
+	$(PYTEST) --timeout 600 tests/ecosystem
+
 # An environment of its own for each library: they want other versions of the same packages.
 forecasting: $(VENV)-neuralforecast/.stamp $(VENV)-darts/.stamp
 	for name in neuralforecast darts; do OMP_NUM_THREADS=1 $(VENV)-$$name/bin/python -m pytest -q -n $(JOBS) \
@@ -85,4 +102,4 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-zoo $(VENV)-loggers $(VENV)-neuralforecast $(VENV)-darts $(VENV)-docs site .cache runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-zoo $(VENV)-companions $(VENV)-loggers $(VENV)-neuralforecast $(VENV)-darts $(VENV)-docs site .cache runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis

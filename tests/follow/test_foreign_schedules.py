@@ -27,6 +27,26 @@ class Schedule:
             group["lr"] = rate * self.factor(number)
 
 
+class InIntegers(Schedule):
+    """Counts per group what is no rate."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.rates, self.seen = tuple(self.rates), [0] * len(self.rates)
+
+
+class WithPeriods(Schedule):
+    """Keeps per group what is a number, and no rate."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.periods = [20.0 for _ in self.rates]
+
+    def step(self, number):
+        for group, rate, period in zip(self.optimizer.param_groups, self.rates, self.periods, strict=False):
+            group["lr"] = rate * 0.9 ** (number / period)
+
+
 class Late(Schedule):
     """Stands still for thirty steps, as a schedule by epochs does."""
 
@@ -65,13 +85,15 @@ def ready(kind):
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        (Schedule, r"Schedule would go on with the rates .* kept per group.*@auxin\.follow\(Schedule\).*group=<index>"),
-        (Late, r"Late would go on with the rates .* kept per group that auxin does not know"),
+        (
+            InIntegers,
+            r"InIntegers would go on with the rates .* kept per group.*@auxin\.follow\(InIntegers\).*group=<index>",
+        ),
+        (WithPeriods, r"WithPeriods would go on with the rates .* kept per group that auxin does not know"),
         (
             Never,
             r"Never is not a scheduler of torch, and a copy of it has not moved the rate of group 0 within 1000 st",
         ),
-        (Strict, r"Strict does not go on with 1 group more \(ValueError: zip"),
     ],
 )
 def test_an_own_group_that_would_stand_still(kind, match):
@@ -80,10 +102,26 @@ def test_an_own_group_that_would_stand_still(kind, match):
     with pytest.raises(ax.GrowthError, match=match):
         ax.grow(model, EDIT, optimizer, schedule, probe=batch()[0], group={"lr": 0.05})
     assert_same(before[0], picture(model, optimizer))
-    assert schedule.rates == before[1]
+    assert list(schedule.rates) == before[1]
     ax.grow(model, EDIT, optimizer, schedule, probe=batch()[0], group=0)  # the way round that it names
     ax.verify(model, optimizer, schedule)
     schedule.step(1)
+
+
+@pytest.mark.parametrize("kind", [Schedule, Late, Strict])
+def test_rates_in_a_list_of_any_name_get_one_more(kind):
+    model, optimizer, schedule = ready(kind)
+    options = {"when": ax.when.every(10**9), "probe": batch()[0], "group": {"lr": 0.05}}
+    grower = ax.Grower(model, optimizer, schedule, edits=EDIT, **options)
+    held = schedule.rates
+    ax.grow(model, EDIT, optimizer, schedule, probe=batch()[0], dry_run=True, group={"lr": 0.05})
+    assert held == [0.1]
+    grower.grow(EDIT)
+    for number in (1, 2, 40):
+        schedule.step(number)
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(0.5 * optimizer.param_groups[0]["lr"])
+    grower.undo()
+    assert schedule.rates is held and held == [0.1]
 
 
 def test_an_own_group_that_is_seen_to_move():

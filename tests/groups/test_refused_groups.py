@@ -263,13 +263,17 @@ class WarmUpThen(lrs.LRScheduler):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda o: WithFactors(o, [0.9]), r"WithFactors does not go on with 1 group more \(ValueError: zip"),
+        (lambda o: WithFactors(o, (0.9,)), r"WithFactors does not go on with 1 group more \(ValueError: zip"),
+        (
+            lambda o: WithFactors(o, [0.9]),
+            r"WithFactors would go on with the rates \[0\.09.*, 0\.0009\], not with",
+        ),
         (Closed, r"Closed does not go on with 1 group more \(ValueError: zip"),
         (Absolute, r"Absolute would go on with the rates \[0\.09.*, 0\.09.*\], not with \[0\.09.*, 0\.009.*\]"),
         (Blind, r"Blind is not a scheduler of torch, and a copy of it takes no step \(AttributeError"),
         (
             lambda o: lrs.SequentialLR(o, [lrs.StepLR(o, 3), WithFactors(o, [0.9])], [1]),
-            r"WithFactors does not go on with 1 group more",
+            r"WithFactors would go on with the rates",
         ),
     ],
 )

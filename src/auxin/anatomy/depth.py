@@ -130,6 +130,12 @@ def _by_name(
     for prefix, fields in _holders(module_at(model, path), seen):
         for name, value in fields_followed(fields, blocks, sources).items():
             yield Assign(path, f"{prefix}{name}", fields.get(name, MISSING), value)
+    for name, fields in _dicts(module_at(model, path), seen):
+        changed = fields_followed(fields, blocks, sources)
+        if type(fields) is dict:
+            yield from (Assign(path, f"{name}.{key}", fields[key], value) for key, value in changed.items())
+        elif changed:  # a new one: those of diffusers are not meant to be written to, and keep their entries twice
+            yield Assign(path, name, fields, type(fields)({**fields, **changed}))
 
 
 def _in_configuration(
@@ -186,3 +192,13 @@ def _holders(owner: nn.Module, seen: set[int]) -> Iterator[tuple[str, Mapping[st
     for name, value in reversed(owner.__dict__.items()):
         if configures(name, value):
             yield from configurations(f"{name}.", value, seen)
+
+
+def _dicts(owner: nn.Module, seen: set[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, fields) of the configurations of a module that are dicts, as those of diffusers are, each once."""
+    config = getattr(owner, "config", None)
+    for name, value in list(owner.__dict__.items()):
+        told = isinstance(value, dict) and (value is config or "config" in name.lower())
+        if told and id(value) not in seen and all(type(key) is str for key in value):
+            seen.add(id(value))
+            yield name, value

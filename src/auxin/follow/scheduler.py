@@ -28,7 +28,8 @@ RATE_LISTS = ("base_lrs", "min_lrs", "max_lrs", "_last_lr", "swa_lrs")
 LISTS = (*RATE_LISTS, "lr_lambdas", "base_momentums", "max_momentums")
 # Their per-group lists are all among LISTS; any other class shows what it does in a rehearsal.
 KNOWN = ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "auxin.schedule")
-REHEARSED, LONGEST = 3, 1000  # steps, and how many of them until a schedule that is no LRScheduler must have moved
+# Steps, and how many where a list is only guessed to hold rates, or a schedule that is no LRScheduler must have moved.
+REHEARSED, LONGEST = 3, 1000
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 KINDS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
@@ -77,7 +78,8 @@ def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
     def back() -> None:
         if groups:
             _shorten([held for held, _ in longer], count)
-            _shorten([held for one in nested(scheduler) for _, held in lists_of(one)], count)  # it may have stepped
+            held = [held for one in nested(scheduler) for _, held in lists_of(one, count + len(groups))]
+            _shorten(held, count)  # it may have stepped
 
     yield from reversible(functools.partial(extend, longer, count), back)
 
@@ -95,10 +97,22 @@ def nested(scheduler: Any) -> list[Any]:
     return list(found.values())
 
 
-def lists_of(scheduler: Any) -> list[tuple[str, list[Any]]]:
-    """Name and list of all that a scheduler itself keeps per group."""
+def lists_of(scheduler: Any, count: int = 0) -> list[tuple[str, list[Any]]]:
+    """Name and list of all that a scheduler itself keeps per group.
+
+    Of a class that is not torch's, also numbers in lists of the length ``count``: a rehearsal tells whether they are
+    rates.
+    """
     own = vars(scheduler)
-    return [(name, own[name]) for name in LISTS if isinstance(own.get(name), list)]
+    found = [(name, own[name]) for name in LISTS if isinstance(own.get(name), list)]
+    if type(scheduler).__module__ not in KNOWN and count:
+        others = [(name, held) for name, held in own.items() if name not in LISTS and type(held) is list]
+        found += [(name, held) for name, held in others if len(held) == count and all(map(_is_rate, held))]
+    return found
+
+
+def _is_rate(value: Any) -> bool:
+    return type(value) is float or (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point())
 
 
 def floors(scheduler: Any, own: OwnGroup) -> list[str]:
@@ -119,7 +133,7 @@ def lengthened(scheduler: Any, groups: Sequence[OwnGroup], count: int) -> list[t
     found = []
     for one in nested(scheduler) if groups else ():
         kind = type(one).__name__
-        for name, held in lists_of(one):
+        for name, held in lists_of(one, count):
             if len(held) != count:
                 raise GrowthError(
                     f"{kind}.{name} has {len(held)} entries for {count} groups, so it is not known how to go on with "
@@ -137,7 +151,7 @@ def lengthened(scheduler: Any, groups: Sequence[OwnGroup], count: int) -> list[t
 
 
 def _entry(name: str, value: Any, own: OwnGroup, kind: str) -> Any:
-    if name in RATE_LISTS:
+    if name in RATE_LISTS or name not in LISTS:
         return own.scaled(value)
     if name != "lr_lambdas":
         return value.detach().clone() if isinstance(value, Tensor) else value
@@ -180,7 +194,9 @@ def _rehearse(scheduler: Any, groups: Sequence[OwnGroup]) -> None:
     foreign = [type(one) for one in inside if type(one).__module__ not in KNOWN]
     if not foreign:
         return
-    steps = REHEARSED if isinstance(scheduler, KINDS) else LONGEST
+    count = len(optimizer_of(scheduler).param_groups)
+    guessed = any(name not in LISTS for one in inside for name, _ in lists_of(one, count))
+    steps = REHEARSED if isinstance(scheduler, KINDS) and not guessed else LONGEST
     names = ", ".join(dict.fromkeys(kind.__name__ for kind in foreign))
     advice = (
         "Write it as torch.optim.lr_scheduler.LambdaLR(optimizer, f), where f(step) is the rate at a step over the "
