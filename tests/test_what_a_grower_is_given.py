@@ -200,7 +200,7 @@ class NoScheduler:
     """Followed like one of torch's, and none."""
 
     def __init__(self, optimizer):
-        self.optimizer, self.first = optimizer, [group["lr"] for group in optimizer.param_groups]
+        self.optimizer, self.first = optimizer, tuple(group["lr"] for group in optimizer.param_groups)
 
     def step(self, epoch):
         for group, first in zip(self.optimizer.param_groups, self.first, strict=False):
