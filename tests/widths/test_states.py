@@ -247,6 +247,38 @@ def test_a_state_that_starts_anew_parts_equal_copies(equal):
     assert (one - other).norm() > 1e-3 * one.norm()
 
 
+def directions(net, x):
+    """How many directions the hidden units span."""
+    with torch.no_grad():
+        hidden = net[:2](x)
+    return round(ax.score.effective_rank(hidden) * hidden.shape[1])
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_new_units_say_something_of_their_own_fifty_steps_later(init):
+    """S3."""
+    net, x = ready(plain, (256, 8))
+    opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+    target = torch.sin(2 * x[:, :3]) + x[:, 3:6] * x[:, :3]
+    trained(net, opt, x, 100, target)
+    before = directions(net, x)
+    ax.grow(net, ax.Widen("0", by=6, init=init), opt, probe=x[:4])
+    at_once = directions(net, x)
+    trained(net, opt, x, 50, target)
+    print(f"{init}: {before}, {at_once} right after, {directions(net, x)} fifty steps later")
+    assert directions(net, x) == 12 > before == 6
+
+
+def test_equal_copies_say_nothing_of_their_own(equal):
+    """S3, the other way round."""
+    net, x = ready(plain, (256, 8))
+    opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+    trained(net, opt, x, 100)
+    ax.grow(net, ax.Widen("0", by=6, init="split"), opt, probe=x[:4])
+    trained(net, opt, x, 50)
+    assert directions(net, x) <= 6
+
+
 def test_pairs_get_opposite_and_equal_gradients_and_part():
     """S5."""
     net, probe = ready(plain, ROWS)
