@@ -9,9 +9,12 @@ the limit rises by more than is used.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,9 +103,8 @@ def kept_in_copies(module: nn.Module) -> dict[int, Any]:
 
 def runs_through(kinds: Iterable[type]) -> bool:
     """Whether there is compiled code that runs through modules of all of these classes, as last used."""
-    marks = _marks(kinds)
-    latest = (str(entries[0].guard_manager) for _, entries in _compiled())
-    return any(all(mark in guards for mark in marks) for guards in latest)
+    known = {id(kind) for kind in kinds}
+    return any(known <= _guards(entries[0]).kinds for _, entries in _compiled())
 
 
 def see_hooks(kinds: Iterable[type], but: Iterable[types.CodeType] = ()) -> None:
@@ -116,15 +118,14 @@ def see_hooks(kinds: Iterable[type], but: Iterable[types.CodeType] = ()) -> None
         kinds: those classes.
         but: functions that are given such modules and do not call them.
     """
-    marks, others = _marks(kinds), set(but)
-    if not loaded() or not marks:
+    known, others = {id(kind) for kind in kinds}, set(but)
+    if not loaded() or not known:
         return
     sys.modules["torch._dynamo"].config.skip_nnmodule_hook_guards = False
     if not _readable():
         torch.compiler.reset()
     for code, entries in [(code, entries) for code, entries in _compiled() if code not in others]:
-        guards = (str(entry.guard_manager) for entry in entries)
-        if any("._forward_hooks" not in text for text in guards if any(mark in text for mark in marks)):
+        if any(known & guards.kinds and not guards.hooks for guards in map(_guards, entries)):
             _drop([code])
 
 
@@ -240,15 +241,39 @@ def _drop(codes: Iterable[types.CodeType]) -> None:
         sys.modules["torch._dynamo.eval_frame"].reset_code(code)
 
 
-def _marks(kinds: Iterable[type]) -> list[str]:
-    """How guards write that a module must be of a class: ``___check_type_id(L['self'], 94279755171920)``."""
-    return [f", {id(kind)})" for kind in set(kinds)]
+@dataclass(frozen=True)
+class Guards:
+    """What compiled code looks at before it runs.
+
+    Attributes:
+        kinds: addresses of the classes that modules must be of.
+        hooks: whether it looks at hooks.
+        torch: whether it looks at modules of torch's own classes.
+    """
+
+    kinds: frozenset[int]
+    hooks: bool
+    torch: bool
+
+
+# Of guards that have been read. They are written out as text in milliseconds, and do not change.
+_read: weakref.WeakKeyDictionary[Any, Guards] = weakref.WeakKeyDictionary()
+
+
+def _guards(entry: Any) -> Guards:
+    manager = entry.guard_manager
+    found = _read.get(manager)
+    if found is None:
+        text = str(manager)  # with ``___check_type_id(L['self'], 94279755171920)``
+        kinds = frozenset(map(int, re.findall(r", (\d+)\)", text)))
+        found = _read[manager] = Guards(kinds, "._forward_hooks" in text, "torch.nn.modules." in text)
+    return found
 
 
 def _looks(entry: Any, kinds: Iterable[type]) -> bool:
     """Whether compiled code checks the classes of its own modules, and something of torch's own modules inside."""
-    guards = str(entry.guard_manager)
-    return all(mark in guards for mark in (*_marks(kinds), "torch.nn.modules."))
+    guards = _guards(entry)
+    return guards.torch and all(id(kind) in guards.kinds for kind in kinds)
 
 
 def _resumes(code: types.CodeType, function: types.CodeType) -> bool:
