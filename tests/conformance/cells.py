@@ -1,5 +1,6 @@
 """Which cells of the table run: each companion varied alone, all pairs of companions, and the full product."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import NamedTuple
@@ -73,7 +74,8 @@ def varied(base: Cell) -> list[Cell]:
 def paired(shown: Iterable[Cell] = ()) -> list[Cell]:
     """Few cells in which every two levels of two fields meet, where they can and ``shown`` does not show them yet.
 
-    Built greedily, always the same.
+    Built greedily, always the same; among levels that show as many new pairs the one that stands in fewest cells, so
+    that what takes long (a convolutional network, two averages at once) is not in all of them.
     """
     fields = list(PAIRED)
     missing = {
@@ -84,15 +86,15 @@ def paired(shown: Iterable[Cell] = ()) -> list[Cell]:
         if _can_meet(pair := ((a, x), (b, y)))
     }
     missing -= set().union(*(pairs_of(cell) for cell in shown))
-    cells = []
+    cells, used = [], Counter()
     while missing:
         chosen: dict[str, str] = dict(min(missing))
         for field in sorted(fields, key=lambda name: -len(PAIRED[name])):
             if field not in chosen:
-                best = [(_gain(chosen, field, level, missing), level) for level in PAIRED[field]]
-                fitting = [(gain, level) for gain, level in best if _possible({**chosen, field: level})]
-                chosen[field] = max(fitting)[1]
+                fitting = [level for level in PAIRED[field] if _possible({**chosen, field: level})]
+                chosen[field] = max(fitting, key=lambda one: (_gain(chosen, field, one, missing), -used[field, one]))
         cells.append(Cell(**chosen))
+        used.update(chosen.items())
         missing -= pairs_of(cells[-1])
     return cells
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NUMBERS = {int, float, bool}
 CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.CodeType)
 
 
@@ -68,9 +69,10 @@ def _fact(item: Any) -> Any:
     if isinstance(item, Mapping):
         return id(item), tuple(_key(k) for k in item)
     if isinstance(item, list):
-        return id(item), len(item)
+        return id(item), repr(item) if _only_numbers(item) else len(item)
     if item is None or isinstance(item, (bool, int, float, complex, str, bytes, tuple, frozenset)):
-        return type(item), repr(item) if not isinstance(item, (tuple, frozenset)) else len(item)
+        whole = not isinstance(item, (tuple, frozenset)) or _only_numbers(item)
+        return type(item), repr(item) if whole else len(item)
     if isinstance(item, types.MethodType):
         return id(item.__self__), id(item.__func__)
     return id(item)
@@ -83,11 +85,16 @@ def _inside(item: Any) -> list[tuple[str, Any]]:
     if isinstance(item, Mapping):
         return [(f"[{_key(k)}]", v) for k, v in item.items()]
     if isinstance(item, (list, tuple)):
-        return [(f"[{i}]", v) for i, v in enumerate(item)]
+        return [] if _only_numbers(item) else [(f"[{i}]", v) for i, v in enumerate(item)]
     if isinstance(item, (set, frozenset)):
         return [("{}", tuple(sorted(_key(v) for v in item)))]
     own = getattr(item, "__dict__", None)
     return [(f".{k}", v) for k, v in own.items()] if isinstance(own, dict) else []
+
+
+def _only_numbers(items: Iterable[Any]) -> bool:
+    """Whether one fact tells them all: generators hold lists of some hundred."""
+    return set(map(type, items)) <= NUMBERS
 
 
 def _key(key: Any) -> str:
