@@ -1,6 +1,6 @@
 """An exception at every line: whatever was half-done is taken back, to the bit, and the run goes on as if nothing was.
 
-The points are found by running an action once under a tracer. The fast suite raises once at every fifth line, in one of
+The points are found by running an action once under a tracer. The fast suite raises once at every eleventh line, in one of
 the actions; the long one at every line, and at up to `MOST` executions of every line in every action.
 """
 
@@ -179,7 +179,7 @@ def points_of(name, folder, most):
 
 
 @pytest.mark.timeout(3600)  # a bound against hanging: 40 s on an idle core, and 200 s for every line
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.long)])
 def test_a_fault_at_a_line_leaves_everything_as_it_was(every, folder):
     """Each ``every``-th line in one of the actions, in turn; at its first execution there or its last.
 
