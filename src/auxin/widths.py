@@ -171,7 +171,11 @@ def widths_of(context: PlanContext) -> Widths:
             made = _width(place, width, context, costs, tries)
             if known is None or not made.why_not:
                 found[key] = made
-    shown = [width for key, width in found.items() if width.fits or not any(key < other for other in found)]
+    # A width that can grow in one way only is told once, by the way in which it can.
+    grows = {(width.at, width.makes, width.reads) for width in found.values() if width.fits}
+    told = {key for key, one in found.items() if not one.fits and (one.at, one.makes, one.reads) in grows}
+    told |= {key for key, one in found.items() if not one.fits and any(key < other for other in found)}
+    shown = [width for key, width in found.items() if key not in told]
     return Widths(sorted(shown, key=lambda width: order[width.at]), paths=list(modules))
 
 

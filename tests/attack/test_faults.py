@@ -1,7 +1,7 @@
 """An exception at every line: whatever was half-done is taken back, to the bit, and the run goes on as if nothing was.
 
-The points are found by running an action once under a tracer. The fast suite raises once at every eleventh line, in one of
-the actions; the long one at every line, and at up to `MOST` executions of every line in every action.
+The points are found by running an action once under a tracer. The fast suite raises once at every eleventh line, in one
+of the actions; the long one at every line, and at up to `MOST` executions of every line in every action.
 """
 
 import functools

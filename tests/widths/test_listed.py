@@ -168,3 +168,21 @@ def test_a_network_that_cannot_be_followed_is_listed_without_widths():
 
     found = ax.sites(Odd(), torch.randn(2, 4))
     assert str(found).endswith("no widths: the forward could not be followed: no")
+
+
+class Attended(nn.Module):
+    """A block with torch's own attention, whose heads tie the stream to whole steps of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(16), nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x):
+        h = self.norm(x)
+        return x + self.attention(h, h, h)[0]
+
+
+def test_a_width_that_can_grow_in_one_way_only_is_told_once():
+    net, x = nn.Sequential(nn.Linear(4, 16), Attended(), Attended(), nn.Linear(16, 2)), torch.randn(2, 5, 4)
+    streams = [width for width in ax.sites(net, x).widths if width.at == "0"]
+    assert [width.fits for width in streams] == [("Widen('0', by=4)",)]
