@@ -3,12 +3,14 @@
     python benchmarks/watched_step.py [--rounds 60]
 
 Training steps with the plain network and optimizer, with a Grower around them, and right after a growth, when the
-gradients of the new block are read in 20 steps. All in turn in one process, some steps at a time; a figure is the
-median of the ratios round by round, of seconds of the processor.
+gradients of the new block are read in 20 steps. The two of a pair take turns step by step in one process; a figure is
+the median of the ratios of ten steps each, of seconds of the processor. The calls of Python functions in a step do not
+depend on what else the machine does.
 """
 
 import argparse
 import statistics
+import sys
 import time
 
 import torch
@@ -28,13 +30,35 @@ class Training:
         when = ax.when.every(1)
         self.grower = ax.Grower(self.model, self.optimizer, edits=edit, when=when, probe=inputs) if watched else None
 
-    def seconds(self) -> float:
+    def step(self) -> float:
         started = time.process_time()
-        for _ in range(STEPS):
-            self.model(self.inputs).square().mean().backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        self.model(self.inputs).square().mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return time.process_time() - started
+
+
+def compared(one: Training, other: Training) -> float:
+    """Seconds of some steps of one over those of the other."""
+    spent = {one: 0.0, other: 0.0}
+    for turn in range(STEPS):
+        for training in (one, other) if turn % 2 else (other, one):
+            spent[training] += training.step()
+    return spent[one] / spent[other]
+
+
+def calls(training: Training) -> int:
+    """Python functions that one step calls."""
+    counted = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal counted
+        counted += event == "call"
+
+    sys.setprofile(count)
+    training.step()
+    sys.setprofile(None)
+    return counted
 
 
 def main() -> None:
@@ -47,15 +71,17 @@ def main() -> None:
     ratios: dict[str, list[float]] = {"watched / bare": [], "after a growth / bare": []}
     for turn in range(args.rounds + 1):
         grown, deeper = Training(True, inputs), Training(False, inputs)
-        grown.seconds(), deeper.seconds()
+        grown.step(), deeper.step()
         grown.grower.step()
         ax.grow(deeper.model, ax.Duplicate("blocks", by=1), deeper.optimizer, probe=inputs)
         for name, pair in zip(ratios, ((watched, bare), (grown, deeper)), strict=True):
-            times = {one: one.seconds() for one in (pair if turn % 2 else pair[::-1])}
+            found = compared(*pair)
             if turn:
-                ratios[name].append(times[pair[0]] / times[pair[1]])
-    for name, found in ratios.items():
+                ratios[name].append(found)
+    counts = ((calls(watched), calls(bare)), (calls(grown), calls(deeper)))
+    for (name, found), (own, plain) in zip(ratios.items(), counts, strict=True):
         print(f"{name}: median {statistics.median(found):.3f}   ({min(found):.2f} .. {max(found):.2f})")
+        print(f"    calls of Python functions in a step: {own} / {plain}")
 
 
 if __name__ == "__main__":

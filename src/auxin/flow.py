@@ -8,7 +8,6 @@ probe, and at each of the first optimizer steps after its birth, in the very gra
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import warnings
 import weakref
@@ -146,20 +145,16 @@ class FlowWatch:
     @torch.no_grad()
     def _read(self, optimizer: Any) -> None:
         for birth in self._births:
-            pairs = birth.pairs.get(id(optimizer), [])
+            rows = [row for pair in birth.pairs.get(id(optimizer), ()) for row in pair.read()]
             try:
-                held = {name: one for p in pairs for name, one in zip(p.sides, p.read(), strict=True)}
-                found = sizes({name: grad for name, (grad, _) in held.items()})
-                found |= {
-                    name: (found[name][0], held[name][1]) for p in pairs if p.part for name in p.sides if name in found
-                }
-                late = found.keys() - birth.alive
-                birth.alive |= {name for name in late if found[name][0] != 0 or _any(held[name][0])}
+                found = sizes({name: grad for name, grad, _ in rows})
+                alive = {name for name, grad, _ in rows if name in found and (found[name][0] != 0 or _any(grad))}
             except (RuntimeError, TypeError, NotImplementedError) as error:  # gradients of some unusual class
                 warnings.warn(f"the gradients of growth {birth.growth} cannot be watched: {error}", stacklevel=2)
                 self._births = [b for b in self._births if b is not birth]
                 return
-            birth.found |= {name: found.get(name, (0.0, count)) for name, (_, count) in held.items() if count}
+            birth.alive |= alive
+            birth.found |= {name: (found[name][0] if name in found else 0.0, count) for name, _, count in rows}
 
     def _report(self, birth: _Birth) -> None:
         birth.steps, birth.seen = birth.steps + 1, set()
@@ -189,25 +184,22 @@ class _Pair:
     old: weakref.ref[nn.Parameter] | None
     part: Part | None = None
 
-    def read(self) -> tuple[tuple[Tensor | None, int], tuple[Tensor | None, int]]:
-        """The gradients of both, each with its number of scalars; 0 where the tensor is gone."""
+    def read(self) -> list[tuple[str, Tensor | None, int]]:
+        """Name, gradient and number of scalars of each of the two that is there."""
         new, old = self.new(), None if self.old is None else self.old()
+        names = self.name, f"{self.name}{OLD}"
         if self.part is None:
-            return _grad_of(new), _grad_of(old)
+            both = zip(names, (new, old), strict=True)
+            return [(name, p.grad, p.numel()) for name, p in both if p is not None]
         if new is None or new.shape != self.part.mask.shape:
-            return (None, 0), (None, 0)
+            return []
         fresh = int(self.part.mask.sum())
         if is_spread(new.grad):
             mask = self.part.within(part_here(new)).mask.to(new.device)
             grads = zeroed(new.grad, mask), zeroed(new.grad, ~mask)
         else:
             grads = inside(self.part, new.grad)
-        return (grads[0], fresh), (grads[1], new.numel() - fresh)
-
-    @functools.cached_property
-    def sides(self) -> tuple[str, str]:
-        """Names for both."""
-        return self.name, f"{self.name}{OLD}"
+        return list(zip(names, grads, (fresh, new.numel() - fresh), strict=True))
 
 
 @dataclasses.dataclass
@@ -272,10 +264,6 @@ def inside(part: Part, grad: Tensor | None) -> tuple[Tensor | None, Tensor | Non
     return dense[mask], dense[~mask]
 
 
-def _grad_of(parameter: nn.Parameter | None) -> tuple[Tensor | None, int]:
-    return (None, 0) if parameter is None else (parameter.grad, parameter.numel())
-
-
 def _any(grad: Tensor | None) -> bool:
     """Whether a gradient holds anything but zeros (the sum of its squares may have come out as zero)."""
     return grad is not None and bool(_dense(grad).any())
@@ -327,16 +315,14 @@ def _unit_of(name: str, paths: Iterable[str]) -> str | None:
 def ratio(pairs: Iterable[tuple[Size | None, Size | None]]) -> float | None:
     """Root mean square of all the new gradients / of all their counterparts'; where both are there."""
     both = [(new, old) for new, old in pairs if new is not None and old is not None]
-    mine, theirs = _mean_square(new for new, _ in both), _mean_square(old for _, old in both)
+    mine, theirs = (_mean_square(side) for side in zip(*both, strict=True)) if both else (0.0, 0.0)
     value = math.sqrt(mine / theirs) if theirs > 0 and math.isfinite(mine) else math.nan
     return value if math.isfinite(value) else None
 
 
 def _mean_square(parts: Iterable[Size]) -> float:
-    squares, count = 0.0, 0
-    for square, numbers in parts:
-        squares, count = squares + square, count + numbers
-    return squares / max(1, count)
+    squares, counts = zip(*parts, strict=True)
+    return sum(squares) / max(1, sum(counts))
 
 
 def sizes(grads: Mapping[str, Tensor | None]) -> dict[str, Size]:
@@ -346,10 +332,9 @@ def sizes(grads: Mapping[str, Tensor | None]) -> dict[str, Size]:
         return {}
     together: Any = getattr(torch, "_foreach_norm")  # noqa: B009
     norms = together(list(held.values()))
-    first = norms[0]
-    if any(norm.dtype != first.dtype or norm.device != first.device for norm in norms):
+    if len({(norm.dtype, norm.device) for norm in norms}) > 1:
         norms = [norm.to(norms[0].device, torch.float64) for norm in norms]
-    values = torch.stack([whole(norm) for norm in norms]).tolist()
+    values = torch.stack([norm if type(norm) is Tensor else whole(norm) for norm in norms]).tolist()
     return {name: (norm * norm, grad.numel()) for (name, grad), norm in zip(held.items(), values, strict=True)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,9 +26,8 @@ class StepWatch:
     """
 
     def __init__(self, optimizers: Iterable[Any]):
-        # By optimizer: the parameters' ids, their gradients and the versions of these, at its last step.
-        self._used: dict[int, tuple[list[int], list[weakref.ref[torch.Tensor]], list[int]]] = {}
-        self._places: dict[int, tuple[weakref.ref[torch.Tensor], int]] | None = None  # the same by id, once it is asked
+        # By optimizer, and then by parameter: its gradient at the optimizer's last step, and the version of this.
+        self._used: dict[int, dict[int, tuple[weakref.ref[torch.Tensor], int]]] = {}
         self.steps = 0
         self.on_step: Callable[[Any], None] | None = None  # called with the optimizer
         watch = weakref.ref(self)
@@ -48,10 +48,7 @@ class StepWatch:
             self.on_step(optimizer)
         if self._first is None or optimizer is self._first:
             self.steps += 1
-        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        grads: Any = [p.grad for p in held]
-        self._used[id(optimizer)] = (list(map(id, held)), list(map(weakref.ref, grads)), [g._version for g in grads])
-        self._places = None
+        self._used[id(optimizer)] = _graded(chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
     @property
     def blind(self) -> bool:
@@ -60,11 +57,11 @@ class StepWatch:
 
     def used(self, p: torch.Tensor) -> bool:
         """Whether the gradient that ``p`` has now went into a step already."""
-        if self._places is None:
-            columns = (zip(*one, strict=True) for one in self._used.values())
-            self._places = {i: (grad, version) for rows in columns for i, grad, version in rows}
-        used = self._places.get(id(p))
-        return used is not None and p.grad is not None and used[0]() is p.grad and used[1] == p.grad._version
+        grad = p.grad
+        if grad is None:
+            return False
+        rows = (row for held in self._used.values() if (row := held.get(id(p))) is not None)
+        return any(then() is grad and version == grad._version for then, version in rows)
 
     def state(self, model: nn.Module) -> tuple[int, set[int]]:
         """Count of steps, and ids of the parameters whose gradient is used up: to return to."""
@@ -73,10 +70,12 @@ class StepWatch:
     def set_state(self, state: tuple[int, set[int]], model: nn.Module) -> None:
         """Return to what ``state`` gave, once the gradients are what they were (a copy raises their version)."""
         self.steps, used = state
-        held = [p for p in model.parameters() if id(p) in used and p.grad is not None]
-        grads: Any = [p.grad for p in held]
-        rows = list(map(id, held)), list(map(weakref.ref, grads)), [g._version for g in grads]
-        self._used, self._places = {0: rows}, None
+        self._used = {0: _graded(p for p in model.parameters() if id(p) in used)}
+
+
+def _graded(parameters: Iterable[torch.Tensor]) -> dict[int, tuple[weakref.ref[torch.Tensor], int]]:
+    """The gradient of each parameter that has one, by ``id`` of the parameter, with its version."""
+    return {id(p): (weakref.ref(grad), grad._version) for p in parameters if (grad := p.grad) is not None}
 
 
 def unscaled(scaler: Any) -> bool:
