@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from auxin.anatomy.hugging_face.stock import is_stock
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
 from auxin.change import Edit
@@ -39,12 +40,14 @@ class Finding:
         works: whether it was tried and worked.
         words: what it does, or why it does not work.
         edit: the edit; None for a companion.
+        stock: whether it works, or would have to, without ``stock=False``.
     """
 
     subject: str
     works: bool
     words: str
     edit: Any = None
+    stock: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,13 @@ class Examination:
         lines += [f"  {'works' if one.works else 'does not':<9} {one.subject}: {one.words}" for one in rows]
         if not self.trains:
             lines.append("  (no optimizer was returned, so what becomes of its state was not tried)")
-        first = next((one for one in self.edits if one.works), None)
+        first = min((one for one in self.edits if one.works), key=lambda one: not one.stock, default=None)
         if not self.works:
             lines.append("Nothing can grow as it stands." if first is None else "Mend what does not work, then write:")
         if first is not None:
             lines.append(f"  grower = auxin.Grower(model, ..., edits=auxin.{first.subject},")
-            lines.append("                        when=auxin.when.plateau(patience=3), rewarm=50, probe=batch)")
+            stock = "" if first.stock else ", stock=False"
+            lines.append(f"                        when=auxin.when.plateau(patience=3), rewarm=50, probe=batch{stock})")
         return "\n".join(lines)
 
 
@@ -117,7 +121,7 @@ def examine(model: nn.Module, *companions: Any, probe: Probe) -> Examination:
         verify(model, *able)
     except GrowthError as error:  # said once, where it belongs: every growth would be refused for it
         following, able = (*following, Finding("together", False, str(error))), []
-    tried = tuple(_tried(model, edit, able, probe) for edit in _edits(found))
+    tried = tuple(_tried(model, edit, able, probe, is_stock(inner)) for edit in _edits(found))
     growing = {unnumbered(width.at) for width in found.widths if width.edit is not None}
     alike = {unnumbered(width.at): width for width in reversed(found.widths) if width.why_not}
     stuck = [Finding(f"width of {w.at}", False, w.why_not) for at, w in alike.items() if at not in growing][::-1]
@@ -142,7 +146,7 @@ def _edits(found: Sites) -> Iterator[Edit]:
     lists = [site.at for site in found if any(text.startswith("Duplicate(") for text in site.fits)]
     yield from (Duplicate(at, by=1) for at in lists[:MOST])
     wider = [_by_a_quarter(width) for width, _ in found.widths.patterns() if width.edit and not width.edit.outputs]
-    yield from wider[:MOST]
+    yield from list(dict.fromkeys(wider))[:MOST]  # a quarter more heads, or heads a quarter longer: one edit
     behind = next((site.at for site in found if not site.why_not), None)
     if behind is not None and not lists and not wider:
         yield After(behind)
@@ -153,15 +157,20 @@ def _by_a_quarter(width: Width) -> Widen:
     return replace(width.edit, by=width.edit.by * max(1, width.size // width.step // 4))
 
 
-def _tried(model: nn.Module, edit: Edit, companions: Sequence[Any], probe: Probe) -> Finding:
-    name = shown(edit)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            change = grow(model, edit, *companions, probe=probe, dry_run=True)
-    except GrowthError as error:
-        return Finding(name, False, str(error), edit)
-    return Finding(name, True, _outcome(str(change)), edit)
+def _tried(model: nn.Module, edit: Edit, companions: Sequence[Any], probe: Probe, stock: bool) -> Finding:
+    """Grow and take it back; where ``stock``, once more without, if that is what is in the way."""
+    name, refusal = shown(edit), ""
+    for held in (True, False) if stock else (True,):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                change = grow(model, edit, *companions, probe=probe, stock=held, dry_run=True)
+        except GrowthError as error:
+            refusal = refusal or str(error)
+        else:
+            words = _outcome(str(change))
+            return Finding(name, True, words if held else f"with stock=False, {words}", edit, held)
+    return Finding(name, False, refusal, edit)
 
 
 def _outcome(line: str) -> str:

@@ -16,12 +16,14 @@ from auxin.anatomy.widths import groups
 from auxin.anatomy.widths.recipes import needed
 from auxin.anatomy.widths.terms import Term, find
 from auxin.anatomy.widths.tracer import Trace
+from auxin.anatomy.widths.tried import NOT_RUN
 from auxin.edits.widen import Widen
 from auxin.errors import GrowthError, reason
 from auxin.listing import folded, in_words, named_modules, unnumbered
 
 HEADER = ("width", "size", "step", "parameters", "FLOPs", "what moves together")
 NUMBERS = HEADER[1:5]
+ALIGNED = (4, 8)  # steps at once: 16 bytes of float32, of bfloat16
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Width:
     Attributes:
         at: path of the module whose output it is, the first one that makes it.
         size: of that output.
-        step: how many entries of it come at least: 1, or as many as a head has.
+        step: how many entries of it come at least: 1, as many as a head has, or as kernels ask for (16 bytes).
         parameters: scalars that one step more costs.
         flops: of a forward that one step more costs, per sample (products and convolutions; a multiply-add is two).
         makes: names of the tensors whose outputs get wider.
@@ -227,14 +229,9 @@ def _is_used(width: groups.Width) -> bool:
 
 def _width(place: _Place, width: groups.Width, context: PlanContext, costs: _Costs, tries: dict[Any, Any]) -> Width:
     edit, start, why = None, "", "; ".join(groups.refusals(width))
-    step = width.length(place.term) - place.size
     if not why:
-        alike = tuple((unnumbered(m.name), m.axis, hash(m.index)) for m in width.members)
-        key = unnumbered(place.path), place.size, step, frozenset(alike), width.reaches_output
-        if key not in tries:
-            tries[key] = _tried(place, width, context)
-        edit, start, why = tries[key]
-        edit = None if edit is None else replace(edit, at=place.path)
+        edit, start, why, width = _by_the_smallest_step(place, width, context, tries)
+    step = width.length(place.term) - place.size
     roles: dict[str, list[str]] = {}
     for member in width.members:
         role = {"out": "makes", "embedding": "makes", "in": "reads"}.get(member.role, "along")
@@ -254,6 +251,25 @@ def _width(place: _Place, width: groups.Width, context: PlanContext, costs: _Cos
         fits=() if edit is None else (_written(edit),),
         why_not=why,
     )
+
+
+def _by_the_smallest_step(
+    place: _Place, width: groups.Width, context: PlanContext, tries: dict[Any, Any]
+) -> tuple[Widen | None, str, str, groups.Width]:
+    """As ``_tried``, and the width that it is about: a coarser one where kernels refuse rows that are not aligned."""
+    edit, start, why = None, "", ""
+    for times in (1, *ALIGNED):
+        coarser = width if times == 1 else groups.closure(width.trace, [(place.atom, times)])
+        alike = tuple((unnumbered(m.name), m.axis, hash(m.index)) for m in coarser.members)
+        key = unnumbered(place.path), place.size, times, frozenset(alike), coarser.reaches_output
+        if key not in tries:
+            tries[key] = _tried(place, coarser, context)
+        edit, start, why = tries[key]
+        if edit is not None:
+            return replace(edit, at=place.path), start, why, coarser
+        if NOT_RUN not in why:
+            break
+    return None, start, why, width
 
 
 def _written(edit: Widen) -> str:

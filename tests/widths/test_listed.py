@@ -186,3 +186,31 @@ def test_a_width_that_can_grow_in_one_way_only_is_told_once():
     net, x = nn.Sequential(nn.Linear(4, 16), Attended(), Attended(), nn.Linear(16, 2)), torch.randn(2, 5, 4)
     streams = [width for width in ax.sites(net, x).widths if width.at == "0"]
     assert [width.fits for width in streams] == [("Widen('0', by=4)",)]
+
+
+class Aligned(nn.Module):
+    """Rows of 16 bytes, as the kernels of grouped products ask for them."""
+
+    bytes = 16
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        hidden = torch.relu(self.up(x))
+        if hidden.stride(0) * hidden.element_size() % self.bytes:
+            raise ValueError("strides should be multiple of 16 bytes")
+        return self.down(hidden)
+
+
+def test_what_runs_in_coarser_steps_only_is_listed_with_them():
+    net, probe = Aligned(), torch.randn(4, 6)
+    (width,) = (width for width in ax.sites(net, probe).widths if width.at == "up")
+    assert (width.step, width.edit, width.fits) == (4, ax.Widen("up", by=4), ("Widen('up', by=4)",))
+    assert ax.grow(net, width.edit, probe=probe).added_parameters == width.parameters == 36
+    net.bytes = 1024
+    net.up, net.down = nn.Linear(6, 256), nn.Linear(256, 2)
+    (width,) = (width for width in ax.sites(net, probe).widths if width.at == "up")
+    assert width.edit is None and "would not run on the probe: strides should" in width.why_not
+    assert width.step == 1

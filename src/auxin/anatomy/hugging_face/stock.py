@@ -84,7 +84,7 @@ def check_stock(model: nn.Module, change: Change, context: PlanContext) -> None:
     counts = [words for words, counted in differ if counted]
     compared = context.has_probe and not is_unit(model)  # the rebuilt one would hold shards
     if counts or (compared and not _same_outputs(model, twin, context)):
-        found = counts or [words for words, _ in differ] or ["the outputs differ, by something that the depth decides"]
+        found = counts or [words for words, _ in differ] or ["the outputs differ, by what a configuration decides"]
         raise GrowthError(
             f"{type(model).__name__}: plain transformers would build another model from the grown configuration: "
             f"{'; '.join(found[:4])}. {ACCEPT}"

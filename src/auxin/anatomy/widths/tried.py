@@ -21,6 +21,7 @@ from auxin.errors import reason
 from auxin.ranks import Ranks
 from auxin.sharded import group_of, holders, is_spread, resize, settle, units
 
+NOT_RUN = "the network would not run on the probe"
 ROUNDING = 256.0  # of the epsilon of the outputs' dtype (at best float32's), times their size
 FINE = 16.0  # where the outputs are float64: what computes in float32 inside rounds less often
 
@@ -107,7 +108,7 @@ def _tried(
             inside.enter_context(standing(context.model, swaps, assigns))
             after = [t.detach().clone() for t in tensors_in(context.run())]
     except Exception as error:  # whatever a user's forward raises
-        return f"the network would not run on the probe: {reason(error)}{_place(error)}", math.inf
+        return f"{NOT_RUN}: {reason(error)}{_place(error)}", math.inf
     if not same:
         return "", 0.0
     if len(before) != len(after):
