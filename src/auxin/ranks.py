@@ -31,9 +31,10 @@ T = TypeVar("T")
 
 c10d: Any = dist  # with the names that its stubs do not list
 BUCKET = 250 * 1024 * 1024  # bytes of tensors that are sent at once
-EVERYBODY = "everybody came"
+MISSED = "missed "  # how the answer of a meeting begins to which not all came
 SHOWN = 3  # lines of a disagreement
 _STARTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # process group -> the prefix of its keys
+_COUNTS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # process group -> the number of its last meeting
 
 
 class Ranks:
@@ -108,6 +109,17 @@ class Ranks:
         Raises:
             GrowthError: as for ``agree``.
         """
+        return self._tell(what, make, to_all=True)
+
+    def collect(self, what: str, make: Callable[[], T]) -> list[T]:
+        """On rank 0 what ``make()`` gives on every rank, by rank, as ``share`` does; [] on the others.
+
+        Raises:
+            GrowthError: as for ``agree``.
+        """
+        return self._tell(what, make, to_all=False)
+
+    def _tell(self, what: str, make: Callable[[], T], to_all: bool) -> list[T]:
         if self.alone:
             return [make()]
         try:
@@ -115,7 +127,7 @@ class Ranks:
         except BaseException as error:
             self._meet(what, None, error)
             raise
-        return self._meet(what, value)
+        return self._meet(what, value, to_all=to_all)
 
     def mean(self, what: str, make: Callable[[], float]) -> float:
         """The mean over the ranks of what ``make()`` gives; see ``share``."""
@@ -140,10 +152,10 @@ class Ranks:
                 "back; the process group itself may be broken."
             ) from error
 
-    def _meet(self, what: str, value: Any, error: BaseException | None = None) -> list[Any]:
+    def _meet(self, what: str, value: Any, error: BaseException | None = None, to_all: bool = True) -> list[Any]:
         """Tell all ranks a value, or what was raised here, and hear theirs."""
         try:
-            words = self._gather(what, json.dumps([what, value, _told(error)]))
+            words = self._gather(what, json.dumps([what, value, _told(error)]), to_all)
         except Exception as missing:
             if error is None:
                 raise
@@ -181,38 +193,47 @@ class Ranks:
         refusal.heard_of = True  # pyright: ignore[reportAttributeAccessIssue]
         raise refusal from error
 
-    def _gather(self, what: str, word: str) -> list[bytes]:
-        """The words of all ranks. Whether everybody came is decided once, for all of them, in the store."""
+    def _gather(self, what: str, word: str, to_all: bool = True) -> list[str]:
+        """The words of all ranks; with ``to_all=False``, and where none has raised, on rank 0 only, [] on the others.
+
+        Rank 0 reads them and writes one answer for all: a thousand ranks that read the words of each would read a
+        million. Whether everybody came is decided once, for all of them, in the store.
+        """
         store, timeout = self._group.get_group_store(), _timeout(self._group)
         try:
             start = self._start(what, store, timeout)
-            number = store.add(f"{start}/{self.rank}", 1)
+            _COUNTS[self._group] = number = _COUNTS.get(self._group, 0) + 1
             here, before = f"{start}/meeting/{number}", f"{start}/meeting/{number - 1}"
-            keys = [f"{here}/{rank}" for rank in range(self.size)]
+            keys, answer = [f"{here}/{rank}" for rank in range(self.size)], f"{here}/answer"
             store.set(keys[self.rank], word)
+            came = True
             try:
-                store.wait(keys, timeout)
-                verdict = EVERYBODY
+                store.wait(keys if self.rank == 0 else [answer], timeout)
             except RuntimeError:
-                missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-                verdict = ", ".join(missing) or EVERYBODY
+                came = False
             except BaseException:
-                store.compare_set(f"{here}/verdict", "", f"{self.rank} (interrupted)")
+                store.compare_set(answer, "", f"{MISSED}{self.rank} (interrupted)")
                 raise
-            verdict = store.compare_set(f"{here}/verdict", "", verdict).decode()
-            words = store.multi_get(keys) if verdict == EVERYBODY else []
-            if words:  # so all are through with the one before
+            words: list[str] = []
+            if came and self.rank != 0:
+                said = store.get(answer).decode()
+            else:
+                late = [] if came else [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+                words = [] if late else [word.decode() for word in store.multi_get(keys)]
+                said = MISSED + ", ".join(late) if late else _answer(words, to_all)
+                said = store.compare_set(answer, "", said).decode()
+            if not said.startswith(MISSED):  # so all are through with the one before
                 store.delete_key(f"{before}/{self.rank}")
                 if self.rank == 0:
-                    store.delete_key(f"{before}/verdict")
+                    store.delete_key(f"{before}/answer")
         except RuntimeError as error:
             raise GrowthError(
                 f"{what}: rank {self.rank} cannot reach the store of the process group any more ({error}). The process "
                 "that holds it, mostly rank 0, has ended. Nothing was changed here."
             ) from error
-        if not words:
-            raise self._missed(what, verdict, timeout)
-        return words
+        if said.startswith(MISSED):
+            raise self._missed(what, said.removeprefix(MISSED), timeout)
+        return words or _words(said, self.size)
 
     def _start(self, what: str, store: Any, timeout: timedelta) -> str:
         """A name that only this start of the processes has: under torchrun the store, with its words, outlives them.
@@ -225,13 +246,14 @@ class Ranks:
         token, deadline, pause = secrets.token_hex(8), time.monotonic() + timeout.total_seconds(), 0.001
         store.set(keys[self.rank], token)
         while True:
-            said = [store.get(key).decode() if store.check([key]) else "" for key in keys]
+            said = [word.decode() for word in store.multi_get(keys)] if store.check(keys) else []
             seen = hashlib.sha256(" ".join(word.partition(" ")[0] for word in said).encode()).hexdigest()
-            late = [str(rank) for rank, word in enumerate(said) if not word.endswith(seen)]
-            if not late:
+            late = [rank for rank, word in enumerate(said) if not word.endswith(seen)]
+            if said and not late:
                 return _STARTS.setdefault(self._group, f"auxin/{seen[:16]}")
             if time.monotonic() > deadline:
-                raise self._missed(what, ", ".join(late), timeout)
+                late = late or [rank for rank, key in enumerate(keys) if not store.check([key])]
+                raise self._missed(what, ", ".join(map(str, late)), timeout)
             store.set(keys[self.rank], f"{token} {seen}")
             time.sleep(pause := min(0.05, 2 * pause))
 
@@ -288,6 +310,21 @@ def _timeout(group: Any) -> timedelta:
         except (RuntimeError, AttributeError):
             continue
     return dist.default_pg_timeout
+
+
+def _answer(words: Sequence[str], to_all: bool) -> str:
+    """What is written for all ranks: the words of all, one where they are equal, none where only rank 0 needs them."""
+    if len(set(words)) == 1:
+        return json.dumps(words[:1])
+    heard = [json.loads(word) for word in words]
+    fine = all(error is None and call == heard[0][0] for call, _, error in heard)
+    return json.dumps([] if fine and not to_all else words)
+
+
+def _words(answer: str, size: int) -> list[str]:
+    """The words of all ranks, from what was written."""
+    words = json.loads(answer)
+    return words * size if len(words) == 1 else words
 
 
 def _told(error: BaseException | None) -> tuple[str, str] | None:

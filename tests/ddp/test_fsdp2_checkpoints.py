@@ -310,3 +310,36 @@ def two_networks(rank: int, path: str) -> str:
 def test_ranks_with_different_networks_are_told(tmp_path: Path) -> None:
     first, second = on_ranks(2, two_networks, str(tmp_path))
     assert first == second and "ax.load: reading: the ranks differ" in first and "blocks.1" in first
+
+
+def verified(rank: int, path: Path) -> Any:
+    """Which shards this rank reads for their checksums, from one disk and from copies; and what a damaged copy says."""
+    read, verify = [], directory._verify
+
+    def noted(checkpoint: Path, name: str, *words: Any) -> None:
+        read.extend([name] if name.endswith(directory.SHARDS) else [])
+        verify(checkpoint, name, *words)
+
+    directory._verify = noted
+    job = Job(rank, 2)
+    ax.save(job.grower, path / "good")
+    ax.load(path / "good", job.grower)
+    shared = [*read]
+    shutil.copytree(path / "good", path / str(rank))
+    read.clear()
+    ax.load(path / str(rank), job.grower)
+    if rank == 1:
+        shard_of_zero = path / "1" / "checkpoint-000001" / "__0_0.distcp"
+        content = bytearray(shard_of_zero.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard_of_zero.write_bytes(content)
+    with pytest.raises(ax.GrowthError) as error:
+        ax.load(path / str(rank), job.grower)
+    return shared, sorted(read[:2]), str(error.value)
+
+
+@pytest.mark.distributed
+def test_ranks_share_the_checksums_of_one_disk_and_not_those_of_copies(tmp_path: Path) -> None:
+    for rank, (shared, own, text) in enumerate(on_ranks(2, verified, tmp_path)):
+        assert shared == [f"__{rank}_0.distcp"] and own == ["__0_0.distcp", "__1_0.distcp"]
+        assert "rank 1: The checkpoint" in text and "__0_0.distcp is not what was written" in text

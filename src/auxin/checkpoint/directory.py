@@ -25,6 +25,7 @@ from torch import Tensor
 
 from auxin.checkpoint import manifest, tensors
 from auxin.errors import GrowthError
+from auxin.ranks import Ranks
 
 Content = bytes | Mapping[str, Tensor]
 
@@ -133,12 +134,13 @@ def write(
     return complete
 
 
-def read(path: str | os.PathLike[str], go_back: bool = False) -> Files:
+def read(path: str | os.PathLike[str], go_back: bool = False, ranks: Ranks | None = None) -> Files:
     """The newest checkpoint in a directory, or the one at ``path`` itself, every file of it verified first.
 
     Args:
         path: what was given to ``write``, or one ``checkpoint-...`` inside.
         go_back: where the newest in a directory was cut off, read the newest that is whole, with a warning.
+        ranks: all of which call this; they share the work of verifying shards, of which there may be terabytes.
 
     Returns:
         Its files.
@@ -163,10 +165,10 @@ def read(path: str | os.PathLike[str], go_back: bool = False) -> Files:
             raise GrowthError(f"'{checkpoint}' is a link. Name the checkpoint that it leads to.")
         older = found[-2::-1]
     try:
-        return _verified(checkpoint)
+        return _verified(checkpoint, ranks)
     except manifest.Damage as damage:
         check_there(checkpoint)
-        found = _first_whole(older)
+        found = _first_whole(older, ranks)
         text = f"The checkpoint '{checkpoint}' is damaged or was cut off: {damage}."
         if go_back and not one and isinstance(damage, manifest.Cut) and found is not None:
             warnings.warn(f"{text} Loaded the newest that is whole: '{found.path}'.", stacklevel=4)
@@ -332,21 +334,60 @@ def check_there(checkpoint: Path) -> None:
         ) from None
 
 
-def _verified(checkpoint: Path) -> Files:
+def _verified(checkpoint: Path, ranks: Ranks | None = None) -> Files:
     listed = manifest.parse(_read(checkpoint, manifest.NAME, manifest.LARGEST))
+    shards = sorted(name for name in listed if name.endswith(SHARDS))
     contents = {}
     for name, entry in listed.items():
         if not _FILE.fullmatch(name):
             raise manifest.Damage(f"{manifest.NAME} names a file {name!r}")
-        with _opened(checkpoint, name) as descriptor:
-            if (size := os.fstat(descriptor).st_size) != entry.size:
-                raise manifest.Cut(f"{name} has {size:,} bytes, it was written with {entry.size:,}")
-            if entry.layout is None and not name.endswith(SHARDS):
-                contents[name] = _all(descriptor)
-            blocks = [contents[name]] if name in contents else _blocks(descriptor)
-            if not entry.holds(blocks):
-                raise manifest.Cut(f"{name} is not what was written (its checksum differs)")
+        if name not in shards:
+            _verify(checkpoint, name, entry, contents)
+    if shards and ranks is not None and _one_for_all(checkpoint, ranks):
+        _share(checkpoint, {name: listed[name] for name in shards}, ranks)
+    else:
+        for name in shards:
+            _verify(checkpoint, name, listed[name])
     return Files(checkpoint, listed, contents)
+
+
+def _verify(checkpoint: Path, name: str, entry: manifest.Entry, contents: dict[str, bytes] | None = None) -> None:
+    """Read a file for its checksum, and keep it where it holds no tensors."""
+    with _opened(checkpoint, name) as descriptor:
+        if (size := os.fstat(descriptor).st_size) != entry.size:
+            raise manifest.Cut(f"{name} has {size:,} bytes, it was written with {entry.size:,}")
+        if contents is not None and entry.layout is None:
+            contents[name] = _all(descriptor)
+        blocks = [contents[name]] if contents is not None and name in contents else _blocks(descriptor)
+        if not entry.holds(blocks):
+            raise manifest.Cut(f"{name} is not what was written (its checksum differs)")
+
+
+def _one_for_all(checkpoint: Path, ranks: Ranks) -> bool:
+    """Whether the ranks see one file system, and not each a copy of its own."""
+
+    def seen() -> list[Any]:
+        found = os.stat(checkpoint / manifest.NAME)
+        return [checkpoint.name, found.st_ino, found.st_mtime_ns]
+
+    told = ranks.share("ax.load: the checkpoint", seen)
+    return len(told) > 1 and all(one == told[0] for one in told)
+
+
+def _share(checkpoint: Path, shards: dict[str, manifest.Entry], ranks: Ranks) -> None:
+    """Each rank verifies its part of the shards; what one has found is raised on all."""
+
+    def found() -> tuple[bool, str]:
+        try:
+            for name in [*shards][ranks.rank :: ranks.size]:
+                _verify(checkpoint, name, shards[name])
+        except manifest.Damage as damage:
+            return isinstance(damage, manifest.Cut), str(damage)
+        return False, ""
+
+    for cut, text in ranks.share("ax.load: the shards", found):
+        if text:
+            raise (manifest.Cut if cut else manifest.Damage)(text)
 
 
 @contextmanager
@@ -385,8 +426,8 @@ def _read(checkpoint: Path, name: str, largest: int) -> bytes:
         return _all(descriptor)
 
 
-def _first_whole(checkpoints: list[Path]) -> Files | None:
+def _first_whole(checkpoints: list[Path], ranks: Ranks | None) -> Files | None:
     for candidate in checkpoints:
         with suppress(manifest.Damage):
-            return _verified(candidate)
+            return _verified(candidate, ranks)
     return None

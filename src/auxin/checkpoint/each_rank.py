@@ -16,8 +16,8 @@ FILE = "ranks.json"
 
 
 def told(ranks: Ranks, make: Callable[[], Mapping[str, Any]]) -> list[Any]:
-    """What ``make()`` gives on every rank, by rank, as plain JSON data; what it raises on one is raised on all."""
-    return ranks.share("ax.save", lambda: typed.encode(dict(make()), "run"))
+    """On rank 0 what ``make()`` gives on every rank, as plain JSON data; what it raises on one is raised on all."""
+    return ranks.collect("ax.save", lambda: typed.encode(dict(make()), "run"))
 
 
 def dumped(parts: list[Any]) -> dict[str, bytes]:

@@ -248,7 +248,7 @@ def _loaded(path: str | os.PathLike[str], into: _Target) -> Any:
     """Every rank reads the same, then every rank loads it; what is refused on one is refused on all."""
     # A run makes the steps again that were lost with a newer checkpoint; a bare network would be another one.
     with into.ranks.agree("ax.load: reading") as lines:
-        files = read(path, go_back=into.grower is not None)
+        files = read(path, go_back=into.grower is not None, ranks=into.ranks)
         parts = _read_parts(files, into)
         lines += [files.path.name, *(f"{name} {entry.digest}" for name, entry in sorted(files.manifest.items()))]
         lines += [] if into.ranks.alone else agreed.structure(into.model, optimizers_in(into.companions))

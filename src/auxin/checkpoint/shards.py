@@ -119,7 +119,7 @@ def write(
         model: under FSDP2.
 
     Returns:
-        The files of all ranks, for the manifest.
+        On rank 0 the files of all ranks, for the manifest.
 
     Raises:
         GrowthError: a rank cannot write, or does not see that directory.
@@ -142,7 +142,7 @@ def write(
             "were. Make room, or save somewhere else: ax.save(grower, 'another/directory')."
         ) from error
     own = [*directory.glob(f"__{ranks.rank}_*{SHARDS}"), *([directory / METADATA] if ranks.rank == 0 else [])]
-    told = ranks.share("ax.save: the shards", lambda: [[file.name, *_sum(file)] for file in own])
+    told = ranks.collect("ax.save: the shards", lambda: [[file.name, *_sum(file)] for file in own])
     return {name: Entry(size, digest, None) for entries in told for name, size, digest in entries}
 
 
