@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 
 import auxin as ax
 from auxin.cli import main
-from auxin.extrapolate import Curve, Point, forecasts
+from auxin.extrapolate import DRAWS, Curve, Past, Point, forecasts, foreseen
 from auxin.ledger import flops_of
 from auxin.pilots import Parts, finer, finest, part_of, samples_in
 
@@ -246,7 +246,7 @@ def test_a_way_that_diverges_is_no_reason_to_end(old: Old) -> None:
         return net, torch.optim.SGD(net.parameters(), lr=1e30)
 
     told = ax.verdict(model, optimizer, anew=wild, evidence=evidence(), budget=budget(model, 1000))
-    assert told.winner == "go on" and math.isnan(told.plans[1].expected) and told.gain == 0
+    assert told.winner == "go on" and math.isnan(told.plans[1].expected) and told.gain == 1
 
 
 @pytest.mark.parametrize("batch", [torch.arange(8.0), (torch.arange(8.0), torch.ones(8, 2)), {"x": torch.arange(8.0)}])
@@ -378,3 +378,74 @@ def test_the_command_says_what_is_wrong(place: str, message: str, capsys: pytest
     assert main(["verdict", place]) == 2
     told = capsys.readouterr().err
     assert told.startswith("auxin verdict: ") and message in told
+
+
+def past(of: Callable[[float], float], steps: int = 1000) -> list[tuple[float, float]]:
+    return [(n, of(n)) for n in range(25, steps + 1, 25)]
+
+
+def test_the_past_tells_where_a_new_network_goes() -> None:
+    """The way that the smaller one went, some octaves ahead of it."""
+    told = Past(past(lambda n: 10 / n**0.5))
+    steps = (10, 100, 400, 4000)  # the first before the past begins, the last after it ends
+    ends = foreseen(told, [("fresh", n) for n in steps]).median(0).values.exp().tolist()
+    assert ends == sorted(ends, reverse=True)
+    assert all(0.4 * 10 / n**0.5 < end < 10 / n**0.5 for n, end in zip(steps, ends, strict=True))
+
+
+def test_the_past_tells_whether_going_on_or_growing_has_something_to_gain() -> None:
+    """Where the curve still falls, many steps are worth more than room; where it has flattened, or rises, room is."""
+    falling, flat = Past(past(lambda n: 1 / n)), Past(past(lambda n: 1 / min(n, 200)))
+    for curve, better in ((falling, 0), (flat, 1)):
+        ends = foreseen(curve, [("old", 500), ("grown", 50)])
+        assert float((ends.argmin(1) == better).double().mean()) > 0.7
+
+
+def test_a_budget_that_pays_for_no_pilot_is_judged_by_the_past_alone(old: Old) -> None:
+    model, optimizer = old
+    known = {"budget": budget(model, 60), **ways()}
+    assert ax.verdict(model, optimizer, **known).words
+    told = ax.verdict(model, optimizer, **known, history=past(lambda n: 1 / n, 200))
+    assert told.rounds == 0 and not told.words and told.winner == "go on" and told.price <= 0.1 * told.budget
+    assert all(math.isfinite(plan.expected) for plan in told.plans)
+
+
+def test_the_past_is_weighed_beside_the_pilots(old: Old) -> None:
+    model, optimizer = old
+    known = {"budget": budget(model, 4000), **ways()}
+    without = ax.verdict(model, optimizer, **known).plans
+    low, high = (
+        ax.verdict(model, optimizer, **known, history=past(lambda n, level=level: level / n**0.3)).plans[2].expected
+        for level in (0.1, 10)
+    )
+    assert low < without[2].expected < high
+
+
+@pytest.mark.parametrize(
+    ("history", "match"),
+    [
+        ([1.0, 0.5, 0.3, 0.2], r"history=\.\.\.\).*Pass pairs of optimizer steps and the loss"),
+        ([(1, "low")], "Pass pairs of optimizer steps"),
+        ([], r"0 points tell too little: pass 4 or more"),
+        ([(100, 1.0), (150, 0.8), (200, 0.7), (300, 0.6)], "4 points from step 100 to 300 tell too little"),
+        ([(0, 1.0), (100, 0.8), (200, 0.7), (400, 0.6)], "its steps have to rise from above 0"),
+        ([(100, 1.0), (90, 0.8), (200, 0.7), (400, 0.6)], "its steps have to rise"),
+        ([(100, 1.0), (150, math.nan), (200, 0.7), (400, 0.6)], "its losses to be finite"),
+    ],
+)
+def test_a_past_that_tells_nothing(history: Any, match: str, old: Old) -> None:
+    model, optimizer = old
+    before = state(model, optimizer)
+    with pytest.raises(ax.GrowthError, match=match):
+        ax.verdict(model, optimizer, budget=budget(model, 1000), **ways(), history=history)
+    assert same(before, state(model, optimizer))
+
+
+def test_the_past_tells_nothing_of_a_new_network_that_is_below_it_already() -> None:
+    def curve(losses: tuple[float, float, float], fresh: bool) -> Curve:
+        return Curve(tuple(Point(0.01 * 2**n, (loss,) * 4) for n, loss in enumerate(losses)), fresh)
+
+    old, past = curve((1.0, 1.0, 1.0), False), (0.0, torch.full((DRAWS, 2), 3.0, dtype=torch.float64))
+    for losses, told in (((2.0, 1.5, 0.9), False), ((2.0, 1.6, 1.1), True)):
+        ways = [[old], [curve(losses, True)]]
+        assert torch.equal(forecasts(ways, cut=1)[:, 1], forecasts(ways, cut=1, past=past)[:, 1]) is not told

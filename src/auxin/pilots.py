@@ -157,10 +157,11 @@ class Bench:
         anew: builds the larger network and what trains it; None: nobody starts anew.
         evidence: to train and to judge on.
         cut: parts of a batch in a step of a pilot.
+        budget: FLOPs of a whole run.
     """
 
-    def __init__(self, grower: Grower, anew: Anew | None, evidence: Evidence, cut: int):
-        self.grower, self.anew, self.evidence, self.cut = grower, anew, evidence, cut
+    def __init__(self, grower: Grower, anew: Anew | None, evidence: Evidence, cut: int, budget: float):
+        self.grower, self.anew, self.evidence, self.cut, self.budget = grower, anew, evidence, cut, budget
         self.spent: dict[str, float] = {"races": 0.0, "probing": 0.0, "evaluation": 0.0}
 
     def ways(self, edits: Sequence[Any]) -> list[Way]:
@@ -197,6 +198,16 @@ class Bench:
                 wrapped = [c for c in self.grower.companions if isinstance(c, DistributedDataParallel)]
                 yield self.grower.model, (*self.grower.optimizers, *wrapped), self.evidence
 
+    @contextmanager
+    def _shortened(self, share: float) -> Iterator[None]:
+        """Let what grows warm up inside over this share of the steps that it would take in a whole run."""
+        rewarm = self.grower.rewarm
+        self.grower.rewarm = math.ceil(min(1.0, share) * rewarm)
+        try:
+            yield
+        finally:
+            self.grower.rewarm = rewarm
+
     def _anew(self) -> tuple[nn.Module, tuple[Any, ...], Evidence]:
         return started(self.anew, self.grower.model, self.evidence, self.grower.probe)
 
@@ -214,7 +225,8 @@ class Bench:
             judges: batches of validation data to look at.
         """
         found: list[Look] = []
-        with self.open(way.name, way.edit, seed) as (model, companions, evidence):
+        with self._shortened(steps * way.flops / self.budget), self.open(way.name, way.edit, seed) as opened:
+            model, companions, evidence = opened
             judged = (evidence.validation or ())[:judges]
             parts: Any = Parts(evidence.batches, self.cut)
             small = Evidence(evidence.loss, parts, judged, evidence.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from auxin.anatomy.tree import unwrap
 from auxin.change import Edit
-from auxin.errors import GrowthError
+from auxin.errors import GrowthError, reason
 from auxin.evidence import Evidence
-from auxin.extrapolate import Curve, Point, forecasts
+from auxin.extrapolate import Curve, Kind, Past, Point, forecasts, foreseen
 from auxin.grower import Grower
 from auxin.pilots import ANEW, GO_ON, GROW, Anew, Bench, Look, Parts, finer, finest
 from auxin.race import check_evidence, shown
@@ -29,10 +30,13 @@ LOOKS = 3  # at each pilot, each after twice as many steps as the one before
 LOOKING = 0.25  # of a round, at most, for losses on validation data
 LEAST = 4  # steps of a pilot, below which it tells nothing
 EARLY = 4  # by which factor an error has to be less likely for the first round to end it
+WORTH = 0.01  # relative gain over the next best from which on a way is named
 JUDGES = 8  # batches of validation data to look at, at least
 QUANTILES = (0.05, 0.5, 0.95)
 NAME = 60  # letters of a way in a table
 SAME = "no difference"
+KINDS: dict[str, Kind] = {GO_ON: "old", GROW: "grown", ANEW: "fresh"}
+TOLD, BACK = 4, 4  # points that a past has at least, and the factor between its first step and its last
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ class Verdict:
 
     Attributes:
         plans: going on first, then each growth, then starting anew.
-        winner: the name of the best plan, or "no difference" where that is not sure.
+        winner: the name of the best plan, or "no difference" where that is not sure, or by less than a hundredth.
         edit: the edit of the winner, if it grows; else None.
-        gain: by which part the loss of the best plan is expected to end below that of the next one.
+        gain: by which part the loss of the best plan is expected to end below that of the next one; 1: all others
+            have diverged.
         sure: the probability that the best plan is the best.
         budget: that was judged, in FLOPs.
         spent: FLOPs by kind, as in a ledger: "races" are the pilots, "probing" the checks of growths, "evaluation" the
@@ -123,7 +128,8 @@ class Verdict:
         if self.words:
             lines.append(f"{SAME} could be found out: {self.words}")
         elif self.winner == SAME:
-            lines.append(f"{SAME} that is sure: {names[self.plans.index(self.best)]} is best with {self.sure:.0%}")
+            best = names[self.plans.index(self.best)]
+            lines.append(f"{SAME} that is sure: {best} is best with {self.sure:.0%}, by {self.gain:.1%}")
         else:
             lines.append(f"{self.winner}: {self.gain:.1%} below the next best, sure to {self.sure:.0%}")
         part = self.price / self.budget
@@ -155,6 +161,7 @@ def verdict(
     edits: Edit | Iterable[Edit | Sequence[Edit]] = (),
     anew: Anew | None = None,
     probe: Any = None,
+    history: Iterable[tuple[float, float]] | None = None,
     sure: float = 0.7,
     **options: Any,
 ) -> Verdict:
@@ -177,6 +184,8 @@ def verdict(
         anew: ``anew() -> (model, optimizer)`` builds the larger network that would start anew, with new weights each
             time; with ``Evidence(step=...)`` it returns a step of its own too.
         probe: one batch to prove growths on; None: a part of the first of the evidence.
+        history: how training went so far, from your log: pairs of optimizer steps and the loss on the validation data
+            then, the last that of now. It is judged better then, and small budgets at all.
         sure: the probability from which on it names a winner, and ends.
         options: of ``Grower``, for the growths: ``rewarm``, ``group``, ``stock``.
 
@@ -184,9 +193,9 @@ def verdict(
         The verdict.
 
     Raises:
-        GrowthError: there is no validation data, nothing to compare with, a budget below one step, a loss that is
-            negative or not finite, an edit that does not fit, or an ``anew`` that builds something else; nothing is
-            changed then.
+        GrowthError: there is no validation data, nothing to compare with, a budget below one step, a history that is
+            too short, a loss that is negative or not finite, an edit that does not fit, or an ``anew`` that builds
+            something else; nothing is changed then.
 
     Source:
         Our own; measured in docs/verdict.md, misses included.
@@ -209,9 +218,39 @@ def verdict(
         raise GrowthError(f"verdict(sure={sure!r}): pass a probability from 0.5 and below 1.")
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise GrowthError(f"verdict(budget={budget!r}): pass FLOPs, as steps * auxin.ledger.flops_of(model, loss, x).")
+    past = None if history is None else _past(history)
     grower = _grower_of(model, companions, evidence, edits, probe, options)
     with _without_gradients(grower.model):
-        return Judged(grower, anew, float(budget)).verdict(float(sure), started)
+        return Judged(grower, anew, float(budget), past).verdict(float(sure), started)
+
+
+def _past(history: Iterable[tuple[float, float]]) -> Past:
+    """What a user's log tells.
+
+    Raises:
+        GrowthError: it is none, or too short to tell anything.
+    """
+    try:
+        points = [(float(steps), float(loss)) for steps, loss in history]
+    except (TypeError, ValueError) as error:
+        raise GrowthError(
+            f"verdict(history=...): {reason(error)}. Pass pairs of optimizer steps and the loss on the validation data "
+            "then, as [(100, 0.9), (200, 0.7), ...]."
+        ) from error
+    steps = [step for step, _ in points]
+    rising = all(a < b for a, b in itertools.pairwise([0.0, *steps]))
+    if not rising or not all(math.isfinite(value) and value >= 0 for point in points for value in point):
+        raise GrowthError(
+            "verdict(history=...): its steps have to rise from above 0, and its losses to be finite and not negative. "
+            "Leave out what came before a restart, and points without a loss."
+        )
+    if len(points) < TOLD or steps[-1] < BACK * steps[0]:
+        between = f" from step {steps[0]:g} to {steps[-1]:g}" if steps else ""
+        raise GrowthError(
+            f"verdict(history=...): {len(points)} points{between} tell too little: pass {TOLD} or more, of which the "
+            f"last has {BACK} times the steps of the first or more; or leave it out."
+        )
+    return Past(points)
 
 
 @contextmanager
@@ -275,19 +314,20 @@ class Judged:
         grower: of the network that is there.
         anew: builds the larger one.
         budget: FLOPs that there are.
+        past: of that network, where it is told.
 
     Raises:
         GrowthError: there is nothing to compare with, something does not fit, or the budget is below one step.
     """
 
-    def __init__(self, grower: Grower, anew: Anew | None, budget: float):
+    def __init__(self, grower: Grower, anew: Anew | None, budget: float, past: Past | None = None):
         assert grower.evidence is not None
-        self.grower, self.budget, self.price = grower, budget, SHARE * budget
+        self.grower, self.budget, self.price, self.past = grower, budget, SHARE * budget, past
         edits = grower.edits()
         if not edits and anew is None:
             raise GrowthError("verdict(...): there is nothing to compare with. Pass edits=, or anew=, or both.")
         evidence, cut = finer(grower.model, grower.evidence), finest(grower.model, grower.evidence)
-        self.bench = Bench(grower, anew, evidence, cut)
+        self.bench = Bench(grower, anew, evidence, cut, budget)
         self.ways = self.bench.ways(edits)
         dearest = max(way.flops for way in self.ways)
         if budget < dearest:
@@ -319,6 +359,8 @@ class Judged:
                 break
         for kind, flops in self.bench.spent.items():
             self.grower.ledger.spend(kind, flops)
+        if ends is None and self.past is not None:
+            ends = self._foreseen(self.past).exp()
         return self._result(ends, sure, rounds, time.perf_counter() - started)
 
     def _affordable(self, upto: float) -> tuple[list[int], int]:
@@ -342,7 +384,7 @@ class Judged:
             fine = [one for one in pilots if all(math.isfinite(loss) for _, losses in one for loss in losses)]
             share = way.flops / self.bench.cut / self.budget
             points = [tuple(Point(steps * share, losses) for steps, losses in one) for one in fine]
-            curves.append([Curve(one, way.name == ANEW, way.name == GROW) for one in points])
+            curves.append([Curve(one, way.name == ANEW) for one in points])
         return curves
 
     def _ends(self) -> Tensor:
@@ -362,7 +404,12 @@ class Judged:
                 "verdict(...): losses below 0 cannot be carried on as powers of the steps. Return a loss that is 0 "
                 "where nothing is left to learn: an error, or a cross-entropy."
             )
-        return forecasts(curves, self.bench.cut)
+        past = None if self.past is None else (self.past.height(self.past.octaves[-1]), self._foreseen(self.past))
+        return forecasts(curves, self.bench.cut, past=past)
+
+    def _foreseen(self, past: Past) -> Tensor:
+        """The same by the past alone, as logarithms."""
+        return foreseen(past, [(KINDS[way.name], self.budget / way.flops) for way in self.ways])
 
     def _result(self, ends: Tensor | None, sure: float, rounds: int, seconds: float) -> Verdict:
         names = range(len(self.ways))
@@ -372,8 +419,8 @@ class Judged:
         way, gain = self.ways[best], 0.0
         if ends is not None:
             others = ends[:, [at for at in names if at != best]].nan_to_num(math.inf).amin(1)
-            gain = 1 - float((ends[:, best] / others).median()) if others.isfinite().any() else 0.0
-        named = chances[best] >= sure
+            gain = 1 - float((ends[:, best] / others).median())
+        named = chances[best] >= sure and gain >= WORTH
         words = f"a tenth of the budget pays for fewer than {LEAST} steps of each pilot. Judge a larger budget."
         told = way.name if named else SAME, way.edit if named else None
         return Verdict(

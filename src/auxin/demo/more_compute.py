@@ -16,6 +16,7 @@ from auxin.ledger import flops_of
 from auxin.verdict import Verdict
 
 PLANS = ("go on", "grow", "start anew")
+PAST = 20  # looks at the validation part while the old network is trained
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Bench:
             rewarm=setting.rewarm,
         )
         self.steps, self.spent = 0, 0.0
+        self.past: list[tuple[int, float]] = []
 
     def cost(self) -> float:
         """FLOPs of a training step."""
@@ -135,10 +137,20 @@ class Bench:
 
 
 def old_network(data: Demand, setting: Setting, seed: int) -> tuple[Bench, Iterator[float]]:
-    """The network that is there, trained at a constant rate as the losses are taken from the iterator."""
+    """The network that is there, trained at a constant rate as the losses are taken from the iterator.
+
+    Its ``past`` has the error on the validation part after each twentieth.
+    """
     bench = Bench(data, setting, setting.small, seed)
     steps = int(setting.spent // bench.cost())
-    return bench, bench.train(steps, lambda share: setting.old_rate, setting.warmup)
+
+    def losses() -> Iterator[float]:
+        for loss in bench.train(steps, lambda share: setting.old_rate, setting.warmup):
+            if bench.steps % max(1, steps // PAST) == 0:
+                bench.past.append((bench.steps, data.validation.error(data.validation.forecast(bench.network))))
+            yield loss
+
+    return bench, losses()
 
 
 def planned(plan: str, old: Bench, flops: float) -> tuple[Bench, Iterator[float]]:
@@ -179,7 +191,7 @@ class Drawn:
         return 1 << 30
 
     def __getitem__(self, number: int) -> Batch:
-        return self.data.batch(torch.Generator().manual_seed((self.seed << 32) + number), self.shape)
+        return self.data.batch(torch.Generator().manual_seed(1_000_003 * self.seed + number), self.shape)
 
 
 def judge(old: Bench, flops: float) -> Verdict:
@@ -206,5 +218,6 @@ def judge(old: Bench, flops: float) -> Verdict:
             evidence=evidence,
             budget=flops,
             probe=batches[0][0][:1, :, :DAY],
+            history=old.past,
             rewarm=setting.rewarm,
         )
