@@ -55,7 +55,9 @@ def is_unit(module: Any) -> bool:
 
 def units(model: nn.Module) -> dict[str, Any]:
     """The modules of a network on which ``fully_shard`` was called, by path; {} for one that is not sharded."""
-    if FSDP not in sys.modules:
+    kind: Any = getattr(sys.modules.get(FSDP), "FSDPModule", None)
+    # fully_shard gives a module a class of its own below this one: as long as there is none, nothing is sharded.
+    if kind is None or not kind.__subclasses__():
         return {}
     return {path: module for path, module in named_modules(model).items() if is_unit(module)}
 
