@@ -238,7 +238,7 @@ def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Ten
     region = old.detach().to(device=fresh.device, dtype=fresh.dtype)
     for number, axis in enumerate(axes):
         if not axis.keeps_all:
-            region = region.index_select(number, axis.index[~axis.born].to(region.device))
+            region = _at(region, number, side_by_side(axis.index[~axis.born], region.device))
         scale = _factor(axis, kind)
         if scale is not None:
             shape = [-1 if a == number else 1 for a in range(len(axes))]
@@ -246,8 +246,47 @@ def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Ten
         if kind == "value" and axis.shift is not None:
             shape = [-1 if a == number else 1 for a in range(len(axes))]
             region = (region + axis.shift[~axis.born].to(region.device).view(shape)).to(region.dtype)
-    result = torch.empty_like(fresh, requires_grad=False)
-    return result.copy_(_placed(fresh.detach(), region, axes, 0))
+    result = torch.empty_like(fresh, requires_grad=False).copy_(fresh.detach())
+    put(result, [side_by_side((~axis.born).nonzero().flatten(), fresh.device) for axis in axes], region)
+    return result
+
+
+At = slice | Tensor  # where entries lie along an axis: side by side, or here and there
+
+
+def side_by_side(places: Tensor, device: torch.device) -> At:
+    """The same places as a slice, where they follow each other."""
+    count = len(places)
+    first = int(places[0]) if count else 0
+    if torch.equal(places, torch.arange(first, first + count)):
+        return slice(first, first + count)
+    return places.to(device)
+
+
+def _at(tensor: Tensor, number: int, at: At) -> Tensor:
+    """The entries of one axis; a view where they lie side by side."""
+    if isinstance(at, slice):
+        return tensor.narrow(number, at.start, at.stop - at.start)
+    return tensor.index_select(number, at)
+
+
+def block(tensor: Tensor, places: Sequence[At]) -> Tensor:
+    """The entries that lie at these places of each axis; a view where they all lie side by side."""
+    for number, at in enumerate(places):
+        tensor = _at(tensor, number, at)
+    return tensor
+
+
+def put(tensor: Tensor, places: Sequence[At], value: Tensor) -> None:
+    """Write ``value`` to the entries that lie at these places of each axis."""
+    if all(isinstance(at, slice) for at in places):
+        block(tensor, places).copy_(value)
+        return
+    grid = []
+    for number, at in enumerate(places):
+        flat = torch.arange(at.start, at.stop, device=tensor.device) if isinstance(at, slice) else at
+        grid.append(flat.view([-1 if a == number else 1 for a in range(len(places))]))
+    tensor[tuple(grid)] = value.to(tensor.dtype)
 
 
 def _with_means(old: Tensor, axes: Axes) -> tuple[Tensor, Axes]:
@@ -259,18 +298,6 @@ def _with_means(old: Tensor, axes: Axes) -> tuple[Tensor, Axes]:
             index = torch.where(axis.born, axis.size, axis.index)
             result[number] = Axis(index, axis.size + 1, axis.value, axis.gradient)
     return old, tuple(result)
-
-
-def _placed(fresh: Tensor, region: Tensor, axes: Axes, number: int) -> Tensor:
-    """``fresh`` with ``region`` at the entries that are not born along any axis from ``number`` on."""
-    if number == len(axes):
-        return region
-    axis = axes[number]
-    if not axis.born.any():
-        return _placed(fresh, region, axes, number + 1)
-    at = (~axis.born).nonzero().flatten().to(fresh.device)
-    inner = _placed(fresh.index_select(number, at), region, axes, number + 1)
-    return fresh.index_copy(number, at, inner)
 
 
 def _factor(axis: Axis, kind: Kind) -> Tensor | None:

@@ -110,8 +110,9 @@ class FlowWatch:
                     paths[move.name], move.name, weakref.ref(move.new), None if old is None else weakref.ref(old)
                 )
                 pairs.setdefault(id(join.optimizer), []).append(pair)
-        homes = {id(p): id(o) for o in change.optimizers for g in o.param_groups for p in g["params"] if change.parts}
-        for part in change.parts:
+        parts = change.parts
+        homes = {id(p): id(o) for o in change.optimizers if parts for g in o.param_groups for p in g["params"]}
+        for part in parts:
             p = change.after[part.name]
             if id(p) in homes:
                 unit, name = part.name.rpartition(".")[0], f"{part.name} (new entries)"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.axes import Axis
+from auxin.axes import At, Axis, block, put, side_by_side
 from auxin.change import Change, Move
 from auxin.sharded import here, part_here
 
@@ -73,7 +73,7 @@ class _Slab:
         level: which of ``births`` each entry has; None: there is one only.
     """
 
-    at: tuple[slice | Tensor, ...]
+    at: tuple[At, ...]
     ages: list[int]
     births: Tensor
     level: Tensor | None
@@ -85,24 +85,7 @@ class _Slab:
 
     def of(self, tensor: Tensor) -> Tensor:
         """The entries; a view where they lie side by side."""
-        for axis, at in enumerate(self.at):
-            if isinstance(at, slice):
-                if at.stop - at.start < tensor.shape[axis]:
-                    tensor = tensor.narrow(axis, at.start, at.stop - at.start)
-            else:
-                tensor = tensor.index_select(axis, at)
-        return tensor
-
-    def write(self, tensor: Tensor, value: Tensor) -> None:
-        """Put ``value`` there."""
-        if self.is_view:
-            self.of(tensor).copy_(value)
-            return
-        grid = []
-        for axis, at in enumerate(self.at):
-            flat = torch.arange(at.start, at.stop, device=tensor.device) if isinstance(at, slice) else at
-            grid.append(flat.view([-1 if a == axis else 1 for a in range(len(self.at))]))
-        tensor[tuple(grid)] = value.to(tensor.dtype)
+        return block(tensor, self.at)
 
 
 def _slabs(parameter: Tensor, since: Since, device: torch.device) -> list[_Slab]:
@@ -120,18 +103,13 @@ def _slabs(parameter: Tensor, since: Since, device: torch.device) -> list[_Slab]
         number = torch.float32 if device.type == "mps" else torch.float64
         found.append(
             _Slab(
-                tuple(_side_by_side(places, parameter.device) for places in at),
+                tuple(side_by_side(places, parameter.device) for places in at),
                 known.tolist(),
                 known.to(device, number),
                 None if len(known) == 1 else level.to(parameter.device),
             )
         )
     return found
-
-
-def _side_by_side(places: Tensor, device: torch.device) -> slice | Tensor:
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == len(places) else places.to(device)
 
 
 @dataclass(eq=False)
@@ -160,7 +138,7 @@ class _Begun:
             self.here.lerp_(self.start, rest)
         else:
             own = here(self.p.detach())
-            self.block.write(own, torch.lerp(_wide(self.block.of(own)), self.start, rest))
+            put(own, self.block.at, torch.lerp(_wide(self.block.of(own)), self.start, rest))
 
     @property
     def is_live(self) -> bool:

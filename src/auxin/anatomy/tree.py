@@ -205,7 +205,8 @@ def _ordered_like(old: Tensor, fresh: Tensor) -> Tensor:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for order in (torch.contiguous_format, formats.get(old.dim(), torch.contiguous_format)):
         if old.stride() == torch.empty(old.shape, device="meta", memory_format=order).stride():
-            return torch.empty_like(fresh, memory_format=order).copy_(fresh)
+            like = torch.empty_like(fresh, memory_format=order)
+            return fresh if fresh.stride() == like.stride() else like.copy_(fresh)
     slowest_first = sorted(range(old.dim()), key=lambda axis: -old.stride(axis))
     return torch.empty_permuted(fresh.shape, slowest_first, dtype=fresh.dtype, device=fresh.device).copy_(fresh)
 

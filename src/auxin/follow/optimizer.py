@@ -295,19 +295,13 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any], dry: bool = False
     axes = move.axes if move.axes is None else tuple(map(_restarting, move.axes))
     if isinstance(optimizer, torch.optim.LBFGS):
         axes = None  # of all parameters, and forgotten
-    try:
-        mapped = {key: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for key, v in state.items()}
-    except (NotImplementedError, RuntimeError, TypeError) as error:
-        raise GrowthError(
-            f"{type(optimizer).__name__}: its state of {move.name} cannot be copied ({type(error).__name__}: "
-            f'{f"{error}".splitlines()[0][:120]}). Use state="fresh", or drop it first: del optimizer.state[p].'
-        ) from error
-    if axes is None or all(axis.is_same for axis in axes):
-        return mapped
+    same = axes is None or all(axis.is_same for axis in axes)
     shaped = shaped_of(optimizer)
+    mapped: dict[str, Any] = {}
     for key, held in state.items():
         value = here(held)
-        if isinstance(value, Tensor) and value.dim() == 0 or not _has_tensors(value):
+        if axes is None or same or (isinstance(value, Tensor) and value.dim() == 0) or not _has_tensors(value):
+            mapped[key] = _copy(optimizer, held, move)
             continue
         known = type(value) is Tensor and (shaped is None or key in shaped or held.numel() == 1)
         own = _axes_of(optimizer, key, held, axes) if known else None
@@ -317,13 +311,24 @@ def _mapped(optimizer: Any, move: Move, state: dict[str, Any], dry: bool = False
                 f"the tensor's shape {tuple(axis.size for axis in axes)}, so it is not known how to resize it to "
                 f"{tuple(move.shape)}. Drop it first: del optimizer.state[p]."
             )
-        if dry and is_spread(held):
+        if dry:
             continue
-        value = whole(held)  # of sharded ones one after the other
-        value = (value * _share(axes, own)).to(value.dtype)
+        value, share = whole(held), _share(axes, own)  # of sharded ones one after the other
+        value = value if share == 1 else (value * share).to(value.dtype)
         wider = carried(value, own, _fresh(optimizer, key, value, own, move), _kind(optimizer, key))
         mapped[key] = spread_like(wider, held)
     return mapped
+
+
+def _copy(optimizer: Any, value: Any, move: Move) -> Any:
+    """A state that goes on as it is."""
+    try:
+        return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise GrowthError(
+            f"{type(optimizer).__name__}: its state of {move.name} cannot be copied ({type(error).__name__}: "
+            f'{f"{error}".splitlines()[0][:120]}). Use state="fresh", or drop it first: del optimizer.state[p].'
+        ) from error
 
 
 def _has_tensors(value: Any) -> bool:
