@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from auxin.axes import Part
-from auxin.change import Change
+from auxin.change import Change, Move
 from auxin.dynamo import outside_graphs
 from auxin.sharded import is_spread, part_here, whole, zeroed
 
@@ -280,7 +280,6 @@ def counterparts(change: Change) -> dict[str, str | None]:
 
     That of the block that it copies; else the sibling beside which it stands in the optimizer; None: there is none.
     """
-    names = {id(p): name for name, p in change.after.items()}
     renamed = change.renamed
     sources = {path: renamed.get(new.source, new.source) for path, new in change.added if new.source}
     known = dict(zip(change.writers, change.counterparts, strict=True)) if change.counterparts else {}
@@ -291,11 +290,15 @@ def counterparts(change: Change) -> dict[str, str | None]:
             continue
         path = _unit_of(move.name, sources)
         copied = None if path is None else f"{sources[path]}{move.name[len(path) :]}"
-        join = change.joins.get(id(move.new))
-        beside = None if join is None else names.get(id(join.sibling))
         same = copied if copied in change.after and copied != move.name else None
-        found[move.name] = known.get(move.name) or same or beside
+        found[move.name] = known.get(move.name) or same or _beside(change, move)
     return found
+
+
+def _beside(change: Change, move: Move) -> str | None:
+    """The name of the sibling beside which a parameter stands in the optimizer."""
+    join = change.joins.get(id(move.new))
+    return None if join is None else next((name for name, p in change.after.items() if p is join.sibling), None)
 
 
 def units(change: Change) -> dict[str, list[str]]:
