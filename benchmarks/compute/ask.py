@@ -53,6 +53,7 @@ def asked(config: Config, trainer: Trainer, budget: float, seed: int, unit: floa
         evidence=ax.Evidence(old.loss, old.batches, validation=old.case.validation),
         edits=[edits_of(stage["edit"], plans.grow.width)],
         anew=anew,
+        history=old.past or None,
         rewarm=stage.get("rewarm", 0),
     )
     names = {"go on": plans.go_on.name, "grow": plans.grow.name, "start anew": plans.anew.name}

@@ -319,7 +319,7 @@ def main() -> None:
         return step_time(benchmark, trainer)
     if given.verdict:
         benchmark.trainer = None
-        return ask_verdict(benchmark, Trainer(given.site))
+        return ask_verdict(benchmark, Trainer(given.site, watched=True))
     if given.curves:
         return write_curves(benchmark, given.curves)
     try:

@@ -43,6 +43,7 @@ class Learner:
         self.batches = case.train(run["seed"])
         self.probe = self.batch(-1)[0][:1]
         self.steps, self.spent = 0, 0.0
+        self.past: list[tuple[int, float]] = []
         self.seconds = {"training": 0.0, "first steps": 0.0, "growing": 0.0}
         self.new_optimizer()
 
@@ -142,15 +143,33 @@ class Learner:
         return judged(model, self.loss, [_moved(batch, self.device) for batch in batches])
 
 
+class Watch(list[list[float]]):
+    """A curve that also keeps the steps and the validation loss of its learner.
+
+    Args:
+        learner: it.
+    """
+
+    def __init__(self, learner: Learner):
+        super().__init__()
+        self.learner = learner
+
+    def append(self, point: list[float]) -> None:
+        """When a point is added."""
+        super().append(point)
+        self.learner.past.append((self.learner.steps, self.learner.judged(self.learner.case.validation)))
+
+
 class Trainer:
     """Carries out runs, and keeps the last networks that several of them begin with.
 
     Args:
         site: folder with the packages that data come from.
+        watched: look at the validation loss of networks that runs begin with, as they are trained.
     """
 
-    def __init__(self, site: Path):
-        self.site = site
+    def __init__(self, site: Path, watched: bool = False):
+        self.site, self.watched = site, watched
         self._begun: dict[str, Learner] = {}
         self._cases: dict[str, Case] = {}
 
@@ -205,7 +224,8 @@ class Trainer:
             learner, until = Learner(common, self.case(run["task"])), 0.0
             for stage in common["stages"]:
                 until += stage["flops"]
-                self._stage(learner, stage, until, functools.partial(_constant, stage["rate"]), [])
+                curve = Watch(learner) if self.watched else []
+                self._stage(learner, stage, until, functools.partial(_constant, stage["rate"]), curve)
             self._begun = {**dict([*self._begun.items()][-KEPT:]), repr(common): learner}
         learner = self._begun[repr(common)].branch(run)
         for group in learner.optimizer.param_groups:
