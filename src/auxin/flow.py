@@ -117,6 +117,8 @@ class FlowWatch:
             if id(p) in homes:
                 unit, name = part.name.rpartition(".")[0], f"{part.name} (new entries)"
                 pairs.setdefault(homes[id(p)], []).append(_Pair(unit, name, weakref.ref(p), weakref.ref(p), part))
+        gone = {id(move.old) for move in change.moves if move.old is not None and move.old is not move.new}
+        self._births = [birth.without(gone) for birth in self._births]
         self.readings = []
         if pairs:
             self._births.append(_Birth(growth, step, pairs))
@@ -181,9 +183,16 @@ class _Pair:
 
     unit: str
     name: str
-    new: weakref.ref[nn.Parameter]
+    new: Callable[[], nn.Parameter | None]
     old: weakref.ref[nn.Parameter] | None
     part: Part | None = None
+
+    def without(self, gone: set[int]) -> _Pair:
+        """The same, which reads nothing of a parameter that has left."""
+        new, old = self.new(), None if self.old is None else self.old()
+        stays = new is not None and id(new) not in gone
+        beside = old is not None and id(old) not in gone
+        return dataclasses.replace(self, new=self.new if stays else _nobody, old=self.old if beside else None)
 
     def read(self) -> list[tuple[str, Tensor | None, int]]:
         """Name, gradient and number of scalars of each of the two that is there."""
@@ -220,6 +229,14 @@ class _Birth:
         """An own copy, to return to."""
         kept = {name: getattr(self, name).copy() for name in ("seen", "alive", "learning", "found")}
         return dataclasses.replace(self, **kept)
+
+    def without(self, gone: set[int]) -> _Birth:
+        """The same where parameters of these ``id``s have left: how long they live on must not change what is read.
+
+        Under FSDP2 reading is done by all ranks together, and each frees what has left at a time of its own.
+        """
+        pairs = {optimizer: [pair.without(gone) for pair in of] for optimizer, of in self.pairs.items()}
+        return dataclasses.replace(self.copy(), pairs=pairs)
 
     def ratios(self) -> dict[str, float | None]:
         """By path of each unit."""
@@ -263,6 +280,10 @@ def inside(part: Part, grad: Tensor | None) -> tuple[Tensor | None, Tensor | Non
         return halves[0], halves[1]
     mask = part.mask.to(dense.device)
     return dense[mask], dense[~mask]
+
+
+def _nobody() -> None:
+    """In place of a reference to a parameter that has left."""
 
 
 def _any(grad: Tensor | None) -> bool:

@@ -1,6 +1,7 @@
 """Growth of a network under FSDP2: as one plain process grows and trains it, and torch's own set-up afterwards."""
 
 import functools
+import gc
 import warnings
 from typing import Any
 
@@ -301,3 +302,26 @@ def test_copies_of_checkpointed_blocks_in_one_process() -> None:
     model.blocks = nn.ModuleList(map(checkpoint_wrapper, model.blocks))
     change = ax.grow(model, FIRST, adam(model), probe=PROBE)
     assert change.how == "last writers zero" and change.max_difference == 0
+
+
+def taken_out_again(rank: int) -> int:
+    """Rank 0 still holds a block that has been taken out, with its gradients, while rank 1 has freed it."""
+    model = built()
+    optimizer = adam(model)
+    grower = ax.Grower(model, optimizer, edits=FIRST, when=lambda reading: False, probe=PROBE)
+    train_step(model, optimizer, *share(0, rank, 2))
+    grower.grow(FIRST)
+    train_step(model, optimizer, *share(1, rank, 2))
+    held = model.blocks[2] if rank == 0 else None
+    grower.grow(ax.Remove("blocks.2"))
+    for step in range(2, 5):
+        train_step(model, optimizer, *share(step, rank, 2))
+        gc.collect()
+    grower.step(1.0)
+    assert held is None or held.up.weight.grad is not None
+    return len(grower.flow.readings)
+
+
+def test_gradients_are_read_alike_where_one_rank_has_not_freed_yet_what_was_taken_out() -> None:
+    first, second = on_ranks(2, taken_out_again)
+    assert first == second
