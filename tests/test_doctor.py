@@ -146,7 +146,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = list(sys.path)
     assert main(["doctor", "a_users_file:build"]) == 0
-    told = capsys.readouterr().out
+    told, trying = capsys.readouterr()
+    assert trying.splitlines()[0] == "trying Duplicate('blocks', by=1)"
     assert "works     Duplicate('blocks', by=1): +296 parameters" in told and "AdamW: is followed" in told
     assert "auxin.Grower(model, ..., edits=auxin.Duplicate('blocks', by=1)" in told and len(told.splitlines()) <= 12
     assert main(["doctor", "a_users_file:build", "--json"]) == 0

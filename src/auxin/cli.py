@@ -190,6 +190,11 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _trying(edit: str) -> None:
+    """Beside what is piped."""
+    print(f"trying {edit}", file=sys.stderr, flush=True)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from auxin.doctor import examine, summoned  # on demand: the other commands do without
     from auxin.factory import from_here
@@ -197,7 +202,7 @@ def _doctor(options: argparse.Namespace) -> int:
     try:
         model, companions, batch = summoned(options.place)
         with from_here():  # a forward may import too
-            found = examine(model, *companions, probe=batch)
+            found = examine(model, *companions, probe=batch, show=_trying)
     except GrowthError as error:
         print(f"auxin doctor: {error}", file=sys.stderr)
         return 2

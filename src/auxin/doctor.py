@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -98,7 +98,9 @@ class Examination:
         return "\n".join(lines)
 
 
-def examine(model: nn.Module, *companions: Any, probe: Probe) -> Examination:
+def examine(
+    model: nn.Module, *companions: Any, probe: Probe, show: Callable[[str], object] | None = None
+) -> Examination:
     """Try on a network what could grow in it, and take all of it back.
 
     Each list of blocks is made longer, each width wider by a quarter, and, where there is neither, a layer put behind a
@@ -109,6 +111,7 @@ def examine(model: nn.Module, *companions: Any, probe: Probe) -> Examination:
         model: the network.
         companions: what hangs on it, as for ``Grower``.
         probe: one batch, as for ``grow``.
+        show: called with each growth before it is tried, as one writes it; a large network takes its time.
 
     Raises:
         GrowthError: there is no probe, or the network does not run on it.
@@ -121,7 +124,11 @@ def examine(model: nn.Module, *companions: Any, probe: Probe) -> Examination:
         verify(model, *able)
     except GrowthError as error:  # said once, where it belongs: every growth would be refused for it
         following, able = (*following, Finding("together", False, str(error))), []
-    tried = tuple(_tried(model, edit, able, probe, is_stock(inner)) for edit in _edits(found))
+    tried: list[Finding] = []
+    for edit in _edits(found):
+        if show is not None:
+            show(shown(edit))
+        tried.append(_tried(model, edit, able, probe, is_stock(inner)))
     growing = {unnumbered(width.at) for width in found.widths if width.edit is not None}
     alike = {unnumbered(width.at): width for width in reversed(found.widths) if width.why_not}
     stuck = [Finding(f"width of {w.at}", False, w.why_not) for at, w in alike.items() if at not in growing][::-1]
@@ -129,7 +136,7 @@ def examine(model: nn.Module, *companions: Any, probe: Probe) -> Examination:
         stuck = [Finding("widths", False, found.widths.why_not)]
     size = sum(p.numel() for p in inner.parameters())
     return Examination(
-        type(inner).__name__, size, tried, following, tuple(stuck[:MOST]), bool(optimizers_in(companions))
+        type(inner).__name__, size, tuple(tried), following, tuple(stuck[:MOST]), bool(optimizers_in(companions))
     )
 
 

@@ -67,6 +67,18 @@ def test_a_branch_that_did_not_grow_decides(obtained, words):
     assert "Branch not grown" in page and '<td class="n">0.7000</td>' in page
 
 
+def test_the_branch_that_did_not_grow_is_what_the_end_is_held_against():
+    """Not a reading of the untrained network, where there was no other before the growth."""
+    options = [{"edit": "as it is", "obtained": 0.7}, {"edit": "Duplicate('blocks')", "obtained": 0.6}]
+    said = verdict(run_of(reading(1, 9.0), decision(2, options, 1), growth(2), reading(3, 0.5)))
+    assert said.endswith("Best metric 0.5000 at step 3, against 0.7000 in the first branch that did not grow.")
+
+
+def test_nothing_is_marked_where_everything_is_worse():
+    page = Report(run_of(*FELL[:4], reading(3, 0.9)), "a run").html()
+    assert "+0.100" in page and '<tr class="marked">' not in page
+
+
 def test_of_two_growths_one_is_compared():
     options = [{"edit": "as it is", "obtained": 0.7}, {"edit": "Duplicate('blocks')", "obtained": 0.6}]
     lines = [*FELL[:3], growth(2), reading(3, 0.7), decision(3, options, 1), growth(3, 1), reading(4, 0.5)]

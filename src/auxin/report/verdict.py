@@ -71,7 +71,8 @@ def verdict(run: Run) -> str:
         more = f"; {rest} more {'was' if rest == 1 else 'were'} not compared" if rest else ""
         return (
             f"{told}: {better} of {len(compared)} growths ended below a branch that did not grow, by "
-            f"{significant(gain, 3)} on the mean{more}. {best}{came}."
+            f"{significant(gain, 3)} on the mean{more}. {best}, against {significant(compared[0][0])} in the first "
+            "branch that did not grow."
         )
     worse = first is not None and (value <= first if up else value >= first)
     if worse:
@@ -130,11 +131,13 @@ def growth_section(run: Run) -> Markup | None:
     up = rising(run, name)
     steps = steps_of(run, name, up)
     known = [one.after for one in steps if one.after is not None]
-    best = (max if up else min)(known, default=None)
+    best_of = max if up else min
+    best = best_of(known, default=None)
     compared = any(one.ungrown is not None for one in steps)
     rows, marked = [], set()
     for one in steps[:_MOST]:
-        if one.after is not None and one.after == best:
+        worse = None not in (one.before, one.after) and best_of(one.before, one.after) == one.before
+        if one.after is not None and one.after == best and not worse:
             marked.add(len(rows))
         before, after = counts(one.growth.entry)
         change = None if one.before is None or one.after is None else one.after - one.before
@@ -151,7 +154,7 @@ def growth_section(run: Run) -> Markup | None:
                 scaled(one.flops, "kMGTPEZ", " "),
             ]
         )
-    said = f"The better one is the {'larger' if up else 'smaller'}. The best is marked."
+    said = f"The better one is the {'larger' if up else 'smaller'}. The best is marked, where it is better than before."
     if not compared:
         said += (
             " No branch without growth was run beside these, so they show what came with a growth, not because of it."
