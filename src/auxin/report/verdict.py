@@ -136,8 +136,8 @@ def growth_section(run: Run) -> Markup | None:
     compared = any(one.ungrown is not None for one in steps)
     rows, marked = [], set()
     for one in steps[:_MOST]:
-        worse = None not in (one.before, one.after) and best_of(one.before, one.after) == one.before
-        if one.after is not None and one.after == best and not worse:
+        gained = one.before is None or one.after is None or best_of(one.before, one.after) != one.before
+        if one.after is not None and one.after == best and gained:
             marked.add(len(rows))
         before, after = counts(one.growth.entry)
         change = None if one.before is None or one.after is None else one.after - one.before
