@@ -13,6 +13,7 @@ of the budget, and all keep the weights that did best on validation data. The te
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -33,6 +34,8 @@ ENOUGH = ("linear", "noise", "iris", "wine", "cancer")  # where the width to sta
 FILES = {"iris": "iris.csv", "wine": "wine_data.csv", "cancer": "breast_cancer.csv"}
 WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 STEPS, BATCH, START = 1000, 64, 8
+GROWN = ("auto", "no races", "budget unknown")
+KINDS = (*GROWN, "fixed", "shrunk")
 RATES = {"class": 3e-3, "value": 1e-2}
 
 
@@ -168,19 +171,19 @@ def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-2)
 
 
-def fixed(parts: tuple, classes: int, width: int, depth: int, rate: float, budget: float, shrink: list[float]) -> dict:
+def fixed(parts: dict, classes: int, width: int, depth: int, rate: float, budget: float, shrink: list[float]) -> dict:
     """All seeds of one fixed width at once."""
     outputs = classes or 1
-    nets = []
-    for seed in range(len(parts)):
+    nets, seeds, parts = [], list(parts), list(parts.values())
+    for seed in seeds:
         torch.manual_seed(seed)
-        nets.append(network(parts[seed][0][0].shape[1], width, depth, outputs))
+        nets.append(network(parts[0][0][0].shape[1], width, depth, outputs))
     loss = one_loss(classes)
     cost = flops_of(nets[0], loss, Batches(parts[0][0], 0)[0])
     looking = flops_of(nets[0], loss, parts[0][1], backward=False)
     count = max(1, int(0.98 * budget / cost))
     looks = max(1, min(40, int(0.05 * count * cost / looking)))
-    stack, streams = Stacked(nets), [Batches(part[0], seed) for seed, part in enumerate(parts)]
+    stack, streams = Stacked(nets), [Batches(part[0], seed) for seed, part in zip(seeds, parts, strict=True)]
     optimizer, x, y = optimizer_of(stack, rate), *(torch.stack([p[1][n] for p in parts]) for n in (0, 1))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min(1, (n + 1) / 20) * min(1, max(0, (1 - n / count) / 0.35))
@@ -207,8 +210,9 @@ def fixed(parts: tuple, classes: int, width: int, depth: int, rate: float, budge
     return {"steps": count, "validation": best.tolist(), "test": found.tolist(), "kept": type(kept).__name__}
 
 
-def grown(part: list, classes: int, depth: int, rate: float, budget: float, seed: int) -> dict:
-    """One run of ``auto``."""
+def grown(part: list, classes: int, depth: int, rate: float, budget: float, seed: int, row: str = "auto") -> dict:
+    """One run of ``auto``; "no races": at each decision it grows, at the moments when races would end; "budget
+    unknown": the trigger is told of ten times the budget, so that growing goes on into the decay."""
     loss = one_loss(classes)
     torch.manual_seed(seed)
     model = network(part[0][0].shape[1], START, depth, classes or 1)
@@ -216,7 +220,12 @@ def grown(part: list, classes: int, depth: int, rate: float, budget: float, seed
     schedule = ax.schedule.by_budget(optimizer)
     evidence = ax.Evidence(loss, Batches(part[0], seed), validation=chunks(part[1]))
     started = time.process_time()
-    grower = ax.auto(model, optimizer, schedule, evidence=evidence, budget=budget)
+    other = {
+        "auto": {},
+        "no races": {"when": ax.when.growth_pays(budget, ratio=3.0), "choose": ax.choose.first},
+        "budget unknown": {"when": ax.when.growth_pays(10 * budget)},
+    }
+    grower = ax.auto(model, optimizer, schedule, evidence=evidence, budget=budget, **other[row])
     validation = grower.train()
     with torch.no_grad():
         test = float(loss(model.eval(), part[2]))
@@ -232,10 +241,11 @@ def grown(part: list, classes: int, depth: int, rate: float, budget: float, seed
     }
 
 
-def run(site: Path, seeds: int, out: Path, rates: bool, names: list[str], steps: int) -> None:
-    """Add the rows that are not there yet: those of ``auto`` first."""
+def run(site: Path, seeds: range, out: Path, rates: bool, names: list[str], steps: int, kinds: list[str]) -> None:
+    """Add the rows that are not there yet, one case after the other."""
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     known = {(r["task"], r["depth"], r["row"], r["seed"]) for r in done}
+    enough = set(names) <= set(ENOUGH)
 
     def add(row: str, seed: int, result, *arguments) -> None:
         if (name, depth, row, seed) not in known:
@@ -243,26 +253,21 @@ def run(site: Path, seeds: int, out: Path, rates: bool, names: list[str], steps:
             with out.open("a") as file:
                 file.write(json.dumps(made) + "\n")
 
-    for only_auto in (True, False):
-        for depth in (1, 2):
-            for name in names:
-                parts, classes = zip(*(task(name, site, seed) for seed in range(seeds)), strict=True)
-                count = classes[0]
-                rate = RATES["class" if count else "value"]
-                first = Batches(parts[0][0], 0)[0]
-                reference = network(first[0].shape[1], 64, depth, count or 1)
-                budget = steps * flops_of(reference, one_loss(count), first)
-                if only_auto:
-                    for seed in range(seeds):
-                        add("auto", seed, grown, parts[seed], count, depth, rate, budget, seed)
-                    continue
-                for factor in (1.0, 1 / 3, 3.0) if rates else (1.0,):
-                    for width in WIDTHS if names != list(ENOUGH) else (START,):
-                        row = f"fixed {width} x{factor:.2g}"
-                        add(row, -1, fixed, parts, count, width, depth, rate * factor, budget, [])
-                for width in (32, 128) if names != list(ENOUGH) else ():
-                    at = [0.02 * 3**k for k in range(4)]
-                    add(f"shrunk {width}", -1, fixed, parts, count, width, depth, rate, budget, at)
+    for depth, name in itertools.product((1, 2), names):
+        loaded = {seed: task(name, site, seed) for seed in seeds}
+        parts, count = {seed: part for seed, (part, _) in loaded.items()}, loaded[seeds[0]][1]
+        rate = RATES["class" if count else "value"]
+        first = Batches(parts[seeds[0]][0], 0)[0]
+        reference = network(first[0].shape[1], 64, depth, count or 1)
+        budget = steps * flops_of(reference, one_loss(count), first)
+        for row, seed in itertools.product([k for k in GROWN if k in kinds], seeds):
+            add(row, seed, grown, parts[seed], count, depth, rate, budget, seed, row)
+        for factor in (1.0, 1 / 3, 3.0)[: 3 if rates else 1]:
+            for width in ((START,) if enough else WIDTHS) if "fixed" in kinds else ():
+                add(f"fixed {width} x{factor:.2g}", -1, fixed, parts, count, width, depth, rate * factor, budget, [])
+        at = [0.02 * 3**k for k in range(4)]
+        for width in (32, 128) if "shrunk" in kinds and not enough else ():
+            add(f"shrunk {width}", -1, fixed, parts, count, width, depth, rate, budget, at)
 
 
 def table(rows: list[dict]) -> None:
@@ -300,18 +305,37 @@ def table(rows: list[dict]) -> None:
     )
 
 
+def every_row(rows: list[dict]) -> None:
+    """The test loss of every row over that of the best fixed width at the same rate."""
+    names = [f"fixed {w} x1" for w in WIDTHS] + ["shrunk 32", "shrunk 128", *GROWN]
+    print(
+        "\nevery row over the best fixed width at the same rate\ncase       ",
+        *(f"{n.removesuffix(' x1'):>14}" for n in names),
+    )
+    for depth, name in sorted({(r["depth"], r["task"]) for r in rows}):
+        mine = [r for r in rows if (r["depth"], r["task"]) == (depth, name)]
+        mean = {r["row"]: np.mean([np.mean(q["test"]) for q in mine if q["row"] == r["row"]]) for r in mine}
+        least = min((v for n, v in mean.items() if n.startswith("fixed") and n.endswith("x1")), default=math.nan)
+        print(f"{name:<9} {depth}", *(f"{mean[n] / least:14.3f}" if n in mean else f"{'-':>14}" for n in names))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("site", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--out", type=Path, default=Path("no_size_search.jsonl"))
     parser.add_argument("--rates", action="store_true")
     parser.add_argument("--only", nargs="*", default=list(TASKS), help="tasks; `enough` are those to grow nothing for")
     parser.add_argument("--steps", type=int, default=STEPS, help="of width 64 that the budget pays for")
+    parser.add_argument("--rows", nargs="*", default=list(KINDS), choices=KINDS)
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.table is None:
         names = list(ENOUGH) if given.only == ["enough"] else given.only
-        run(given.site, given.seeds, given.out, given.rates, names, given.steps)
-    table([json.loads(line) for line in (given.table or given.out).read_text().splitlines()])
+        seeds = range(given.first, given.first + given.seeds)
+        run(given.site, seeds, given.out, given.rates, names, given.steps, given.rows)
+    read = [json.loads(line) for line in (given.table or given.out).read_text().splitlines()]
+    table(read)
+    every_row(read)
