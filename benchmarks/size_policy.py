@@ -253,7 +253,7 @@ def run(site: Path, seeds: list[int], names: list[str], rows: list[str], out: Pa
                     one.fixed(HALVED if kind == "halved" else []) if fixed else one.grown(**CHANGED[row])
                     made = {"task": name, "depth": depth, "seed": seed, "row": row, "test": one.found}
                     with out.open("a") as file:
-                        file.write(json.dumps({**made, "width": one.net.sizes[1], "races": one.races}) + "\n")
+                        file.write(json.dumps({**made, "width": one.width, "races": one.races}) + "\n")
 
 
 def read(path: Path) -> list[dict]:
