@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from auxin.anatomy.hugging_face.fields import BlockList
-from auxin.anatomy.probe import PlanContext, tensors_in, untouched
+from auxin.anatomy.probe import PlanContext
 from auxin.anatomy.tree import join
 from auxin.change import Change
 from auxin.edits.widen import Widen
@@ -148,14 +148,17 @@ def _solved(
 ) -> _Solved:
     where = f"{blocks.path}.{source}"
     config, standing, origins = model.origins_of(cls, checkpoint, configs, blocks, source)
-    state = {
-        f"{blocks.path}.{position}.{name}": t.load()
+    stored = {
+        f"{blocks.path}.{position}.{name}": t
         for position, block in enumerate(standing)
         for name, t in model.stored_in(checkpoint, blocks, block)
     }
+    state = {name: t.load() for name, t in stored.items()}
     network = model.few_blocks(cls, config, blocks, state, torch.float32, len(standing)).eval()
+    state.clear()
     container = model.container_of(network, blocks, len(standing)).path
-    context = PlanContext(network, model.probe_of(network, where))
+    probe = model.probe_of(network, where)
+    context = PlanContext(network, probe)
     fields: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     widened: dict[str, Widened] = {}
@@ -163,16 +166,28 @@ def _solved(
     for what, by in wanted.items():
         change = _planned(network, context, container, inside, what, by, where)
         fields |= {a.name.removeprefix("config."): a.value for a in change.assigns if a.name.startswith("config.")}
-        for swap in change.swaps:
-            name = join(swap.path, swap.name)
-            assert swap.value is not None
-            if name.startswith(inside):
-                own = name.removeprefix(inside)
-                file, how = _in_files(swap, own, origins[own], checkpoint, blocks, source, where)
-                if own in shapes:
-                    raise GrowthError(f"{where}: {own} grows with both widths at once; widen one after the other.")
-                shapes[own], widened[file] = tuple(swap.value.shape), how
-    _check_outputs(cls, config, blocks, state, fields, widened, context, where)
+        for own, shape, file, how in _inside(change, inside, origins, checkpoint, blocks, source, where):
+            if own in shapes:
+                raise GrowthError(f"{where}: {own} grows with both widths at once; widen one after the other.")
+            shapes[own], widened[file] = shape, how
+        del change  # and with it the wider tensors, before more are made
+    context.calls({})
+    before = context.outputs or []
+    around = {n: t for n, t in network.state_dict().items() if not n.startswith(f"{container}.")}
+    del network, context  # the wider one is built in the memory of this one
+    for name, t in stored.items():
+        how = widened.get(name.removeprefix(f"{blocks.path}.").partition(".")[2])
+        state[name] = t.load() if how is None else how.values(t.load(), name)
+    other = model.few_blocks(cls, _pinned(cls, config, fields), blocks, state, torch.float32, len(standing)).eval()
+    state.clear()
+    other.load_state_dict(around, strict=False)
+    after = PlanContext(other, probe)
+    after.calls({})
+    for a, b in zip(before, after.outputs or [], strict=True):
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=EXACT * float(a.abs().max().clamp(min=1e-6))):
+            raise GrowthError(
+                f"{where}: what plain transformers builds from the wider configuration computes otherwise."
+            )
     return _Solved(fields, shapes, widened)
 
 
@@ -180,36 +195,58 @@ def _planned(
     network: nn.Module, context: PlanContext, container: str, inside: str, what: str, by: int, where: str
 ) -> Change:
     """The widening of all blocks of the small model that a field of its configuration says."""
-    unit = "heads" if what == "heads" else None
     refused: list[str] = []
     for path, module in network.named_modules():
-        if not path.startswith(inside) or not any(p.dim() > 1 for p in module.parameters(recurse=False)):
-            continue
-        edit = Widen(f"{container}.*.{path.removeprefix(inside)}", by=by, unit=unit)
-        try:
-            change = edit.plan(network, context)
-        except GrowthError as error:
-            refused.append(str(error))
-            continue
-        fields = [a for a in change.assigns if a.name.startswith("config.") and FIELDS[what].search(a.name)]
-        if not fields:
-            refused.append(f"{path}: no field of the configuration about {what} says the new width, and is taken by it")
-            continue
-        if what == "heads" and max(a.value - a.old for a in fields) != by:
-            continue  # of keys, each with several queries: as many more heads are another number
-        beside = [join(a.path, a.name) for a in change.assigns if type(a.value) is float]
-        if beside:
-            refused.append(f"{path}: {beside[0]} would have to change, in these layers alone")
-            continue
-        outside = [n for s in change.swaps if not (n := join(s.path, s.name)).startswith(f"{container}.")]
-        if not outside:
-            return change
-        refused.append(f"{path}: {outside[0]} outside of the blocks would get wider too")
+        if path.startswith(inside) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+            found = _planned_at(network, context, container, path, path.removeprefix(inside), what, by)
+            if isinstance(found, Change):
+                return found
+            refused += [found] if found else []
     reasons = "; ".join(dict.fromkeys(refused)) or "no layer of it has weights"
     raise GrowthError(
         f"{where}: {what} cannot get wider by {by} in a way that its configuration says: {reasons[:600]}. Open the "
         "model and use auxin.Widen, which needs no configuration."
     )
+
+
+def _planned_at(
+    network: nn.Module, context: PlanContext, container: str, path: str, inner: str, what: str, by: int
+) -> Change | str:
+    """The same at one layer of a block; in words why not, where that is worth saying."""
+    try:
+        change = Widen(f"{container}.*.{inner}", by=by, unit="heads" if what == "heads" else None).plan(
+            network, context
+        )
+    except GrowthError as error:
+        return str(error)
+    fields = [a for a in change.assigns if a.name.startswith("config.") and FIELDS[what].search(a.name)]
+    if not fields:
+        return f"{path}: no field of the configuration about {what} says the new width, and is taken by it"
+    if what == "heads" and max(a.value - a.old for a in fields) != by:
+        return ""  # of keys, each with several queries: as many more heads are another number
+    beside = [join(a.path, a.name) for a in change.assigns if type(a.value) is float]
+    if beside:
+        return f"{path}: {beside[0]} would have to change, in these layers alone"
+    outside = [n for s in change.swaps if not (n := join(s.path, s.name)).startswith(f"{container}.")]
+    return f"{path}: {outside[0]} outside of the blocks would get wider too" if outside else change
+
+
+def _inside(
+    change: Change,
+    inside: str,
+    origins: Mapping[str, list[float]],
+    checkpoint: Checkpoint,
+    blocks: BlockList,
+    source: int,
+    where: str,
+) -> Iterator[tuple[str, tuple[int, ...], str, Widened]]:
+    """Of each wider tensor of the block its name there, its shape, the name in the files, and how it becomes larger."""
+    for swap in change.swaps:
+        name = join(swap.path, swap.name)
+        if name.startswith(inside) and swap.value is not None:
+            own = name.removeprefix(inside)
+            file, how = _in_files(swap, own, origins[own], checkpoint, blocks, source, where)
+            yield own, tuple(swap.value.shape), file, how
 
 
 def _in_files(
@@ -231,43 +268,6 @@ def _in_files(
     born = torch.tensor([position for position, entry in enumerate(index) if entry < 0])
     zero = not bool(swap.value.index_select(number, born).any())
     return name, Widened(number, index, tuple(swap.value.shape), zero)
-
-
-def _check_outputs(
-    cls: Any,
-    config: Mapping[str, Any],
-    blocks: BlockList,
-    state: Mapping[str, Tensor],
-    fields: Mapping[str, int],
-    widened: Mapping[str, Widened],
-    context: PlanContext,
-    where: str,
-) -> None:
-    """Check that what plain transformers builds from the new configuration computes what the old one does."""
-    context.calls({})
-    before = context.outputs or []
-    depth = 1 + max(int(name.removeprefix(f"{blocks.path}.").partition(".")[0]) for name in state)
-    larger = {}
-    for name, tensor in state.items():
-        how = widened.get(name.removeprefix(f"{blocks.path}.").partition(".")[2])
-        larger[name] = tensor if how is None else how.values(tensor, name)
-    pinned = _pinned(cls, config, fields)
-    other = model.few_blocks(cls, pinned, blocks, larger, torch.float32, depth).eval()
-    other.load_state_dict(
-        {n: t for n, t in context.model.state_dict().items() if not n.startswith(_prefix(other, blocks, depth))},
-        strict=False,
-    )
-    with untouched(other), torch.no_grad():
-        after = list(tensors_in(context.run_of(other)))
-    for a, b in zip(before, after, strict=True):
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=EXACT * float(a.abs().max().clamp(min=1e-6))):
-            raise GrowthError(
-                f"{where}: what plain transformers builds from the wider configuration computes otherwise."
-            )
-
-
-def _prefix(network: nn.Module, blocks: BlockList, depth: int) -> str:
-    return f"{model.container_of(network, blocks, depth).path}."
 
 
 def _pinned(cls: Any, raw: Mapping[str, Any], fields: Mapping[str, int]) -> dict[str, Any]:
