@@ -303,7 +303,8 @@ def by_race(
         cost: of a race, as a part of all that was spent before it.
         rivals: most edits that race.
         least: fewest steps of a race.
-        shrink: factor of all weights as a race begins; 1 leaves them.
+        shrink: factor of the weights of all layers together as a race begins, of n layers each by its nth root; 1
+            leaves them.
         averaged: part of the steps over which the weights that are judged are averaged.
         sure: by how many standard errors growing has to be better, paired over at least 8 batches of validation data:
             of two branches that are alike one is always ahead.

@@ -417,7 +417,7 @@ class Grower:
         Args:
             edits: the rivals of the network as it is. What is refused, or beyond the limit, is passed over.
             steps: training steps of each branch.
-            shrink: factor of weights at the beginning of every branch; see ``auxin.race.shrink_weights``.
+            shrink: factor of all layers together as a branch begins; see ``auxin.race.shrink_weights``.
             averaged: part of the steps over which weights are averaged for the score.
             sure: by how many standard errors a rival has to be better than the network as it is, paired over at least
                 8 batches of validation data.

@@ -215,6 +215,16 @@ def test_shrinking_leaves_norms():
     assert torch.equal(net[1].weight, before[1].weight) and torch.equal(net[2].weight, before[2].weight)
 
 
+def test_layers_are_shrunk_together():
+    net = nn.Sequential(
+        nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.LayerNorm(3), nn.Linear(3, 3, bias=False)
+    )
+    net, x = net.double(), torch.randn(4, 3, dtype=torch.float64)
+    before, inner = net[0].weight.clone(), net[:2](x)
+    shrink_weights(net, 0.5)
+    assert torch.allclose(net[0].weight, before * 0.5 ** (1 / 3)) and torch.allclose(net[:2](x), inner * 0.5 ** (2 / 3))
+
+
 def test_what_is_tied_is_shrunk_once_and_what_is_frozen_not_at_all():
     net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5, bias=False))
     net[2].weight = net[0].weight
