@@ -70,9 +70,10 @@ def _fact(item: Any) -> Any:
         return id(item), tuple(_key(k) for k in item)
     if isinstance(item, list):
         return id(item), repr(item) if _only_numbers(item) else len(item)
-    if item is None or isinstance(item, (bool, int, float, complex, str, bytes, tuple, frozenset)):
-        whole = not isinstance(item, (tuple, frozenset)) or _only_numbers(item)
-        return type(item), repr(item) if whole else len(item)
+    if isinstance(item, (tuple, frozenset)):
+        return type(item), repr(item) if _only_numbers(item) else len(item)
+    if item is None or isinstance(item, (bool, int, float, complex, str, bytes)):
+        return type(item), repr(item)
     if isinstance(item, types.MethodType):
         return id(item.__self__), id(item.__func__)
     return id(item)
