@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check conformance test-long test-distributed zoo companions forecasting loggers bench-gpu docs setup clean
+.PHONY: demo test check conformance test-long test-distributed zoo companions forecasting loggers newest oldest bench-gpu docs setup clean
 
 demo: $(STAMP)
 	$(BIN)/auxin demo
@@ -81,6 +81,17 @@ $(VENV)-%/.stamp: pyproject.toml constraints/dev.txt constraints/forecasting.txt
 	  -e . pytest pytest-timeout pytest-xdist $(if $(filter darts,$*),'u8darts[torch]',$*)
 	touch $@
 
+# The suite on other versions: the newest torch, whose default build takes several GB and runs on a CPU as well; and the
+# oldest of what auxin and its hosts are tested with.
+BOUNDS := newest oldest
+$(BOUNDS:%=$(VENV)-%/.stamp): $(VENV)-%/.stamp: pyproject.toml constraints/%.txt
+	$(PY) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install -q -c constraints/$*.txt -e '.[dev]'
+	touch $@
+
+$(BOUNDS): %: $(VENV)-%/.stamp
+	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest -q -n $(JOBS) --dist worksteal --timeout 600
+
 # On a machine with a GPU and a torch for it: PY=python3 make bench-gpu. Goes on where it stopped.
 bench-gpu:
 	PYTHONPATH=src $(PY) benchmarks/compute/run.py benchmarks/compute/h200.toml --out benchmarks/compute/h200.jsonl
@@ -102,4 +113,4 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-zoo $(VENV)-companions $(VENV)-loggers $(VENV)-neuralforecast $(VENV)-darts $(VENV)-docs site .cache runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-zoo $(VENV)-companions $(VENV)-loggers $(VENV)-neuralforecast $(VENV)-darts $(VENV)-newest $(VENV)-oldest $(VENV)-docs site .cache runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis

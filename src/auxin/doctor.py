@@ -129,7 +129,8 @@ def examine(
         if show is not None:
             show(shown(edit))
         tried.append(_tried(model, edit, able, probe, is_stock(inner)))
-    growing = {unnumbered(width.at) for width in found.widths if width.edit is not None}
+    able_to = [width for width in found.widths if width.edit is not None]
+    growing = {unnumbered(at) for w in able_to for at in (w.at, *(name.rpartition(".")[0] for name in w.makes))}
     alike = {unnumbered(width.at): width for width in reversed(found.widths) if width.why_not}
     stuck = [Finding(f"width of {w.at}", False, w.why_not) for at, w in alike.items() if at not in growing][::-1]
     if found.widths.why_not:

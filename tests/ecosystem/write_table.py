@@ -115,7 +115,7 @@ def _shown(name: str, one: Cell, reasons: dict[str, int]) -> str:
 
 def _first(text: str, limit: int = 230) -> str:
     """The beginning of a reason, without what differs from name to name."""
-    text = " ".join(text.split()).replace("|", "/")
+    text = " ".join(text.split()).replace("|", "/").replace("][", r"]\[")  # no table's border, no link
     text = re.sub(r"\(\d+(, \d+)*,?\)", "(...)", text)
     text = re.sub(r"(inf|[\d.]+) times that on a toy", "another length on a toy", text)
     return text if len(text) <= limit else text[: text.rfind(" ", 0, limit)] + " ..."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
@@ -25,6 +26,10 @@ SCHEDULERS: dict[str, Callable[[Any], Any] | None] = {
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 10)),
     "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5),
 }
+
+WITH_AVERAGES = pytest.mark.skipif(
+    not hasattr(L.pytorch.callbacks, "WeightAveraging"), reason="Lightning 2.6 brought WeightAveraging"
+)
 
 for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
     logging.getLogger(name).setLevel(logging.ERROR)

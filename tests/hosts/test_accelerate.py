@@ -313,7 +313,7 @@ def test_a_state_without_a_journal(tmp_path):
 def test_a_version_that_was_not_tested(monkeypatch):
     monkeypatch.setattr(accelerate, "__version__", "2.0.0")
     monkeypatch.delitem(sys.modules, "auxin.hosts.accelerate")
-    with pytest.warns(UserWarning, match="tested with accelerate 1.15, and 2.0.0 is installed"):
+    with pytest.warns(UserWarning, match="tested with accelerate 1.10 to 1.15, and 2.0.0 is installed"):
         importlib.import_module("auxin.hosts.accelerate")
 
 

@@ -209,6 +209,7 @@ def test_lightning_loads_the_best_checkpoint_from_before(tmp_path: Path, name: s
     assert_optimizer_fits(growing.grower)
 
 
+@lit.WITH_AVERAGES
 def test_an_average_of_lightning_goes_back_past_a_resize(tmp_path: Path) -> None:
     module, growing = lit.built(), lit.growing([99])
     average = L.pytorch.callbacks.EMAWeightAveraging(decay=0.5)

@@ -499,7 +499,7 @@ def test_a_hyperparameter_search():
 def test_a_version_that_was_not_tested(monkeypatch):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", "6.1.0")
     monkeypatch.delitem(sys.modules, "auxin.hosts.transformers")
-    with pytest.warns(UserWarning, match="tested with transformers 5.23, and 6.1.0 is installed"):
+    with pytest.warns(UserWarning, match="tested with transformers 5.23 to 5.24, and 6.1.0 is installed"):
         importlib.import_module("auxin.hosts.transformers")
 
 

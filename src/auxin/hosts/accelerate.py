@@ -22,7 +22,7 @@ from auxin.hosts.common import FORWARD, as_built, unwrapped, warn_untested
 from auxin.hosts.files import STATE, read_state, write_state
 from auxin.structure_history import StructureHistory
 
-warn_untested("accelerate", accelerate.__version__, "1.15")
+warn_untested("accelerate", accelerate.__version__, "1.10", "1.15")
 
 
 class Grower(grower.Grower):

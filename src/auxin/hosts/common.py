@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,13 +20,19 @@ FORWARD = ("forward", "_original_forward")
 WRAPPED = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}
 
 
-def warn_untested(name: str, version: str, tested: str) -> None:
-    """Warn where the installed version of a host is not the one that was tested ("5.23" stands for 5.23.x)."""
-    if version.split(".")[:2] != tested.split("."):
+def warn_untested(name: str, version: str, oldest: str, newest: str) -> None:
+    """Warn where the installed version of a host is outside of those that were tested ("5.24" stands for 5.24.x)."""
+    if not _numbers(oldest) <= _numbers(version) <= _numbers(newest):
         text = (
-            f"auxin.hosts was tested with {name} {tested}, and {version} is installed: check that what grows, trains."
+            f"auxin.hosts was tested with {name} {oldest} to {newest}, and {version} is installed: check that what "
+            "grows, trains."
         )
         warnings.warn(text, stacklevel=3)
+
+
+def _numbers(version: str) -> list[int]:
+    """The first two of a version."""
+    return [int(part) for part in re.findall(r"\d+", version)[:2]]
 
 
 def checked_parts(options: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from auxin.errors import GrowthError
 from auxin.hosts.common import warn_untested
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-TESTED = "2.6"
+TESTED = ("2.5", "2.6")
 SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 
 
@@ -44,7 +44,7 @@ def check(trainer: Any, pl_module: Any, callback: Any) -> None:
         GrowthError: says what, and the way round.
     """
     package = type(trainer).__module__.partition(".")[0]
-    warn_untested(package, sys.modules[package].__version__, TESTED)
+    warn_untested(package, sys.modules[package].__version__, *TESTED)
     if any(isinstance(other, AnyCallback) and other is not callback for other in trainer.callbacks):
         raise GrowthError("two GrowthCallbacks in one Trainer: pass one, with edits=[...]; it may choose among many.")
     kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__ if kind.__name__ in SHARDED]

@@ -22,7 +22,7 @@ from auxin.hosts.loading import Loading, better, full
 from auxin.logbook import Logbook
 from auxin.structure_history import StructureHistory
 
-warn_untested("transformers", transformers.__version__, "5.23")
+warn_untested("transformers", transformers.__version__, "5.23", "5.24")
 follow("transformers.optimization:Adafactor", like=torch.optim.AdamW)  # state per parameter, from its first step on
 
 
