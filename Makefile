@@ -83,13 +83,12 @@ $(VENV)-%/.stamp: pyproject.toml constraints/dev.txt constraints/forecasting.txt
 
 # The suite on other versions: the newest torch, whose default build takes several GB and runs on a CPU as well; and the
 # oldest of what auxin and its hosts are tested with.
-BOUNDS := newest oldest
-$(BOUNDS:%=$(VENV)-%/.stamp): $(VENV)-%/.stamp: pyproject.toml constraints/%.txt
+$(VENV)-newest/.stamp $(VENV)-oldest/.stamp: $(VENV)-%/.stamp: pyproject.toml constraints/%.txt
 	$(PY) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install -q -c constraints/$*.txt -e '.[dev]'
 	touch $@
 
-$(BOUNDS): %: $(VENV)-%/.stamp
+newest oldest: %: $(VENV)-%/.stamp
 	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest -q -n $(JOBS) --dist worksteal --timeout 600
 
 # On a machine with a GPU and a torch for it: PY=python3 make bench-gpu. Goes on where it stopped.

@@ -39,7 +39,7 @@ def raced(rank: int, size: int = 2) -> Any:
     if size == 1:  # as rank 0 of the two has built it
         torch.manual_seed(0)
         model.load_state_dict(Net().state_dict())
-    race = grower.race(EDITS, steps=20, shrink=0.5, sure=1.0)
+    race = grower.race(EDITS, steps=20, shrink=0.02, sure=1.0)
     grower.verify()
     train_step(model, optimizer, *share(50, rank, size))  # the wrapper synchronises what has grown
     if size > 1:
