@@ -309,7 +309,7 @@ def _first_step(run: Run, rate: float) -> float:
     fresh.optimizers = make(run.name, fresh.model)
     fresh.optimizer = fresh.optimizers[0]
     for group in fresh.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
     fresh.number = run.number - 1
     return float(fresh.go_on(1)[0]["blocks.2.up.weight"].norm())
 
