@@ -117,6 +117,14 @@ def test_before_after_and_the_cost_of_each_growth():
     assert ">0.5000<" in marked and ">-0.300<" in marked
 
 
+def test_growths_of_a_journal_stand_between_the_readings_around_them():
+    log = [{"step": step, "validation": 1 / step} for step in (1, 2, 4, 8)]
+    entries = [{"at": {"optimizer_steps": 2}, "edit": EDIT, "added": [{"path": "blocks.1"}]}]
+    page = Report.from_metrics(entries, log, title="a").html()
+    (marked,) = re.findall(r'<tr class="marked">(.*?)</tr>', page)
+    assert ">0.5000<" in marked and ">0.1250<" in marked and ">-0.375<" in marked
+
+
 def test_the_ratio_of_a_growth_is_that_of_its_chart():
     flow = {"kind": "flow", "growth": 0, "dead": []}
     flows = [{**flow, "step": 3, "ratios": {"blocks.1": 0.1}}, {**flow, "step": 4, "ratios": {"blocks.1": 0.25}}]

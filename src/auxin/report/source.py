@@ -90,7 +90,7 @@ def add_entries(run: Run, entries: Sequence[Mapping]) -> None:
         for entry in missing:
             step = _count(entry, unit)
             last = last if step is None else step
-            run.growths.append(read_growth(entry, 0, _place(run, last)))
+            run.growths.append(read_growth(entry, 0, _place(run, last), _reached(run, last)))
         run.unit = "step" if unit == "optimizer_steps" or len(run.readings) else "call"
         _renumber(run)
     elif entries and len(entries) < len(kept):
@@ -124,10 +124,14 @@ def _renumber(run: Run) -> None:
 
 def _place(run: Run, step: float) -> Moment:
     """A step on the other axes too: those of the last reading before it."""
-    column = run.readings.columns["step"]
-    before = [at for at, value in enumerate(column) if value <= step]
-    moment = run.readings.moment(before[-1]) if before else Moment()
+    count = _reached(run, step)
+    moment = run.readings.moment(count - 1) if count else Moment()
     return Moment(step, moment.flops, moment.seconds)
+
+
+def _reached(run: Run, step: float) -> int:
+    """How many readings there are up to a step."""
+    return max((at for at, value in enumerate(run.readings.columns["step"], start=1) if value <= step), default=0)
 
 
 def _journal(path: Path) -> tuple[list[Mapping] | None, Shapes, str]:
