@@ -49,6 +49,9 @@ def test_bars_step_up(tmp_path):
     heights = [float(h) for h in re.findall(r'<rect class="bar[^>]* height="([\d.]+)"', chart)]
     assert sorted(heights)[-6:] == [10.4, 10.4, 20.8, 20.8, 20.8, 26.0]
     assert "8 → 16 → 20" in page and "steps up where the layer was widened" in page
+    assert "4 from the start, 1 grown, 2 widened. " in page
+    shapes = ("1.0-1.up.weight (8, 6) → (16, 6)", "1.0-1.up.bias (8,) → (16,)", "1.0-1.down.weight (6, 8) → (6, 16)")
+    assert f">{'; '.join(shapes)}</span>" in page
 
 
 def test_several_edits_as_one_growth_are_told_apart(tmp_path):

@@ -175,6 +175,13 @@ def test_seconds_that_nobody_has_counted_are_not_zero():
     assert ">not timed<" in Report(run, "a run").html()
 
 
+def test_the_compute_of_a_run_counts_what_no_reading_counts():
+    spent = {"kind": "ledger", "flops_by_kind": {"training": 4e9, "races": 2e9}, "seconds_by_kind": {}}
+    before = Report(run_of({**reading(1, 1.0), "flops": 4e9}), "a run").html()
+    after = Report(run_of({**reading(1, 1.0), "flops": 4e9}, spent), "a run").html()
+    assert "<dt>Compute</dt><dd>4 GFLOP</dd>" in before and "<dt>Compute</dt><dd>6 GFLOP</dd>" in after
+
+
 def test_the_command_prints_plain_data(tmp_path, capsys):
     lines = [json.dumps(line) + "\n" for line in FELL]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))

@@ -89,8 +89,9 @@ def _said(layers: Sequence[Layer]) -> str:
     undone = sum(layer.birth is not None and layer.birth.undone is not None for layer in layers)
     gone = sum(layer.death is not None for layer in layers)
     grown = len(layers) - old - undone
-    said = f"{old} from the start, {grown} grown{f', {undone} undone' if undone else ''}"
-    said += f"{f', {gone} removed' if gone else ''}. "
+    widened = sum(bool(layer.widened) for layer in layers)
+    counted = {"from the start": old, "grown": grown, "widened": widened, "undone": undone, "removed": gone}
+    said = ", ".join(f"{count} {what}" for what, count in counted.items() if count or what == "from the start") + ". "
     widths = [layer.units for layer in layers if layer.units]
     if widths:
         said += f"A bar's height is the layer's width, the rows of its largest weight: at most {max(widths):,} units. "

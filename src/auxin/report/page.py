@@ -138,6 +138,7 @@ def _key_figures(run: Run) -> Markup:
     main = main_metric(run)
     loss = ends([run.readings.metrics[main][at] for at in live]) if main else (None, None)
     name = said_of(main or "")
+    spent = sum(flops for flops, _ in run.spent.values())  # races and evaluations too, which no reading counts
     pairs = [
         ("Depth", span(*depth)),
         ("Parameters", span(*((parameters[0], parameters[-1]) if parameters else (None, None)), show=scaled)),
@@ -146,7 +147,7 @@ def _key_figures(run: Run) -> Markup:
         (name[:1].upper() + name[1:], span(*loss, show=significant)),
         (f"{run.unit.capitalize()}s", _last(columns["step"], run.end.step, whole)),
         ("Time", _last(columns["seconds"], run.end.seconds, duration)),
-        ("Compute", _last(columns["flops"], run.end.flops, _operations)),
+        ("Compute", _operations(spent) if spent else _last(columns["flops"], run.end.flops, _operations)),
     ]
     shown = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value != "–"]
     return tag("dl", join(*shown), class_="figures")

@@ -10,6 +10,7 @@ from auxin.report.run import Decision, Growth, Run, counts, items
 
 _CELL = 200  # characters
 _COLUMNS = 40
+_SHAPES = 3  # of a growth's resized tensors
 ENOUGH_STEPS = 128  # of a branch, as in auxin.ledger, which a page does without
 
 
@@ -169,7 +170,7 @@ def _ratio(entry: Mapping, watched: Sequence[float]) -> str:
 def _growth(growth: Growth, event: Decision, ratios: Mapping[int, Sequence[float]]) -> list[object]:
     entry = growth.entry
     added = "; ".join(f"{layer.path} ← {layer.source}" if layer.source else layer.path for layer in growth.added)
-    said = added or entry.get("summary")
+    said = added or _resized(str(entry.get("summary") or ""))
     edit = join(
         tag("code", shorten(growth.edit, 60)),
         tag("span", shorten(said, _CELL), class_="sub") if said else None,
@@ -189,6 +190,16 @@ def _growth(growth: Growth, event: Decision, ratios: Mapping[int, Sequence[float
         _ratio(entry, ratios.get(growth.number, ())),
         significant(seconds * 1000, 3) if seconds is not None else "–",
     ]
+
+
+def _resized(summary: str) -> str:
+    """The tensors that a change says it has given another shape, the first few; the rest has its own columns."""
+    shapes = [part for part in summary.split(" · ") if re.search(r"\) -> \(", part)]
+    further = re.search(r"and (one|\d+) more tensor", summary)
+    more = len(shapes[_SHAPES:]) + (int(further[1].replace("one", "1")) if further else 0)
+    told = [part.partition(") (")[0].removesuffix(")") + ")" for part in shapes[:_SHAPES]]
+    told += [f"and {more} more tensor{'s'[: more > 1]}"] if more else []
+    return "; ".join(told).replace("->", "→") or summary
 
 
 def _waiting(event: Decision, count: int) -> list[object]:
