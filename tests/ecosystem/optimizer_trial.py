@@ -172,15 +172,20 @@ def old_go_on(run: Run, twin: Run, change: Any) -> str:
     return compare(ours, theirs, EXACT, "old parameters step otherwise than without the growth")
 
 
-def new_begin(run: Run, olds: dict[str, str]) -> str:
-    """New parameters step as under a fresh optimizer."""
+def beside(run: Run) -> Run:
+    """The network of a run under a fresh optimizer."""
     fresh = Run(run.name, train=False)
-    fresh.model = copy.deepcopy(run.model)
+    fresh.model, fresh.number = copy.deepcopy(run.model), run.number
     fresh.optimizers = make(run.name, fresh.model)
     fresh.optimizer = fresh.optimizers[0]
     if callable(getattr(fresh.optimizer, "train", None)):
         fresh.optimizer.train()
-    fresh.number = run.number
+    return fresh
+
+
+def new_begin(run: Run, olds: dict[str, str]) -> str:
+    """New parameters step as under a fresh optimizer."""
+    fresh = beside(run)
     new = [n for n, _ in run.model.named_parameters() if n not in olds]
     learned = [key for pattern, keys in LEARNED.items() if is_in(run.name, [pattern]) for key in keys]
     for key in learned:
@@ -304,10 +309,7 @@ def rates(name: str) -> str:
 
 def _first_step(run: Run, rate: float) -> float:
     """How far a fresh optimizer at a rate takes the copied block's weights, on the gradients of the last step."""
-    fresh = Run(run.name, train=False)
-    fresh.model = copy.deepcopy(run.model)
-    fresh.optimizers = make(run.name, fresh.model)
-    fresh.optimizer = fresh.optimizers[0]
+    fresh = beside(run)
     for group in fresh.optimizer.param_groups:
         group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
     fresh.number = run.number - 1

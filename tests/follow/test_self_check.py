@@ -306,19 +306,20 @@ def test_a_stale_state_of_an_unknown_optimizer_is_found_beside_a_flat_one():
 # ---- steps that are counted in groups
 
 
-def begun(optimizer, model, edit=EDIT, **words):
-    """How far the copied block's weights go in their first steps, over a fresh optimizer's."""
+def begun(optimizer, model, edit=EDIT, at="up", **words):
+    """How far a weight of the copied block goes in its first step, over a fresh optimizer's."""
     change = ax.grow(model, edit, optimizer, probe=batch()[0], **words)
     twin = copy.deepcopy(model)
     fresh = of(type(optimizer), twin)
     far = []
     for one, stepping in ((model, optimizer), (twin, fresh)):
-        before = one.blocks[2].up.weight.detach().clone()
+        weight = getattr(one.blocks[2], at).weight
+        before = weight.detach().clone()
         for p in one.parameters():
             p.grad = torch.ones_like(p)
         stepping.step()
         stepping.zero_grad()
-        far.append(float((one.blocks[2].up.weight.detach() - before).norm()))
+        far.append(float((weight.detach() - before).norm()))
     return change, far[0] / far[1]
 
 
@@ -334,14 +335,30 @@ class BeginsWhereItFirstSteps(CountsInItsGroup):
         super().move(group, p, place)
 
 
-COUNTING = [CountsInItsGroup, CountsATensorInItsGroup, SumsWeightsInItsGroup, BeginsWhereItFirstSteps]
+class StepsAsFarAsItsParameterIsLong(CountsInItsGroup):
+    """A trust ratio hides what is counted, but where a parameter is zero."""
+
+    def move(self, group, p, place):
+        m = self.state[p].setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["beta"])
+        step = m / (1 - group["beta"] ** (group["k"] + 1))
+        p.sub_(step, alpha=group["lr"] * float(p.norm() / step.norm() if p.any() and step.any() else 1))
 
 
+COUNTING = [
+    CountsInItsGroup,
+    CountsATensorInItsGroup,
+    SumsWeightsInItsGroup,
+    BeginsWhereItFirstSteps,
+    StepsAsFarAsItsParameterIsLong,
+]
+
+
+@pytest.mark.parametrize("at", ["up", "down"])
 @pytest.mark.parametrize("kind", COUNTING)
-def test_what_is_counted_in_a_group_begins_anew_in_a_group_of_its_own(kind):
+def test_what_is_counted_in_a_group_begins_anew_in_a_group_of_its_own(kind, at):
     model, optimizer = ready(kind)
     old = list(optimizer.param_groups[0]["params"])
-    change, share = begun(optimizer, model)
+    change, share = begun(optimizer, model, at=at)
     assert share == pytest.approx(1, rel=1e-5)
     assert [held is p for held, p in zip(optimizer.param_groups[0]["params"], old, strict=True)]
     new = dict(model.blocks[1].named_parameters()), dict(model.blocks[2].named_parameters())

@@ -236,15 +236,12 @@ def _grown(optimizer: Any, counted: Mapping[str, Any], at_first: Tensor) -> tupl
                 "steps old parameters otherwise once a new one stands between them: it knows them by their place, or "
                 "reckons over all of them"
             )
-        toy.join(counted)
-        fresh, known, moving = toy.with_a_fresh_optimizer(counted), {*toy.counters(), *counted}, 0
-        for number in range(WARM, 2 * WARM):  # some stand still at first
-            first, wanted = toy.step(number)[NEW], fresh.step(number)[NEW]
-            moving += bool(wanted.any())
+        for zero in (True, False):  # where steps are as long as their parameter, one of zero tells a scale, no other
+            toy = _warm(optimizer)
+            toy.join(counted, zero=zero)
+            first, wanted = _first_steps(toy, counted)
             if _differ(first, wanted, LIKE):
                 break
-            if moving == STEPS or (moving and toy.learned(known) != fresh.learned(known)):
-                return toy, None
         else:
             return toy, None
     where = f"in {', '.join(toy.counters().values())}" if toy.counters() else "in its class, or elsewhere"
@@ -252,6 +249,20 @@ def _grown(optimizer: Any, counted: Mapping[str, Any], at_first: Tensor) -> tupl
         f"counts steps outside of state[p] ({where}), so the first step of a new parameter would be another than in a "
         f"fresh optimizer ({float(first.norm() / wanted.norm()):.2f} times that on a toy after {WARM} steps)"
     )
+
+
+def _first_steps(toy: _Toy, counted: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """A step of a parameter that has joined, and its step under a fresh optimizer: the first that differ, if any."""
+    first = wanted = torch.zeros(())
+    fresh, known, moving = toy.with_a_fresh_optimizer(counted), {*toy.counters(), *counted}, 0
+    for number in range(WARM, 2 * WARM):  # some stand still at first
+        first, wanted = toy.step(number)[NEW], fresh.step(number)[NEW]
+        moving += bool(wanted.any())
+        if _differ(first, wanted, LIKE) or moving == STEPS:
+            break
+        if moving and toy.learned(known) != fresh.learned(known):
+            break
+    return first, wanted
 
 
 def _leaves_old_ones_alone(optimizer: Any, counted: Mapping[str, Any]) -> bool:
@@ -308,15 +319,16 @@ class _Toy:
         self.numbers.append([{key: float(v) for key, v in own.items() if _is_number(v)} for _, own in held])
         return {name: p.detach() - before[name] for name, p in self.model.items()}
 
-    def join(self, counted: Mapping[str, Any], rate: float = 1.0) -> None:
+    def join(self, counted: Mapping[str, Any], rate: float = 1.0, zero: bool = False) -> None:
         """Grow as the follower of optimizers does: a new parameter between its siblings, without a state.
 
         Args:
             counted: with what a group of its own begins to count; empty: it needs none.
             rate: of a group of its own, over that of the others.
+            zero: whether it begins at zero, as last writers do.
         """
         first, third = self.model.values()
-        new = nn.Parameter(first.detach().flip(0))
+        new = nn.Parameter(torch.zeros_like(first) if zero else first.detach().flip(0))
         self.model = nn.ParameterDict({OLD[0]: first, NEW: new, OLD[1]: third})
         self.apart = rate != 1 or bool(counted)
         if self.apart:
