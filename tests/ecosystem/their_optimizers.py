@@ -40,7 +40,7 @@ PACKAGES = {  # module: package, whose version the page names
 OPTIONS: dict[str, dict[str, Any]] = {
     "adabelief_pytorch.AdaBelief": {"print_change_log": False},
     "adam_mini.Adam_mini": {"dim": 8, "n_heads": 2, "verbose": False},
-    "bitsandbytes.optim.LARS*": {"momentum": 0.9, "lr": 1e-3},
+    **dict.fromkeys(("bitsandbytes.optim.LARS*", "bitsandbytes.optim.SGD*"), {"momentum": 0.9, "lr": 1e-3}),
     "came_pytorch.CAME": {"lr": 1e-3},
     "pytorch_optimizer.BSAM": {"num_data": 64},
     "pytorch_optimizer.Ranger21": {"num_iterations": 100},

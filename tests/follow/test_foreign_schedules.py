@@ -73,6 +73,23 @@ class Strict(Schedule):
             group["lr"] = rate / number
 
 
+class AroundAnother(Schedule):
+    """Drives one of torch, and leaves out of its own state what that has counted."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.by_metric = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=2)
+
+    def step(self, number, metric=1.0):
+        self.by_metric.step(metric)
+
+    def state_dict(self):
+        return {"best": self.by_metric.best}
+
+    def load_state_dict(self, state):
+        self.by_metric.best = state["best"]
+
+
 def ready(kind):
     ax.follow(kind, like=LRScheduler)
     torch.manual_seed(0)
@@ -130,3 +147,19 @@ def test_an_own_group_that_is_seen_to_move():
     for _ in range(3):
         schedule.step()
         assert optimizer.param_groups[1]["lr"] == pytest.approx(0.5 * optimizer.param_groups[0]["lr"])
+
+
+def test_one_that_drives_another_goes_on_from_a_checkpoint(tmp_path):
+    model, optimizer, schedule = ready(AroundAnother)
+    options = {"edits": EDIT, "when": ax.when.every(10**9), "probe": batch()[0]}
+    grower = ax.Grower(model, optimizer, schedule, **options)
+    grower.grow(EDIT)
+    for number in range(3):
+        schedule.step(number)
+    train(model, optimizer, 1)
+    ax.save(grower, tmp_path)
+    fresh, other, again = ready(AroundAnother)
+    ax.load(tmp_path, ax.Grower(fresh, other, again, **options))
+    for one in (schedule, again):
+        one.step(3)
+    assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == pytest.approx(0.01)

@@ -7,20 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import lr_scheduler
 
 from auxin.anatomy.wrappers import networks_of
 from auxin.checkpoint.copies import check_copies, copies_state, write_copies
 from auxin.companion import registration_of
 from auxin.errors import GrowthError
 from auxin.follow.optimizer_state import check_optimizer, given, names_in, optimizer_state, restore_optimizer, taken
-from auxin.follow.scheduler_state import check_scheduler, restore_scheduler, scheduler_state
+from auxin.follow.scheduler import follow_scheduler
+from auxin.follow.scheduler_state import KINDS, check_scheduler, inner, restore_scheduler, scheduler_state
 from auxin.record import write
 
 State = tuple[dict[str, Tensor], Any]  # tensors by name, and plain data
 Write = Callable[[], None]
 VALUE = "value of "  # in front of the name of a parameter that is not the network's
-SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
 
 def state_of(companion: Any, model: nn.Module) -> State:
@@ -35,7 +34,7 @@ def state_of(companion: Any, model: nn.Module) -> State:
     if isinstance(companion, torch.optim.Optimizer):
         tensors, data = optimizer_state(companion, names_of(model))
         return tensors | {VALUE + name: p.detach() for name, p in _foreign(companion, model).items()}, data
-    if isinstance(companion, SCHEDULERS):
+    if _is_schedule(companion):
         return {}, scheduler_state(companion)
     if networks_of(companion):
         return copies_state(companion, model)
@@ -67,13 +66,22 @@ def prepared(companion: Any, model: nn.Module, tensors: Mapping[str, Tensor], da
                 write(p, value)
 
         return write_all
-    if isinstance(companion, SCHEDULERS):
+    if _is_schedule(companion):
         check_scheduler(companion, data)
         return lambda: restore_scheduler(companion, data)
     if networks_of(companion):
         check_copies(companion, model, tensors, data)
         return lambda: write_copies(companion, model, tensors, data, keep)
     return lambda: companion.load_state_dict(_together(tensors, data))
+
+
+def _is_schedule(companion: Any) -> bool:
+    """Whether it is a scheduler of torch, or is followed as one and drives some, which it may not save."""
+    if isinstance(companion, KINDS):
+        return True
+    return registration_of(companion).follower is follow_scheduler and bool(
+        hasattr(companion, "state_dict") and inner(companion)
+    )
 
 
 def _apart(state: Any) -> State:

@@ -115,6 +115,7 @@ for _kind in ("torch_ema.ema:ExponentialMovingAverage", "diffusers.training_util
     follow(_kind, verify=listed_problems)(follow_listed)
 for _kind, _held in {
     "ema_pytorch.ema_pytorch:EMA": "ema_model",
+    "ema_pytorch.post_hoc_ema:KarrasEMA": "ema_model",
     "timm.utils.model_ema:ModelEma": "ema",
     "timm.utils.model_ema:ModelEmaV2": "module",
     "timm.utils.model_ema:ModelEmaV3": "module",

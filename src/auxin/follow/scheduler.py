@@ -22,6 +22,7 @@ from auxin.change import Change, OwnGroup
 from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.groups import made
+from auxin.follow.scheduler_state import KINDS
 from auxin.structure import reversible
 
 RATE_LISTS = ("base_lrs", "min_lrs", "max_lrs", "_last_lr", "swa_lrs")
@@ -31,7 +32,6 @@ KNOWN = ("torch.optim.lr_scheduler", "torch.optim.swa_utils", "auxin.schedule")
 # Steps, and how many where a list is only guessed to hold rates, or a schedule that is no LRScheduler must have moved.
 REHEARSED, LONGEST = 3, 1000
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
-KINDS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 
 
 def optimizer_of(scheduler: Any) -> Any:

@@ -17,6 +17,7 @@ from auxin.errors import GrowthError
 _CALLABLES = ("lr_lambdas", "_scale_fn_custom")
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, type)
 _INNER = "_schedulers"
+KINDS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 _KEPT = ("optimizer", _INNER, *_CALLABLES)
 
 
@@ -34,16 +35,25 @@ def scheduler_state(scheduler: Any) -> dict[str, Any]:
     Raises:
         GrowthError: it holds something that cannot be copied.
     """
-    own, kind = _own(scheduler), type(scheduler).__name__
-    kept = {k: v for k, v in _attributes(scheduler).items() if k not in _KEPT}
+    own, kind, inside = _own(scheduler), type(scheduler).__name__, inner(scheduler)
+    held = {id(one) for one in inside}
+    kept = {k: v for k, v in _attributes(scheduler).items() if k not in _KEPT and id(v) not in held}
     data: dict[str, Any] = {"type": kind, "state": _copied(kept, kind)}
     if "lr_lambdas" in own:
         data["callables"] = [_callable_state(function) for function in own["lr_lambdas"]]
     if "_scale_fn_custom" in own:
         data["callables"] = [_callable_state(own["_scale_fn_custom"])]
-    if _INNER in own:
-        data["schedulers"] = [scheduler_state(inner) for inner in own[_INNER]]
+    if inside or _INNER in own:
+        data["schedulers"] = [scheduler_state(one) for one in inside]
     return data
+
+
+def inner(scheduler: Any) -> list[Any]:
+    """The schedulers that one drives: those in torch's list, and in an attribute of a class of another making."""
+    own = _own(scheduler)
+    if _INNER in own:
+        return list(own[_INNER])
+    return [value for value in own.values() if isinstance(value, KINDS)]
 
 
 def check_scheduler(scheduler: Any, data: Mapping[str, Any]) -> None:
@@ -93,8 +103,8 @@ def _restore(scheduler: Any, data: Mapping[str, Any]) -> None:
             vars(_inside(function)).update(copy.deepcopy(saved))
     if isinstance(scheduler, lr_scheduler.CyclicLR):
         scheduler._init_scale_fn()  # the mode's own curve, which is a function
-    for inner, saved in zip(own.get(_INNER, ()), data.get("schedulers", ()), strict=True):
-        _restore(inner, saved)
+    for one, saved in zip(inner(scheduler), data.get("schedulers", ()), strict=True):
+        _restore(one, saved)  # after its own way of loading: that may leave out some of what these have counted
 
 
 def _loads_itself(scheduler: Any) -> bool:
@@ -172,9 +182,9 @@ def _differences(scheduler: Any, data: Mapping[str, Any], at: str) -> Iterator[s
     for index, (function, attributes) in enumerate(zip(functions, saved[: len(functions)], strict=True)):
         if attributes is not None and (_callable_state(function) is None or not isinstance(attributes, dict)):
             yield f"{at}: function {index} was an object with attributes, here it is {function!r}"
-    inner, schedulers = own.get(_INNER, ()), data.get("schedulers", [])
-    if len(inner) != len(schedulers):
-        yield f"{at}: it was saved with {len(schedulers)} schedulers inside, here are {len(inner)}"
+    inside, schedulers = inner(scheduler), data.get("schedulers", [])
+    if len(inside) != len(schedulers):
+        yield f"{at}: it was saved with {len(schedulers)} schedulers inside, here are {len(inside)}"
         return
-    for index, (one, part) in enumerate(zip(inner, schedulers, strict=True)):
+    for index, (one, part) in enumerate(zip(inside, schedulers, strict=True)):
         yield from _differences(one, part, f"{at}[{index}] {type(one).__name__}")
