@@ -6,9 +6,10 @@ It is the growth of a living run, carried out on the run that the checkpoint hol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change
 from auxin.checkpoint.run import TakenOver, contents, hand_on, take_over
 from auxin.checkpoint.shards import METADATA
+from auxin.checkpoint.tensors import Blocks, blocks_of
 from auxin.edits.after import After
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
@@ -108,11 +110,12 @@ def grow_checkpoint(
             wanted = [_read(edit, number, grower) for number, edit in enumerate(wanted)]
             changes = tuple(grower.grow(edit) for edit in wanted)
             files, spread = contents(taken, grower)
-            grown = Grown(taken.files.path, changes, _sizes(taken, files, spread))
-            if not dry_run:
-                total = sum(after for _, after in grown.sizes.values())
-                with whole(place, total + MARGIN) as folder:
-                    hand_on(files, spread, folder, _told(disk, total, show))
+        grown = Grown(taken.files.path, changes, _sizes(taken, files, spread))
+        if not dry_run:
+            total = sum(after for _, after in grown.sizes.values())
+            # Shards are written by torch, which may copy them first.
+            with disk if spread else contextlib.nullcontext(), whole(place, total + MARGIN) as folder:
+                hand_on(files, spread, folder, _read_from(disk, total, show))
     except OSError as error:
         raise GrowthError(f"'{source}' cannot be read: {error.strerror}. Nothing was left behind.") from error
     return grown
@@ -197,15 +200,16 @@ def _size(content: Any) -> int:
     return sum({id(tensor): tensor.nbytes for tensor in content.values()}.values())
 
 
-def _told(disk: OnDisk, total: int, show: Show | None) -> Callable[[Tensor], None]:
-    """What is told of each tensor that was written: its memory is given back."""
+def _read_from(disk: OnDisk, total: int, show: Show | None) -> Blocks:
+    """Reads the tensors that are written, and tells how far that is."""
     written = 0
 
-    def done(tensor: Tensor) -> None:
+    def blocks(tensor: Tensor) -> Iterator[memoryview]:
         nonlocal written
+        yield from disk.blocks(tensor) or blocks_of(tensor)
         disk.release(tensor)
         written += tensor.nbytes
         if show is not None:
             show(min(written / total, 1.0), f"{written / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
-    return done
+    return blocks

@@ -25,6 +25,7 @@ from auxin.errors import GrowthError
 LARGE = 1 << 20  # bytes from which on a tensor is looked after
 MEMORY = 64 << 20  # bytes of new tensors that stay in memory; older ones go to files
 CHUNK = 8 << 20
+BLOCK = 1 << 18  # bytes; what was read is still in the cache of the processor when it is written
 aten = torch.ops.aten
 EMPTY = (aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default)
 EACH = (aten._foreach_norm.Scalar,)  # of a list of tensors, by themselves
@@ -61,40 +62,54 @@ class OnDisk(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carry out an operation, look after its large results, and give back the memory of what it has read."""
         kwargs = kwargs or {}
-        for region in self._looked_at:
-            region.release()
-        self._looked_at = []
+        if self._looked_at:
+            for region in self._looked_at:
+                region.release()
+            self._looked_at = []
         if func in EACH:
             return [part for t in args[0] for part in self._carried_out(func, ([t], *args[1:]), kwargs)]
         return self._carried_out(func, args, kwargs)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Of torch: it would import its compiler, seconds of work, to keep that from tracing this. Growth is eager."""
+        return False
+
     def _carried_out(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        first = self._region(args[0]) if args else None
-        if first is not None and _fills(args[0], first):
-            if self._building and func._schema.is_mutable and torch.Tag.nondeterministic_seeded in func.tags:
-                return args[0]  # drawn weights: those of a checkpoint will take their place
-            if func is aten.zero_.default or (func is aten.fill_.Scalar and args[1] == 0):
-                first.forget()
-                self._resident.pop(first.address, None)
-                return args[0]
-            if func is aten.clone.default and first.kind in ("file", "zeros") and args[0].is_contiguous():
-                return self._tensor(first.again()).view(args[0].dtype).reshape(args[0].shape)
         known = {t.untyped_storage().data_ptr() for t in _tensors((*args, *kwargs.values()))}
-        regions = [self._regions[place] for place in known if place in self._regions]
-        for region in _written(func, args, kwargs, self._region) if regions else ():
-            if region.own():
-                self._stays(region)
+        regions = [region for place in known if (region := self._regions.get(place)) is not None]
+        if regions:
+            if (found := self._without_values(func, args)) is not None:
+                return found
+            for region in _written(func, args, kwargs, self._region):
+                if region.own():
+                    self._stays(region)
         found = func(*args, **kwargs)
         if isinstance(found, Tensor):
-            found = self._kept(found, known, func in EMPTY)
+            found = self._kept(found, known, func)
         elif isinstance(found, (tuple, list)):
-            found = type(found)(self._kept(one, known, False) for one in found)
+            found = type(found)(self._kept(one, known, func) for one in found)
         if func.is_view:
             self._looked_at = regions  # they may be read through the view, by no operation
         else:
             for region in regions:
                 region.release()
         return found
+
+    def _without_values(self, func: Any, args: Any) -> Tensor | None:
+        """The result of an operation on a whole region, where that need not be read or written for it."""
+        first = self._region(args[0]) if args else None
+        if first is None or not _fills(args[0], first):
+            return None
+        if self._building and func._schema.is_mutable and torch.Tag.nondeterministic_seeded in func.tags:
+            return args[0]  # drawn weights: those of a checkpoint will take their place
+        if func is aten.zero_.default or (func is aten.fill_.Scalar and args[1] == 0):
+            first.forget()
+            self._resident.pop(first.address, None)
+            return args[0]
+        if func is aten.clone.default and first.kind in ("file", "zeros") and args[0].is_contiguous():
+            return self._tensor(first.again()).view(args[0].dtype).reshape(args[0].shape)
+        return None
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
@@ -104,6 +119,16 @@ class OnDisk(TorchDispatchMode):
             yield
         finally:
             self._building = False
+
+    def blocks(self, tensor: Tensor) -> Iterator[memoryview] | None:
+        """The values, one after the other, of a tensor that still lies in a file of the user's, or holds zeros.
+
+        They do not come into its memory; each block stands where the one before stood. None: they lie elsewhere.
+        """
+        region = self._region(tensor)
+        if region is None or region.kind not in ("file", "zeros") or not _fills(tensor, region):
+            return None
+        return region.blocks() if _is_as_stored(tensor) else None
 
     def release(self, tensor: Tensor) -> None:
         """Give back the memory that holds values of a tensor; they stay in their file."""
@@ -142,16 +167,15 @@ class OnDisk(TorchDispatchMode):
         self._resident.pop(address, None)
         self._regions.pop(address).unmap()
 
-    def _kept(self, tensor: Any, known: set[int], empty: bool) -> Tensor:
+    def _kept(self, tensor: Any, known: set[int], func: Any) -> Tensor:
         """What an operation gives back; looked after where it is large and new."""
-        if not _is_plain(tensor):
+        if not _is_plain(tensor) or (storage := tensor.untyped_storage()).nbytes() < LARGE:
             return tensor
-        storage = tensor.untyped_storage()
-        if storage.nbytes() < LARGE or storage.data_ptr() in known or storage.data_ptr() in self._regions:
+        if storage.data_ptr() in known or storage.data_ptr() in self._regions:
             return tensor
         region = _Region(storage.nbytes())
         held = self._tensor(region).untyped_storage()
-        if not empty:
+        if func not in EMPTY:
             region.take(storage.data_ptr(), self.directory if region.size > MEMORY else None)
             self._stays(region)
         return torch.empty(0, dtype=tensor.dtype).set_(held, tensor.storage_offset(), tensor.shape, tensor.stride())
@@ -167,8 +191,16 @@ class _File:
     """A file of the user's, open for as long as a region needs it."""
 
     def __init__(self, path: Path):
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
+
+    def read(self, into: memoryview, start: int) -> None:
+        """Bring bytes of it into memory, from ``start`` on."""
+        while len(into):
+            length = os.preadv(self.descriptor, [into], start)
+            if not length:
+                raise GrowthError(f"'{self.path}' has become shorter while it was read. Nothing was left behind.")
+            into, start = into[length:], start + length
 
 
 class _Region:
@@ -194,15 +226,22 @@ class _Region:
         """Another region with the same values."""
         return _Region(self.size, self._file if self.kind == "file" else None, self._start)
 
+    def blocks(self) -> Iterator[memoryview]:
+        """The values of a file of the user's, or zeros; each block stands where the one before stood."""
+        held = memoryview(bytearray(min(BLOCK, self.size)))
+        for start in range(0, self.size, BLOCK):
+            block = held[: self.size - start]
+            if self._file is not None and self.kind == "file":
+                self._file.read(block, self._start + start)
+            yield block
+
     def own(self) -> bool:
         """Let it be written into; whether it has got memory for that."""
         if self.kind in ("memory", "scratch"):
             return False
         self._behind(READ | WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        for start in range(0, self.size if self.kind == "file" and self._file is not None else 0, CHUNK):
-            assert self._file is not None
-            part = memoryview(os.pread(self._file.descriptor, min(CHUNK, self.size - start), self._start + start))
-            ctypes.memmove(self.address + start, part.tobytes(), len(part))
+        if self._file is not None and self.kind == "file":
+            self._file.read(_bytes_at(self.address, self.size), self._start)
         self.kind = "memory"
         return True
 
@@ -234,7 +273,7 @@ class _Region:
         _call("munmap", self._base, self._length)
 
     def _to_file(self, directory: Path, address: int) -> None:
-        values = memoryview((ctypes.c_ubyte * self.size).from_address(address)).cast("B")
+        values = _bytes_at(address, self.size)
         try:
             with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
                 file.seek(self.address - self._base)
@@ -256,7 +295,7 @@ class _Region:
 
 
 def _is_plain(value: Any) -> bool:
-    return type(value) in (Tensor, nn.Parameter) and value.device.type == "cpu" and value.layout == torch.strided
+    return type(value) in (Tensor, nn.Parameter) and value.is_cpu and value.layout is torch.strided
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -268,9 +307,18 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from (one for one in value if _is_plain(one))
 
 
+def _bytes_at(address: int, size: int) -> memoryview:
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+
 def _fills(tensor: Tensor, region: _Region) -> bool:
     """Whether a tensor is all of what its storage holds."""
     return tensor.nbytes == region.size
+
+
+def _is_as_stored(tensor: Tensor) -> bool:
+    """Whether the values lie in memory one after the other as they are."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _written(func: Any, args: Any, kwargs: Mapping[str, Any], region_of: Any) -> Iterable[_Region]:

@@ -104,3 +104,18 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ax.GrowthError, match="new tensors lie meanwhile, cannot be written: No space left on device"):
         grow_checkpoint(tmp_path / "in", tmp_path / "out", build, [ax.Duplicate("blocks")])
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_values_are_written_from_where_they_lie(tmp_path: Path) -> None:
+    with open(tmp_path / "tensors", "wb") as file:
+        tensors.save(file.write, {"a": A, "b": B})
+    with OnDisk(tmp_path) as disk:
+        held = disk.mapped(tmp_path / "tensors", tensors.places(tmp_path / "tensors"))
+        for tensor in (held["a"], held["b"].clone(), torch.empty(50, 60).zero_()):
+            found = disk.blocks(tensor)
+            assert found is not None and b"".join(map(bytes, found)) == b"".join(tensors.blocks_of(tensor))
+        assert all(disk.blocks(tensor) is None for tensor in (A, held["a"].t(), held["a"][1:], held["a"] + 1))
+        assert disk.blocks(held["b"].add_(1)) is None
+        os.truncate(tmp_path / "tensors", 2000)
+        with pytest.raises(ax.GrowthError, match="has become shorter while it was read. Nothing was left behind"):
+            list(disk.blocks(held["a"]) or ())

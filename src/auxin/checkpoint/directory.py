@@ -33,6 +33,7 @@ _COMPLETE = re.compile(r"checkpoint-(\d{6,18})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-([0-9a-f]{8})-[0-9a-f]+")
 _FILE = re.compile(r"\.metadata|[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 SHARDS = ".distcp"  # the ending of files that torch.distributed.checkpoint has written, and reads again
+BUFFER = 1 << 16  # bytes; larger blocks are written from where they lie
 _AT_WORK: set[str] = set()  # names of the temporaries into which this process writes now
 _ABANDONED = 24 * 3600  # seconds without a change after which a temporary of another machine is taken for dead
 
@@ -89,7 +90,7 @@ def write(
     files: Mapping[str, Content],
     keep_last: int = 2,
     more: Callable[[Path], manifest.Manifest] | None = None,
-    done: Callable[[Tensor], None] | None = None,
+    blocks: tensors.Blocks | None = None,
 ) -> Path:
     """Write one complete checkpoint, or nothing.
 
@@ -98,7 +99,7 @@ def write(
         files: file name -> its bytes, or named tensors (any device, tied ones are stored once).
         keep_last: how many checkpoints stay, this one included. The disk must hold one more while it is written.
         more: writes further files into the unfinished directory, and says what the manifest has to say of them.
-        done: told of each tensor once it is written.
+        blocks: reads the values of tensors, see ``tensors.save``.
 
     Returns:
         The directory of the new checkpoint.
@@ -118,7 +119,7 @@ def write(
         _AT_WORK.add(temporary.name)
         try:
             temporary.mkdir()
-            _fill(temporary, files, more(temporary) if more is not None else {}, done)
+            _fill(temporary, files, more(temporary) if more is not None else {}, blocks)
             complete = _publish(temporary, place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -186,21 +187,21 @@ def _fill(
     directory: Path,
     files: Mapping[str, Content],
     there: manifest.Manifest,
-    done: Callable[[Tensor], None] | None = None,
+    blocks: tensors.Blocks | None = None,
 ) -> None:
     """Write every file, then the manifest, each down to the disk, beside those that are there."""
     entries = dict(there)
     for name, content in files.items():
         target = directory / name
         layout, written = None, manifest.Checksum()
-        with open(target, "xb", buffering=tensors.CHUNK) as file:
+        with open(target, "xb", buffering=BUFFER) as file:
 
             def put(data: Any, file: BinaryIO = file, written: manifest.Checksum = written) -> None:
                 written.update(data)
                 file.write(data)
 
             if isinstance(content, Mapping):
-                layout = tensors.save(put, content, done)
+                layout = tensors.save(put, content, blocks)
             else:
                 put(content)
             file.flush()
@@ -411,12 +412,14 @@ def _opened(checkpoint: Path, name: str) -> Iterator[int]:
 
 
 def _all(descriptor: int) -> bytes:
-    return b"".join(_blocks(descriptor))
+    return b"".join(map(bytes, _blocks(descriptor)))
 
 
-def _blocks(descriptor: int) -> Iterator[bytes]:
-    while block := os.read(descriptor, tensors.CHUNK):
-        yield block
+def _blocks(descriptor: int) -> Iterator[memoryview]:
+    """What a file holds, block by block; each stands where the one before stood."""
+    held = memoryview(bytearray(tensors.CHUNK))
+    while length := os.readv(descriptor, [held]):
+        yield held[:length]
 
 
 def _read(checkpoint: Path, name: str, largest: int) -> bytes:

@@ -34,7 +34,7 @@ class Entry:
     digest: str
     layout: Layout | None
 
-    def holds(self, blocks: Iterable[bytes]) -> bool:
+    def holds(self, blocks: Iterable[bytes | memoryview]) -> bool:
         """Whether these bytes are what was written."""
         found = Checksum() if self.digest.startswith(CRC) else sha256()
         for block in blocks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from auxin.checkpoint.directory import Files, Gone, read, write
 from auxin.checkpoint.manifest import Manifest
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
 from auxin.checkpoint.safe_point import check_moment
-from auxin.checkpoint.tensors import Read
+from auxin.checkpoint.tensors import Blocks, Read
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
 from auxin.journal import FORMAT, replayed
@@ -171,9 +171,9 @@ def contents(taken: TakenOver, grower: Run) -> tuple[dict[str, Any], dict[str, T
     return files, shards.one_piece(files, shards.Places(grower.model, companions))
 
 
-def hand_on(files: dict[str, Any], spread: dict[str, Tensor], path: Path, done: Callable[[Tensor], None]) -> None:
-    """Write what ``contents`` has gathered as the first checkpoint in a directory; ``done`` is told of each tensor."""
-    write(path, files, 1, (lambda directory: shards.write_alone(directory, spread)) if spread else None, done)
+def hand_on(files: dict[str, Any], spread: dict[str, Tensor], path: Path, blocks: Blocks) -> None:
+    """Write what ``contents`` has gathered as the first checkpoint in a directory; ``blocks`` reads the tensors."""
+    write(path, files, 1, (lambda directory: shards.write_alone(directory, spread)) if spread else None, blocks)
 
 
 def _files(grower: Run, extra: Any, random: Any, known: Mapping[int, Any] | None = None) -> dict[str, Any]:

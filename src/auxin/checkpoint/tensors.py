@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ _NATIVE = {
 }
 Place = tuple[torch.dtype, tuple[int, ...], int]  # dtype, shape, and the byte of the file at which the values begin
 Read = Callable[[Path, Mapping[str, Place]], Mapping[str, Tensor]]
+Blocks = Callable[[Tensor], Iterable[memoryview]]  # the values of a tensor, one after the other, in pieces
 CHUNK = 1 << 20  # bytes; what was summed up is still in the cache of the processor when it is written
 _RAW = {
     str(dtype).removeprefix("torch."): dtype
@@ -46,15 +47,14 @@ class Layout:
     raw: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def save(
-    write: Callable[[Any], None], tensors: Mapping[str, Tensor], done: Callable[[Tensor], None] | None = None
-) -> Layout:
+def save(write: Callable[[Any], None], tensors: Mapping[str, Tensor], blocks: Blocks | None = None) -> Layout:
     """Write named tensors in the format of safetensors.
 
     Args:
         write: takes the bytes of the file, one after the other.
         tensors: on any device, in any memory order; what is the same memory is stored once.
-        done: told of each tensor once it is written.
+        blocks: reads their values in another way than through memory; each block is written before it is asked for the
+            next one.
 
     Returns:
         What ``load`` needs besides the file.
@@ -86,11 +86,8 @@ def save(
     text += b" " * (-len(text) % 8)
     write(struct.pack("<Q", len(text)) + text)
     for _, tensor in ordered:
-        values = _bytes_of(tensor)
-        for start in range(0, len(values), CHUNK):
-            write(values[start : start + CHUNK])
-        if done is not None:
-            done(tensor)
+        for block in blocks_of(tensor) if blocks is None else blocks(tensor):
+            write(block)
     return layout
 
 
@@ -165,8 +162,9 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return ((tensor.device, storage), *view)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def blocks_of(tensor: Tensor) -> Iterator[memoryview]:
     """The values one after the other, from the CPU."""
     plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-    values: Any = plain.reshape(-1).view(torch.uint8).numpy()
-    return memoryview(values)
+    values: Any = memoryview(plain.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    for start in range(0, len(values), CHUNK):
+        yield values[start : start + CHUNK]
