@@ -1,12 +1,14 @@
 """One thread and one seed for every test: no figure depends on the machine's cores or on the order of the tests."""
 
 import gc
+import os
 import random
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # no test cuts the power, and waiting for the disk is a tenth of the suite
 torch.manual_seed(0)  # for the modules that test files build while they are collected
 
 
