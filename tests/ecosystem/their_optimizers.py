@@ -117,6 +117,8 @@ def make(name: str, model: nn.Module) -> list[Any]:
     kind: Any = classes()[name]
     options = {key: value for pattern, own in OPTIONS.items() if is_in(name, [pattern]) for key, value in own.items()}
     known = inspect.signature(kind).parameters
+    if all(p.kind is not p.VAR_KEYWORD for p in known.values()):
+        options = {key: value for key, value in options.items() if key in known}
     if "lr" in known and known["lr"].default in (inspect.Parameter.empty, None):
         options.setdefault("lr", 1e-3)
     inner = [p for n, p in model.named_parameters() if n.startswith("blocks") and p.dim() == 2]

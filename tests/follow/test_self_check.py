@@ -234,10 +234,10 @@ def test_is_made_once_for_a_class_and_its_options(monkeypatch):
         ax.verify(model, optimizer)
     optimizer.param_groups[0]["lr"] = 1e-5  # a schedule has moved it
     ax.verify(model, optimizer)
-    assert len(tried) == 1
+    assert len(tried) == 2  # with matrices and with vectors
     ax.verify(model, Momentum(model.parameters(), beta=0.5))
     ax.verify(model, torch.optim.AdamW(model.parameters()))
-    assert len(tried) == 2
+    assert len(tried) == 4
 
 
 def test_a_way_round_for_one_around_another():
@@ -344,7 +344,30 @@ class StepsAsFarAsItsParameterIsLong(CountsInItsGroup):
         p.sub_(step, alpha=group["lr"] * float(p.norm() / step.norm() if p.any() and step.any() else 1))
 
 
+class CountsForVectorsAlone(CountsInItsGroup):
+    """Matrices are stepped by another rule."""
+
+    def move(self, group, p, place):
+        if p.dim() > 1:
+            p.sub_(p.grad.sign(), alpha=group["lr"])
+        else:
+            super().move(group, p, place)
+
+
+class StandsBesideWhereItIs(CountsInItsGroup):
+    """Gradients are taken at a point that is much further away than a step is long."""
+
+    def move(self, group, p, place):
+        state = self.state[p]
+        state.setdefault("z", p.clone())
+        m = state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["beta"])
+        state["z"].sub_(m, alpha=0.01 * group["lr"] / (1 - group["beta"] ** (group["k"] + 1)))
+        p.copy_(state["z"] - 0.5 * m / m.norm().clamp(min=1e-8))
+
+
 COUNTING = [
+    CountsForVectorsAlone,
+    StandsBesideWhereItIs,
     CountsInItsGroup,
     CountsATensorInItsGroup,
     SumsWeightsInItsGroup,
@@ -365,6 +388,32 @@ def test_what_is_counted_in_a_group_begins_anew_in_a_group_of_its_own(kind, at):
     assert len(optimizer.param_groups) == 2 and len(optimizer.param_groups[1]["params"]) == len(new[0])
     assert "own group 1" in str(change) and "counts its steps in its groups" in str(change)
     ax.verify(model, optimizer)
+
+
+class KeepsMatricesAsLong(Momentum):
+    """On a sphere, as HyperBall: what is zero stays so."""
+
+    def move(self, group, p, place):
+        long = p.norm()
+        super().move(group, p, place)
+        if p.dim() > 1:
+            p.mul_(long / p.norm().clamp(min=1e-12))
+
+
+def test_zeros_that_would_stay_at_zero():
+    model, optimizer = ready(KeepsMatricesAsLong)
+    before = picture(model, optimizer)
+    with pytest.raises(
+        ax.GrowthError, match=r"KeepsMatricesAsLong leaves tensors of zeros.*: blocks\.2\.down\.weight would"
+    ):
+        ax.grow(model, EDIT, optimizer, probe=batch()[0])
+    with pytest.raises(ax.GrowthError, match=r"blocks\.2\.down\.weight would never train"):
+        ax.grow(model, EDIT, optimizer, probe=batch()[0], group={"beta": 0.5})
+    assert_same(before, picture(model, optimizer))
+    ax.grow(model, ax.Duplicate("blocks", by=1, output="keep"), optimizer, probe=batch()[0])  # as it says
+    was = model.blocks[2].down.weight.detach().clone()
+    train(model, optimizer, 1)
+    assert not torch.equal(was, model.blocks[2].down.weight)
 
 
 def test_a_copied_state_goes_on_in_the_group_of_its_source():

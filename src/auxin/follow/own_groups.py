@@ -56,6 +56,7 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
             joins = {**joins, **_apart(change, {**waiting, **joins}, {}, companions, groups, counting)}
             notes += [f"{type(o).__name__} counts its steps in its groups" for o in optimizers if id(o) in counting]
         joins = {**joins, **_sized(change, optimizers, companions, groups)}
+        _check_that_they_move(change, joins, groups)
         notes += [
             note for c in companions for own in groups if optimizer_of(c) is own.optimizer for note in floors(c, own)
         ]
@@ -66,6 +67,7 @@ def placed(model: nn.Module, change: Change, companions: Sequence[Any], group: G
     joins = _apart(change, joins, asked, companions, groups)
     notes += [note for c in companions for own in groups if optimizer_of(c) is own.optimizer for note in floors(c, own)]
     joins = {**joins, **_sized(change, optimizers, companions, groups)}
+    _check_that_they_move(change, joins, groups)
     return Placement(optimizers, asked, joins, tuple(groups), rewarm, tuple(dict.fromkeys(notes)))
 
 
@@ -110,6 +112,29 @@ def _apart(
         groups.append(own)
         moved |= {id(new): Join(own.optimizer, own.index, join.sibling) for join, new in found[key]}
     return moved
+
+
+def _check_that_they_move(change: Change, joins: Mapping[int, Join], groups: Sequence[OwnGroup]) -> None:
+    """Refuse zeros that the optimizer would leave at zero.
+
+    Raises:
+        GrowthError: some would never train; says which.
+    """
+    left: dict[str, list[str]] = {}
+    donors = {(id(own.optimizer), own.index): own.donor for own in groups}
+    for move in change.moves:
+        new, join = move.new, joins.get(id(move.new))
+        if new is None or join is None or not move.added:
+            continue
+        still = found_of(join.optimizer, donors.get((id(join.optimizer), join.group), join.group)).still
+        if (new.dim() > 1) in still and not new.detach().any():
+            left.setdefault(type(join.optimizer).__name__, []).append(f"{move.name}")
+    for kind, names in left.items():
+        raise GrowthError(
+            f"{kind} leaves tensors of zeros at zero, as a toy shows (its steps are as long as what they move): "
+            f"{', '.join(names[:4])} would never train. Let it begin with values, as Duplicate(..., output='keep') and "
+            "Insert(..., init='default') do, or step it by another optimizer."
+        )
 
 
 def _begins(optimizer: Any, place: int) -> Mapping[str, Any]:

@@ -52,11 +52,14 @@ class Found:
         problem: what goes wrong, and a way round.
         counted: what it counts in its groups, by key what that begins with. New parameters have a group of their own.
         shaped: keys of states that have the shape of their parameter; None where no toy could be trained.
+        still: whether tensors of more than one dimension that are zero stay so, and the same of others: those of both
+            kinds in it never begin to train.
     """
 
     problem: str | None = None
     counted: Mapping[str, Any] = field(default_factory=dict)
     shaped: frozenset[str] | None = None
+    still: frozenset[bool] = frozenset()
 
 
 _found: dict[tuple[Any, ...], Found] = {}
@@ -91,13 +94,20 @@ def found_of(optimizer: Any, place: int = 0, known: Registration | None = None) 
         return Found()
     if not (hasattr(optimizer, "defaults") and optimizer.param_groups):
         return Found()
-    optimizer = _of_group(optimizer, place)
-    options = json.dumps([_options(optimizer), rule_of(optimizer.param_groups[0])], default=repr)
-    key = (kind, known.save, known.load, _shape(optimizer), options)
-    if key not in _found:
-        with _without_a_trace(kind):
-            _found[key] = _tried(optimizer, known)
-    return _found[key]
+    found: list[Found] = []
+    for part in _parts(_of_group(optimizer, place)):
+        options = json.dumps([_options(part), rule_of(part.param_groups[0])], default=repr)
+        key = (kind, known.save, known.load, _shape(part), options)
+        if key not in _found:
+            with _without_a_trace(kind):
+                _found[key] = _tried(part, known)
+        found.append(_found[key])
+    return Found(
+        next((one.problem for one in found if one.problem is not None), None),
+        {key: value for one in found for key, value in one.counted.items()},
+        found[0].shaped,
+        frozenset[bool]().union(*(one.still for one in found)),
+    )
 
 
 def shaped_of(optimizer: Any) -> frozenset[str] | None:
@@ -167,19 +177,12 @@ def _tried(optimizer: Any, known: Registration) -> Found:
         at_first = _Toy(optimizer, joined=True).step(0)[NEW]
     except Exception:  # its step wants a GPU, more arguments: nobody knows how to try it
         return Found()
-    counted: Mapping[str, Any] = {}
     shaped: frozenset[str] = frozenset()
     try:
-        toy, wrong = _grown(optimizer, counted, at_first)
-        for apart in _counters(optimizer) if wrong is not None else ():
-            with contextlib.suppress(Exception):
-                beside, still_wrong = _grown(optimizer, apart, at_first)
-                if still_wrong is None:
-                    counted, toy, wrong = apart, beside, None
-                    break
-        shaped = toy.shaped()
+        counted, toy, wrong = _as_it_counts(optimizer, at_first)
+        shaped, still = toy.shaped(), frozenset({len(_shape(optimizer)) > 1} if toy.still else ())
         if wrong is None and toy.goes_on_like(toy.saved_and_loaded(known), WARM + 2):
-            return Found(None, counted, shaped)
+            return Found(None, counted, shaped, still)
     except Exception as error:
         wrong = f"fails on a toy that grows, is saved and loaded ({type(error).__name__}: {error})"
     if wrong is None:
@@ -193,12 +196,43 @@ def _tried(optimizer: Any, known: Registration) -> Found:
     return Found(f"{wrong}. {way}", {}, shaped)
 
 
+def _as_it_counts(optimizer: Any, at_first: Tensor) -> tuple[Mapping[str, Any], _Toy, str | None]:
+    """With what the own group of a new parameter begins to count, the toy that has it, and what goes wrong in that.
+
+    What counts for little at first (a perturbation may be ten times as long as a step) is found with the tight limit.
+    """
+    ways = [{}, *_counters(optimizer)]
+    tried = _grown(optimizer, {}, at_first, CLOSE)
+    if tried[1] is None:
+        return {}, *tried
+    for limit in (CLOSE, LIKE):
+        for apart in ways:
+            with contextlib.suppress(Exception):
+                toy, wrong = _grown(optimizer, apart, at_first, limit)
+                if wrong is None:
+                    return apart, toy, None
+    return {}, *tried
+
+
 def _of_group(optimizer: Any, place: int) -> Any:
     """The same optimizer, of which one group is all that is seen."""
     if place == 0 or _inner(optimizer) is not None:
         return optimizer
+    return _seen(optimizer, optimizer.param_groups[place])
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    """The same optimizer seen with its first group's matrices alone, and with all else in it: rules may differ."""
+    group = optimizer.param_groups[0]
+    kinds = [[p for p in group["params"] if (p.dim() > 1) == matrices] for matrices in (True, False)]
+    if not all(kinds) or _inner(optimizer) is not None:
+        return [optimizer]
+    return [_seen(optimizer, {**group, "params": kind}) for kind in kinds]
+
+
+def _seen(optimizer: Any, group: dict[str, Any]) -> Any:
     one = object.__new__(type(optimizer))
-    vars(one).update({**vars(optimizer), "param_groups": [optimizer.param_groups[place]]})
+    vars(one).update({**vars(optimizer), "param_groups": [group]})
     return one
 
 
@@ -221,13 +255,14 @@ def _counters(optimizer: Any) -> Iterator[dict[str, Any]]:
             yield {key: copy.deepcopy(began[key]) if key in began else MISSING for key in keys}
 
 
-def _grown(optimizer: Any, counted: Mapping[str, Any], at_first: Tensor) -> tuple[_Toy, str | None]:
+def _grown(optimizer: Any, counted: Mapping[str, Any], at_first: Tensor, limit: float) -> tuple[_Toy, str | None]:
     """A toy that a parameter has joined after some steps, and what goes wrong in it.
 
     Args:
         optimizer: under test.
         counted: with what the new parameter's own group begins to count; empty: it joins that of the others.
         at_first: the step of that parameter where it was there from the start.
+        limit: relative difference of its first steps that count as equal.
     """
     toy, wanted, first = _warm(optimizer), at_first, _Toy(optimizer, joined=True).step(0)[NEW]
     if not _differ(first, wanted, LIKE):
@@ -236,12 +271,15 @@ def _grown(optimizer: Any, counted: Mapping[str, Any], at_first: Tensor) -> tupl
                 "steps old parameters otherwise once a new one stands between them: it knows them by their place, or "
                 "reckons over all of them"
             )
+        still = False
         for zero in (True, False):  # where steps are as long as their parameter, one of zero tells a scale, no other
             toy = _warm(optimizer)
             toy.join(counted, zero=zero)
-            first, wanted = _first_steps(toy, counted)
-            if _differ(first, wanted, LIKE):
+            first, wanted = _first_steps(toy, counted, limit)
+            if _differ(first, wanted, limit):
                 break
+            toy.still = still and bool(first.any())
+            still = not first.any()
         else:
             return toy, None
     where = f"in {', '.join(toy.counters().values())}" if toy.counters() else "in its class, or elsewhere"
@@ -251,14 +289,14 @@ def _grown(optimizer: Any, counted: Mapping[str, Any], at_first: Tensor) -> tupl
     )
 
 
-def _first_steps(toy: _Toy, counted: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _first_steps(toy: _Toy, counted: Mapping[str, Any], limit: float) -> tuple[Tensor, Tensor]:
     """A step of a parameter that has joined, and its step under a fresh optimizer: the first that differ, if any."""
     first = wanted = torch.zeros(())
     fresh, known, moving = toy.with_a_fresh_optimizer(counted), {*toy.counters(), *counted}, 0
     for number in range(WARM, 2 * WARM):  # some stand still at first
         first, wanted = toy.step(number)[NEW], fresh.step(number)[NEW]
         moving += bool(wanted.any())
-        if _differ(first, wanted, LIKE) or moving == STEPS:
+        if _differ(first, wanted, limit) or moving == STEPS:
             break
         if moving and toy.learned(known) != fresh.learned(known):
             break
@@ -295,6 +333,7 @@ class _Toy:
         self.numbers: list[list[dict[str, float]]] = []  # of the optimizer, after each step
         self.idle = False  # whether what does not move has a gradient of zero
         self.apart = False  # whether the new parameter has a group of its own
+        self.still = False  # whether one of zeros has stayed so
 
     def shaped(self) -> frozenset[str]:
         """Keys of states that have the shape of their parameter."""
