@@ -354,6 +354,7 @@ class Change:
         fade: over how many optimizer steps.
         mup: by how much inputs and outputs of tensors (names after) have grown, whose learning rates follow their size.
         remarks: what the plan has to say.
+        joined: what FSDP2 knows of new parameters that a unit takes in which is there already, by ``id``.
         placement: where the new parameters go (known once the companions are).
         measured: what was measured (known once the change was carried out).
     """
@@ -377,6 +378,7 @@ class Change:
     fade: int = 0
     mup: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    joined: Mapping[int, Any] = field(default_factory=dict)
     placement: Placement = Placement()
     measured: Measured = Measured()
 

@@ -1,7 +1,7 @@
 """FSDP2 (``fully_shard``): how a network is sharded, a block in plain tensors, a new one sharded as its neighbour is.
 
 torch has no public way to add a module to a network under FSDP2. What that needs of its private parts is asked for in
-this file only, and ``missing`` says which of them a version of torch does not have.
+this file and ``regrouped.py`` only, and ``missing`` says which of them a version of torch does not have.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ MAKING = (  # the arguments with which FSDP2 makes what it knows of a parameter
 OF_DTYPES = ("orig_dtype", "param_dtype", "reduce_dtype")  # of it, known from the first forward on
 STAYING = ("_module_info", "_post_load_hook_handle", "_param_fqn")  # of it, where the parameter gets another shape
 SENDING = ("_all_gather_comm", "_reduce_scatter_comm")  # of a group
+THEIRS = (FSDP, "auxin.regrouped")  # where hooks come from that FSDP2 has on modules
 MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")  # what fully_shard writes on the modules that it manages
 AT_A_CHECKPOINT = (
     "Grow between two jobs: save, build the plain network in one process, load, grow and save it there, and shard the "
@@ -455,11 +456,16 @@ def _their_hooks(module: nn.Module) -> Iterator[tuple[str, int, Any]]:
     """The hooks of FSDP2 on a module: the attribute that holds each, its key there, and itself."""
     for name, held in module.__dict__.items():
         for key, hook in held.items() if name.endswith("hooks") and isinstance(held, dict) else ():
-            inner = getattr(hook, "hook", hook)
-            owner = getattr(inner, "__self__", None)
-            home = getattr(inner, "__module__", None) if owner is None else type(owner).__module__
-            if (home or "").startswith(FSDP):
+            if is_their_hook(hook):
                 yield name, key, hook
+
+
+def is_their_hook(hook: Any) -> bool:
+    """Whether a hook on a module is one of FSDP2's."""
+    inner = getattr(hook, "hook", hook)
+    owner = getattr(inner, "__self__", None)
+    home = getattr(inner, "__module__", None) if owner is None else type(owner).__module__
+    return (home or "").startswith(THEIRS)
 
 
 def _original(kind: type) -> type:
@@ -482,6 +488,7 @@ def shard_like(block: nn.Module, beside: str, root: nn.Module) -> dict[int, nn.P
     from torch.distributed.fsdp import fully_shard
 
     before, neighbour = named_parameters(block), module_at(root, beside)
+    taken = {p for p in before.values() if is_spread(p)} or None  # over from what it replaces
     around = beside
     while around and not is_unit(module_at(root, around)):
         around = around.rpartition(".")[0]
@@ -489,7 +496,8 @@ def shard_like(block: nn.Module, beside: str, root: nn.Module) -> dict[int, nn.P
     alike = [path for path in like if not path or type(own.get(path)) is _original(type(like[path]))]
     for path in reversed(alike):  # what is inside first
         mesh, policies = policies_of(like[path], root)
-        fully_shard(own[path], mesh=mesh, shard_placement_fn=_placing(own[path], neighbour, path), **policies)
+        placing = _placing(own[path], neighbour, path)
+        fully_shard(own[path], mesh=mesh, shard_placement_fn=placing, ignored_params=taken, **policies)
     after = named_parameters(block)
     return {id(p): after[name] for name, p in before.items()}
 

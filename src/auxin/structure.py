@@ -143,11 +143,19 @@ def noted(model: nn.Module) -> Callable[[], list[Undo]]:
 
 def _children(module: nn.Module, rewire: Rewire, of: Callable[[New, str], nn.Module]) -> dict[str, nn.Module | None]:
     held: dict[str | None, nn.Module | None] = {None: None, **module._modules}
-    return {n: of(c, beside(rewire, n)) if isinstance(c, New) else held[c] for n, c in rewire.children}
+    return {n: of(c, beside(module, rewire, n)) if isinstance(c, New) else held[c] for n, c in rewire.children}
 
 
-def beside(rewire: Rewire, name: str) -> str:
-    """Path (before) of the old child that stands nearest to a new one; the module around it where there is none."""
+def beside(module: nn.Module, rewire: Rewire, name: str) -> str:
+    """Path (before) of the old child that a new one replaces, or that stands nearest to it; or of the module around.
+
+    Args:
+        module: the one that gets the children, before it does.
+        rewire: its children.
+        name: of the new one.
+    """
+    if module._modules.get(name) is not None and name not in {child for _, child in rewire.children}:
+        return join(rewire.path, name)
     names = [n for n, _ in rewire.children]
     at = names.index(name)
     old = [(abs(place - at), child) for place, (_, child) in enumerate(rewire.children) if isinstance(child, str)]

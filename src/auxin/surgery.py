@@ -82,7 +82,11 @@ class surgery:
         standing: bool = False,
     ):
         self.model, self.companions = unwrap(model), with_wrappers(model, companions)
-        refuse(self.model, "surgery", "Put a whole block in by an edit: Insert(at, layer), Duplicate(at), Remove(at).")
+        refuse(
+            self.model,
+            "surgery",
+            "Put other modules in by an edit: Replace(at, layer), Insert(at, layer), Duplicate(at), Remove(at).",
+        )
         self.group, self.probe, self.watch = group, probe, watch
         self._standing = standing  # ``group`` is for whatever grows, not asked for this once
         self._ranks = Ranks.of(self.companions)

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from processes import on_ranks
 from ranked import Block, Net, share, train_step
-from test_fsdp2 import EDITS, FIRST, LAYER, adam, held, on_last_axis
+from test_fsdp2 import EDITS, FIRST, adam, held, on_last_axis
 from torch import nn
 from under_fsdp import PROBE, built, full, same, set_up, shards
 
 import auxin as ax
-from auxin import sharded
+from auxin import regrouped, sharded
 
 
 def refused(rank: int, model: Any, optimizer: Any, call: Any) -> str:
@@ -36,7 +36,6 @@ def by_name(rank: int) -> dict[str, str]:
     model = built()
     optimizer = adam(model)
     columns = built(shard_placement_fn=on_last_axis)
-    replace = ax.Replace("blocks.0", LAYER)
 
     def without_sync() -> Any:
         model.set_requires_gradient_sync(False)
@@ -50,8 +49,7 @@ def by_name(rank: int) -> dict[str, str]:
         "own": lambda: ax.grow(model, ax.Widen("blocks.0.up", by=2, init=own_start), optimizer, probe=PROBE),
         "experts": lambda: ax.grow(model, ax.Widen("inp", by=2, unit="experts"), optimizer, probe=PROBE),
         "uneven": lambda: ax.grow(columns, ax.Widen("blocks.0.up", by=3), adam(columns), probe=PROBE),
-        "several": lambda: ax.grow(model, [FIRST, replace], optimizer, probe=PROBE),
-        "Replace": lambda: ax.grow(model, replace, optimizer, probe=PROBE),
+        "several": lambda: ax.grow(model, [FIRST, ax.Untie("blocks")], optimizer, probe=PROBE),
         "Repeat": lambda: ax.grow(model, ax.Repeat("blocks", blocks=(0, 1)), optimizer, probe=PROBE),
         "Untie": lambda: ax.grow(model, ax.Untie("blocks"), optimizer, probe=PROBE),
         "surgery": lambda: ax.surgery(model, optimizer).__enter__(),
@@ -65,11 +63,10 @@ NAMES = {
     "own": "Widen('blocks.0.up'): not under FSDP2 (fully_shard): init=own_start works with all of the network",
     "experts": "Widen('inp'): not under FSDP2 (fully_shard): unit='experts' is not done there",
     "uneven": "shards it along axis 1 (shard_placement_fn=), which must be a multiple of the 2 ranks, and would be 19",
-    "several": "Replace('blocks.0'): not under FSDP2",
-    "Replace": "Replace('blocks.0'): not under FSDP2 (fully_shard): what leaves would have to be a unit",
-    "Repeat": "Repeat('blocks'): not under FSDP2 (fully_shard): a block would be two units. There After, Duplicate,",
-    "Untie": "Untie('blocks'): not under FSDP2 (fully_shard): a block is two units",
-    "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put a whole",
+    "several": "Untie('blocks'): not under FSDP2",
+    "Repeat": "Repeat('blocks'): not under FSDP2 (fully_shard): the blocks are units",
+    "Untie": "Untie('blocks'): not under FSDP2 (fully_shard): the blocks are units",
+    "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put other",
     "no sync": "does not reduce its gradients (set_requires_gradient_sync(False))",
 }
 
@@ -90,17 +87,22 @@ def other_units(rank: int) -> list[str]:
     fully_shard(mixed)
     whole = fully_shard(Net(depth=2))
     grown = adam(whole)
+    found, regrouped.PLACES = regrouped.PLACES, (*regrouped.PLACES, "moved")  # a torch without a private part
     with pytest.raises(ax.GrowthError) as removed:
         ax.grow(whole, ax.Remove("blocks.0"), grown, probe=PROBE)
     with pytest.raises(ax.GrowthError) as error:
         ax.grow(mixed, FIRST, adam(mixed), probe=PROBE)
     change = ax.grow(whole, FIRST, grown, probe=PROBE)
+    with pytest.raises(ax.GrowthError) as kept:
+        ax.grow(whole, ax.Replace("blocks.2", functools.partial(Block, 8)), grown, probe=PROBE)
+    regrouped.PLACES = found
     train_step(whole, grown, *share(0, rank, 2))
-    return [str(removed.value), str(error.value), str(change)]
+    return [str(removed.value), str(error.value), str(change), str(kept.value)]
 
 
 def test_units_of_another_policy_and_blocks_that_are_no_units() -> None:
-    for removed, mixed, change in on_ranks(2, other_units):
+    for removed, mixed, change, kept in on_ranks(2, other_units):
+        assert "blocks.2: its norm.weight is shared with the network, whose FSDP2 unit holds it already" in kept
         assert "blocks.0 is no FSDP2 unit of its own" in removed
         assert "blocks.1 is sharded by another policy than blocks.0" in mixed
         assert "blocks.2 is an FSDP2 unit of its own, those beside it belong to the unit around them" in change

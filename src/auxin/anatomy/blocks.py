@@ -20,7 +20,7 @@ from auxin.gate import faded
 from auxin.listing import BARE, join, module_at, modules_in, named_modules, named_parameters, own_names, parameters_of
 from auxin.modules import ResidualLinear, awake
 from auxin.ranks import together
-from auxin.sharded import copy_plainly, is_spread, unmark
+from auxin.sharded import copy_plainly, is_spread, is_their_hook, unmark
 
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 
@@ -201,7 +201,8 @@ def hooks_on(module: nn.Module) -> str:
     """Name of the first module at or below that has forward or backward hooks of a user's, or ""."""
     for path, inner in module.named_modules():
         for name in HOOKS:
-            if "state_dict" not in name and any(h is not faded for h in (inner.__dict__.get(name) or {}).values()):
+            hooks = (inner.__dict__.get(name) or {}).values()
+            if "state_dict" not in name and any(h is not faded and not is_their_hook(h) for h in hooks):
                 return path or type(inner).__name__
     return ""
 

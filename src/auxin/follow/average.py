@@ -19,6 +19,7 @@ from auxin.follow.second_tree import in_step
 from auxin.follow.twins import builder
 from auxin.listing import listing, named_parameters
 from auxin.record import refill
+from auxin.regrouped import known_of, regroup
 from auxin.sharded import forget_root, set_up_again, states
 from auxin.structure import Undo, apply, reversible, undo
 
@@ -43,7 +44,9 @@ def follow_average(average: Any, change: Change) -> Iterator[None]:
             lists = _lists_of_names(average)
             before = _tensors(copy) if lists else {}
             undos.append(functools.partial(forget_root, copy, states(copy)))
+            known = known_of(copy)
             apply(copy, change, build, undos)
+            undos.append(regroup(copy, known))
             undos.append(functools.partial(forget_root, copy, states(copy)))
             set_up_again(copy)
             if lists:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from auxin import sharded
+from auxin import regrouped, sharded
 from auxin.anatomy.widths.starts import STARTS
 from auxin.change import Change, New, Rewire
 from auxin.errors import GrowthError
 from auxin.follow import follow
-from auxin.listing import join, module_at
-from auxin.structure import beside, reversible
+from auxin.listing import join, module_at, named_parameters
+from auxin.structure import Undo, beside, reversible, undo
 
-EDITS = ("After", "Duplicate", "Insert", "Remove", "Widen")
-WHY_NOT = {
-    "Replace": "what leaves would have to be a unit, and hooks of its unit would never fire again",
-    "Repeat": "a block would be two units",
-    "Untie": "a block is two units",
-}
+EDITS = ("After", "Duplicate", "Insert", "Remove", "Replace", "Widen")
+PASSES = ("Repeat", "Untie")  # of blocks that run again with the same weights
 
 
 def check_edit(model: nn.Module, edit: Any) -> None:
@@ -44,10 +39,20 @@ def check_edit(model: nn.Module, edit: Any) -> None:
         else:
             told = repr(edit.init) if isinstance(edit.init, str) else getattr(edit.init, "__name__", "of your own")
             why = f"init={told} works with all of the network; one of {', '.join(STARTS)} does not"
+    elif kind == "Replace" and edit.init == "copies":
+        why = "init='copies' is not done there"
     elif kind in EDITS:
         return
+    elif kind in PASSES:
+        if not any(map(sharded.is_unit, module_at(model, edit.at).children())):
+            return
+        why = (
+            "the blocks are units (fully_shard), and a further pass would be a second one over the same weights. Of "
+            "blocks that belong to the unit around them it works, and in a network that is grown before it is sharded, "
+            "by fully_shard([block, pass])"
+        )
     else:
-        why = WHY_NOT.get(kind, "it is not known how")
+        why = "it is not known how"
     raise GrowthError(
         f"{kind}({getattr(edit, 'at', '')!r}): not under FSDP2 (fully_shard): {why}. There {', '.join(EDITS)} work. "
         f"{sharded.AT_A_CHECKPOINT}"
@@ -79,39 +84,51 @@ def shard(model: nn.Module, change: Change) -> Change:
     if change.swaps:
         _check_torch(model, change.edit)
     found: dict[int, nn.Parameter] = {}
+    joined: dict[int, Any] = {}
     remarks: list[str] = []
     for rewire in change.rewires:
-        _check_removed(model, change, rewire)
+        _check_removed(model, rewire)
         _check_alike(model, rewire)
         for name, new in rewire.children:
             if isinstance(new, New):
-                found |= _sharded(model, rewire, name, new, remarks)
+                before = named_parameters(new.module)
+                joined |= _sharded(model, rewire, name, new, remarks)
+                after = named_parameters(new.module)
+                found |= {id(p): after[n] for n, p in before.items()}
     moves = tuple(dataclasses.replace(m, new=found.get(id(m.new), m.new)) for m in change.moves)
     after = {name: found.get(id(p), p) for name, p in change.after.items()}
-    return dataclasses.replace(change, moves=moves, after=after, remarks=(*change.remarks, *remarks))
+    notes = (*change.remarks, *remarks)
+    return dataclasses.replace(change, moves=moves, after=after, remarks=notes, joined=joined)
 
 
-def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: list[str]) -> dict[int, nn.Parameter]:
-    path = join(rewire.path, name)
-    tied = [n for n, p in new.module.named_parameters() if sharded.is_spread(p)]
+def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: list[str]) -> dict[int, Any]:
+    """Shard a new module; what FSDP2 knows of its new parameters where it becomes a part of a unit."""
+    path, neighbour = join(rewire.path, name), new.source or beside(module_at(model, rewire.path), rewire, name)
+    unit, lacking = sharded.is_unit(module_at(model, neighbour)), regrouped.missing(model)
+    own = regrouped.gathered_in(model, neighbour) if not lacking and (not unit or neighbour == path) else set()
+    tied = [n for n, p in new.module.named_parameters() if sharded.is_spread(p) and id(p) not in own]
     if tied:
         raise GrowthError(
             f"{path}: its {tied[0]} is shared with the network, whose FSDP2 unit holds it already. "
             f"{sharded.AT_A_CHECKPOINT}"
         )
-    neighbour = new.source or beside(rewire, name)
-    if not sharded.is_unit(module_at(model, neighbour)):
+    if not unit and not lacking:
+        return regrouped.shard_into(new.module, neighbour, model)
+    if not unit:
         remarks.append(f"{path} is an FSDP2 unit of its own, those beside it belong to the unit around them")
     elif not sharded.can_set_up(model):
         remarks.append(
             f"{path} is an FSDP2 root of its own, since this torch has no {' or '.join(sharded.OF_ROOT)}: right, but "
             "not prefetched, and not resharded after forward"
         )
-    return sharded.shard_like(new.module, neighbour, model)
+    sharded.shard_like(new.module, neighbour, model)
+    return {}
 
 
-def _check_removed(model: nn.Module, change: Change, rewire: Rewire) -> None:
-    """A module that leaves must be a unit: the unit around it would go on gathering its parameters."""
+def _check_removed(model: nn.Module, rewire: Rewire) -> None:
+    """Without private parts of torch a module that leaves must be a unit: the one around would go on gathering it."""
+    if not regrouped.missing(model):
+        return
     kept = {child for _, child in rewire.children if isinstance(child, str)}
     for name, child in module_at(model, rewire.path)._modules.items():
         if (
@@ -145,10 +162,17 @@ def _check_alike(model: nn.Module, rewire: Rewire) -> None:
 @follow(f"{sharded.FSDP}:FSDPModule")
 def follow_root(root: Any, change: Change) -> Iterator[None]:
     """Let the root of a sharded network take in what is new, and let go of what leaves."""
-    before = sharded.states(root)
+    before, known = sharded.states(root), regrouped.known_of(root) | dict(change.joined)
+    backs: list[Undo] = []
     yield
 
-    def back() -> None:
-        sharded.forget_root(root, [*before, *sharded.states(root)])
+    def write() -> None:
+        backs.append(regrouped.regroup(root, known))
+        sharded.set_up_again(root)
 
-    yield from reversible(functools.partial(sharded.set_up_again, root), back)
+    def back() -> None:
+        states = sharded.states(root)
+        undo(backs)
+        sharded.forget_root(root, [*before, *states])
+
+    yield from reversible(write, back)

@@ -15,6 +15,7 @@ from auxin.axes import carried
 from auxin.change import Before, New
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.listing import module_at
+from auxin.regrouped import missing
 from auxin.sharded import copy_plainly, is_unit, shard_like, unmark
 
 
@@ -60,8 +61,9 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
         if new.gated:
             close_gate(module)
             open_gate(module)
-        if is_unit(twin):
-            shard_like(module, new.source or neighbour, twin)
+        like = new.source or neighbour
+        if is_unit(twin) and (is_unit(module_at(twin, like)) or missing(twin)):
+            shard_like(module, like, twin)  # else the unit around takes it in
         return module
 
     return build
