@@ -15,6 +15,7 @@ from auxin.errors import GrowthError
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, open_gate
 from auxin.listing import join, module_at, named_parameters
+from auxin.output_hook import NAME as GROWN
 from auxin.output_hook import set_hook
 from auxin.record import content_of, contents_of, put_back, same_content
 from auxin.sharded import holders, is_spread, resize, whole
@@ -154,6 +155,8 @@ def beside(module: nn.Module, rewire: Rewire, name: str) -> str:
         rewire: its children.
         name: of the new one.
     """
+    if name == GROWN:  # runs behind the module, whose unit may not gather any more by then
+        return rewire.path
     if module._modules.get(name) is not None and name not in {child for _, child in rewire.children}:
         return join(rewire.path, name)
     names = [n for n, _ in rewire.children]
