@@ -57,8 +57,7 @@ class Run:
         self.optimizers = make(name, self.model)
         self.optimizer = self.optimizers[0]
         self.schedules = [LambdaLR(one, rate) for one in self.optimizers] if rate else []
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        ready(self.optimizer)
         self.number = 0
         for _ in range(WARM if train else 0):
             self.step(self.by_loss)
@@ -134,6 +133,13 @@ class Run:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
 
+def ready(optimizer: Any) -> None:
+    """For steps, as those without a schedule ask for."""
+    with contextlib.suppress(AttributeError):  # of the one inside
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
+
+
 def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """The largest relative difference."""
     return max(float((ours[n] - t).abs().max() / t.abs().max().clamp(min=1e-30)) for n, t in theirs.items())
@@ -178,8 +184,7 @@ def beside(run: Run) -> Run:
     fresh.model, fresh.number = copy.deepcopy(run.model), run.number
     fresh.optimizers = make(run.name, fresh.model)
     fresh.optimizer = fresh.optimizers[0]
-    if callable(getattr(fresh.optimizer, "train", None)):
-        fresh.optimizer.train()
+    ready(fresh.optimizer)
     return fresh
 
 
@@ -210,7 +215,7 @@ def grow(name: str) -> str:
 
 
 def state(name: str) -> str:
-    """``state="copy"``: what is not zeroed goes on as its source does."""
+    """``state="copy"``: what is not zeroed steps as its source does on the same gradients."""
     run, twin = Run(name), Run(name)
     was = states(twin)
     change = run.grow(ax.Duplicate("blocks", by=1, state="copy"))
@@ -219,9 +224,9 @@ def state(name: str) -> str:
     if any(now[new] != was[old] for new, old in olds.items()):
         raise Wrong("the state of an old parameter has changed")
     like = {f"blocks.2.{rest}": f"blocks.1.{rest}" for rest in ("up.weight", "up.bias", "norm.weight", "norm.bias")}
-    moved, theirs = run.go_on(as_of=like), twin.go_on()
+    moved = run.go_on(as_of=like)
     ours = [{like[n]: m[n] for n in like} for m in moved]
-    return compare(ours, [{n: m[n] for n in like.values()} for m in theirs], 1e-4, "a copied state steps otherwise")
+    return compare(ours, [{n: m[n] for n in like.values()} for m in moved], 1e-4, "a copied state steps otherwise")
 
 
 def states(run: Run) -> dict[str, Any]:

@@ -137,6 +137,38 @@ class Around(Optimizer):
         self.param_groups = self.base.param_groups
 
 
+class AroundWithItsState(Optimizer):
+    """Stands around another one, shares its groups and its state, and asks for a closure."""
+
+    def __init__(self, params, base=torch.optim.AdamW, **options):
+        super().__init__(params, options)
+        self.base = base(self.param_groups, **options)
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    def step(self, closure=None):
+        if closure is None:
+            raise ValueError("asks for a closure")
+        with torch.enable_grad():
+            closure()
+        self.base.step()
+
+
+class AroundOtherGroups(AroundWithItsState):
+    """Stands around another one that has groups of its own, which nobody grows."""
+
+    def __init__(self, params, base=torch.optim.AdamW, **options):
+        params = list(params)
+        Optimizer.__init__(self, params, options)
+        self.base = base(params, **options)
+
+
+class RaisesAtZero(Momentum):
+    def walk(self, group, p, state):
+        if not state and not p.grad.any():
+            raise ValueError("the gradient is all zeros, set scale=0.1")
+        super().walk(group, p, state)
+
+
 class Flat(Momentum):
     """Keeps flat vectors beside its momentum, and a scale for all that it learns as it goes."""
 
@@ -169,7 +201,8 @@ def ready(kind, **hooks):
     torch.manual_seed(0)
     model = Net()
     optimizer = of(kind, model)
-    train(model, optimizer, 4)
+    if kind not in (AroundWithItsState, AroundOtherGroups):
+        train(model, optimizer, 4)
     return model, optimizer
 
 
@@ -183,6 +216,8 @@ REFUSED = [
         r"KeepsStateByPlace steps old parameters otherwise once a new one stands between.*by their place",
     ),
     (KeepsStateInItsClass, r"KeepsStateInItsClass does not go on as it did once it is saved and loaded.*Say what a ch"),
+    (RaisesAtZero, r"RaisesAtZero fails on a toy that grows.*the gradient is all zeros, set scale=0\.1"),
+    (AroundOtherGroups, r"AroundOtherGroups .*so the first step of a new parameter would be another.*0\.00 times"),
     (Around, r"Around does not go on as it did once it is saved and loaded.*Pass optimizer\.base in its place, and"),
 ]
 
@@ -207,6 +242,23 @@ def test_what_keeps_its_state_per_parameter_grows(kind):
     ax.grow(model, EDIT, optimizer, probe=batch()[0])
     ax.verify(model, optimizer)
     train(model, optimizer, 2)
+
+
+def test_one_around_another_whose_state_it_shares():
+    model, optimizer = ready(AroundWithItsState)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(batch()[0]).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.zero_grad()
+    ax.grow(model, EDIT, optimizer, probe=batch()[0])
+    ax.grow(model, ax.Widen("blocks.*.up", by=2), optimizer, probe=batch()[0])
+    optimizer.step(closure)
+    assert all(p in optimizer.base.state for p in model.parameters())
 
 
 def test_leaves_no_trace():

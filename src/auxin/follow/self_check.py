@@ -304,19 +304,19 @@ def _first_steps(toy: _Toy, counted: Mapping[str, Any], limit: float) -> tuple[T
 
 
 def _leaves_old_ones_alone(optimizer: Any, counted: Mapping[str, Any]) -> bool:
-    """Whether old parameters step as without the new one, while that has no gradient, and while it has one of zero."""
-    failed: list[Exception] = []
+    """Whether old parameters step as without the new one, while that has no gradient, and while it has one of zero.
+
+    The weights before a last writer of zero have a gradient of zero at first.
+    """
     for idle in (False, True):
         alone, beside = _warm(optimizer), _warm(optimizer)
         beside.join(counted)
         beside.idle = idle
-        try:
+        with contextlib.ExitStack() as held:
+            if not idle:
+                held.enter_context(contextlib.suppress(Exception))  # some ask for every gradient
             if not beside.goes_on_like(alone, WARM, OLD):
                 return False
-        except Exception as error:  # some ask for every gradient, and some for one that is not zero
-            failed.append(error)
-    if len(failed) == 2:
-        raise failed[0]
     return True
 
 
@@ -347,13 +347,23 @@ class _Toy:
     def step(self, number: int, names: Any = None) -> dict[str, Tensor]:
         """Step all parameters, or the named ones; how far each has moved."""
         before = {name: p.detach().clone() for name, p in self.model.items()}
-        for name, p in self.model.items():
-            place = torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape)
-            moves = names is None or name in names
-            p.grad = torch.cos(place + len(name) + number) + 2 if moves else torch.zeros_like(p) if self.idle else None
+
+        def closure() -> Tensor:
+            for name, p in self.model.items():
+                place = torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape)
+                moves = torch.cos(place + len(name) + number) + 2 if names is None or name in names else None
+                p.grad = torch.zeros_like(p) if moves is None and self.idle else moves
+            return torch.ones((), requires_grad=True)
+
+        closure()
         torch.default_generator.manual_seed(number)  # of the CPU, and no other
         asks = inspect.signature(self.optimizer.step).parameters.get("closure")
-        self.optimizer.step(*([_nothing] if asks is not None and asks.default is asks.empty else []))
+        try:
+            self.optimizer.step(*([closure] if asks is not None and asks.default is asks.empty else []))
+        except Exception:
+            if asks is None or asks.default is asks.empty:
+                raise
+            self.optimizer.step(closure)  # it asks for one all the same
         held = _held(self.optimizer)
         self.numbers.append([{key: float(v) for key, v in own.items() if _is_number(v)} for _, own in held])
         return {name: p.detach() - before[name] for name, p in self.model.items()}
@@ -434,11 +444,6 @@ class _Toy:
         return other
 
 
-def _nothing() -> Tensor:
-    """A closure where the gradients are there already."""
-    return torch.ones((), requires_grad=True)
-
-
 def _another(optimizer: Any, params: list[nn.Parameter]) -> Any:
     """The optimizer as it was when it was built, around other parameters.
 
@@ -457,7 +462,8 @@ def _another(optimizer: Any, params: list[nn.Parameter]) -> Any:
         group = {key: copy.deepcopy(v) for key, v in optimizer.param_groups[0].items() if key in kept}
         new = _twin(optimizer, {id(optimizer.param_groups): [{**group, **_options(optimizer), "params": params}]})
     if callable(getattr(new, "train", None)):  # as those without a schedule ask for
-        new.train()
+        with contextlib.suppress(AttributeError):  # of the one inside, which may ask for no such thing
+            new.train()
     return new
 
 
@@ -471,17 +477,17 @@ def _innermost(optimizer: Any) -> Any:
     return optimizer if inner is None else _innermost(getattr(optimizer, inner))
 
 
-def _twin(optimizer: Any, groups: dict[int, Any]) -> Any:
-    """A copy without state or hooks; what shares its groups with another shares them in the copy."""
+def _twin(optimizer: Any, shared: dict[int, Any]) -> Any:
+    """A copy without state or hooks; what shares its groups or its state with another shares them in the copy."""
     new = object.__new__(type(optimizer))
     own = vars(new)
     for name, value in vars(optimizer).items():
         if isinstance(value, Optimizer):
-            own[name] = _twin(value, groups)
+            own[name] = _twin(value, shared)
         elif name == "param_groups":
-            own[name] = groups[id(value)]
+            own[name] = shared[id(value)]
         elif name == "state":
-            own[name] = defaultdict(dict)
+            own[name] = shared.setdefault(id(value), defaultdict(dict))
         elif name.endswith("_hooks"):
             own[name] = OrderedDict()
         elif isinstance(value, DATA):
