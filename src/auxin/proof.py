@@ -434,12 +434,9 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], 
     if change.preserves and not difference <= limit and any(move.reshaped for move in change.moves):
         limit = max(limit, _by_rounding(context.model, after, difference, limit, context))
     if change.preserves and not difference <= limit:
-        accept = "fade=0" if any(new.tied for _, new in change.added) else "init='default' or output='keep'"
         raise GrowthError(
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
-            f"expected), though {change.how} was to keep them. Something outside the block depends on the number of "
-            "layers, or uses more of what each of them gives than the next one is given (parallel branches, a sum over "
-            f"all){_shared_over_depth(often)}; {accept} would accept that."
+            f"expected), though {change.how} was to keep them. {_suspects(change, often)} would accept that."
         )
     return difference
 
@@ -505,11 +502,14 @@ def _with_other_outputs(change: Change) -> str:
     return "If that is wanted add the layer inside `with auxin.surgery(model, optimizer, probe=batch):`."
 
 
-def _shared_over_depth(often: list[str]) -> str:
-    if not often:
-        return ""
+def _suspects(change: Change, often: list[str]) -> str:
+    if not change.added:
+        return "A number in the code goes by the width (a norm's epsilon, a scale), and cannot follow; init='random'"
+    shared = f". In one forward {', '.join(often[:3])}: of weights shared over the depth a copy takes over some of "
     return (
-        f". In one forward {', '.join(often[:3])}: of weights shared over the depth a copy takes over some of the runs"
+        "Something outside the block depends on the number of layers, or uses more of what each of them gives than the "
+        f"next one is given (parallel branches, a sum over all){f'{shared}the runs' * bool(often)}; "
+        + ("fade=0" if any(new.tied for _, new in change.added) else "init='default' or output='keep'")
     )
 
 

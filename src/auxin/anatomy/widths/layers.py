@@ -29,7 +29,7 @@ def _contracted(tracer: Tracer, a: Axes, b: Axes, x: Term, y: Term, what: str) -
                     tracer.trace.direct.add((axes.source, number))
     tracer.meet(x, y, what)
     if not sourced:
-        tracer.event("product", x, what)
+        tracer.event("product", x, what, a, b)
         tracer.trace.attended |= a.writers | b.writers
 
 
@@ -177,7 +177,7 @@ def _attention(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given
         tracer.meet(k[axis], v[axis], "attention")
     tracer.meet(k[-2], v[-2], "attention")
     tracer.meet(q[-1], k[-1], "attention")
-    tracer.event("product", q[-1], "attention")
+    tracer.event("product", q[-1], "attention", *given[:2])
     tracer.trace.attended = tracer.trace.attended.union(*(axes.writers for axes in given[:3]))
     tracer.trace.work += [(2, (*q, k[-2])), (2, (*q[:-1], k[-2], v[-1]))]
     tracer.give(made[0], [*q[:-1], v[-1]])

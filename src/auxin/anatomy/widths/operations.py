@@ -35,7 +35,7 @@ def apply(tracer: Tracer, func: Any, args: Any, kwargs: Any, made: list[Tensor],
     elif name in SAME and made and given:
         tracer.give(made[0], given[0].terms, given[0].source)
     elif made and name.startswith(MADE):
-        _made(tracer, args, made)
+        _made(tracer, name, made, given)
     elif "pool" in name or name.startswith("upsample") or name.startswith("grid_sampler"):
         _spatial(tracer, made, given)
     elif name.startswith("_fft"):
@@ -77,9 +77,10 @@ def _link(tracer: Tracer, made: list[Tensor]) -> None:
         tracer.trace.links += pairs
 
 
-def _made(tracer: Tracer, args: Any, made: list[Tensor]) -> None:
+def _made(tracer: Tracer, name: str, made: list[Tensor], given: list[Axes]) -> None:
     for tensor in made:
-        tracer.give(tensor, [Term(size) for size in tensor.shape])
+        alike = name.endswith("_like") and given and len(given[0].terms) == tensor.dim()
+        tracer.give(tensor, given[0].terms if alike else [Term(size) for size in tensor.shape])
 
 
 def _elementwise(tracer: Tracer, name: str, args: Any, made: list[Tensor], given: list[Axes]) -> None:

@@ -16,6 +16,7 @@ from auxin.anatomy.widths.groups import Member, Width
 from auxin.anatomy.widths.terms import Term, contains, factors, find, parts, pieces
 from auxin.change import Assign
 
+Slots = list[list[tuple[str, int, Tensor]]]  # by part of a weight's output: of it and its bias name, axis and mask
 MANY = 3  # writers of a width inside a block
 EPSILON = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps", "norm_eps")
 
@@ -29,6 +30,7 @@ class Recipe:
         zero: masks over the entries after: those of them that are new start at zero.
         free: axes that are read, of which new entries need not be zero: what they read is.
         scale: factors of old entries, over the entries after.
+        shift: what is added to old entries then.
         mean: axes of which new entries are the mean of the old ones.
         assigns: attributes that change.
     """
@@ -37,6 +39,7 @@ class Recipe:
     zero: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     free: set[tuple[str, int]] = field(default_factory=set)
     scale: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    shift: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     mean: set[tuple[str, int]] = field(default_factory=set)
     assigns: list[Assign] = field(default_factory=list)
 
@@ -74,26 +77,38 @@ def _heads(width: Width) -> Iterator[Recipe]:
     """New entries of keys start at zero, those of queries at random, and queries are scaled where attention divides by
     the root of the size of a head (the default of torch's).
     """
-    members = list(_slots(width))
-    slots = [slot for member in members for slot in member]
-    fused = {len(member) for member in members} == {3}  # queries, keys and values in one: which is which is tried
-    count = 3 if fused else 2
-    if len(slots) < 2 or len(slots) % count:
+    first, second = _sides(width)
+    if not first or not second:
         return
-    names = ("queries", "keys", "values")
+    one = first == second  # queries and keys, and perhaps values, in one projection: which is which is tried
+    most = [max(len(slots) for slots in side) for side in (first, second)]
+    chosen = [(i, j) for i in range(most[0]) for j in range(most[1]) if not one or i != j]
     for scaled in (True, False):
-        for random, zeros in ((0, 1), (1, 0)) if count == 2 else ((0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)):
-            recipe = Recipe(f"{names[zeros]} zero, {names[random]} at random")
-            for number, slot in enumerate(slots):
-                for name, axis, mask in slot:
-                    key = (name, axis)
-                    if number % count == zeros:
+        for random, zeros in ((first, second),) if one else ((first, second), (second, first)):
+            names = ("queries", "keys") if random is first else ("keys", "queries")
+            for i, j in chosen if random is first else [(j, i) for i, j in chosen]:
+                recipe = Recipe(f"{names[1]} zero, {names[0]} at random")
+                for slots in zeros:
+                    for name, axis, mask in slots[min(j, len(slots) - 1)]:
+                        key = (name, axis)
                         recipe.zero[key] = recipe.zero.get(key, torch.zeros(len(mask)).bool()) | mask
-                    elif scaled and number % count == random:
-                        factor = _total(width)
-                        scale = recipe.scale.get(key, torch.ones(len(mask), dtype=torch.float64))
-                        recipe.scale[key] = torch.where(mask, factor, scale)
-            yield recipe
+                for slots in random if scaled else ():
+                    for name, axis, mask in slots[min(i, len(slots) - 1)]:
+                        ones = torch.ones(len(mask), dtype=torch.float64)
+                        recipe.scale[name, axis] = torch.where(mask, _total(width), ones)
+                yield recipe
+
+
+def _sides(width: Width) -> tuple[list[Slots], list[Slots]]:
+    """What makes the first factors of the products, and what makes the second ones: of each weight its slots."""
+    sides: tuple[set[str], set[str]] = (set(), set())
+    for event in width.mixing:
+        if event.kind == "product":
+            for side, names in zip(sides, event.writers, strict=True):
+                side.update(names)
+    slots = dict(_slots(width))
+    made = [[found for name, found in slots.items() if width.trace.first[name] in side] for side in sides]
+    return made[0], made[1]
 
 
 def _multiplied(width: Width) -> list[tuple[Any, int]]:
@@ -108,8 +123,8 @@ def _total(width: Width) -> float:
     return math.sqrt(width.length(term) / find(term).size)
 
 
-def _slots(width: Width) -> Iterator[list[list[tuple[str, int, Tensor]]]]:
-    """For each weight that makes factors of the product its parts, each with its bias: name, axis and mask."""
+def _slots(width: Width) -> Iterator[tuple[str, Slots]]:
+    """For each weight that makes entries of the width its parts, each with its bias: name, axis and mask."""
     atoms = {id(atom) for atom, _ in _multiplied(width)}
     weights = [m for m in width.members if m.role == "out" and len(width.trace.tensors[m.name]) > 1]
     vectors = [m for m in width.members if m.role == "bias"]
@@ -117,26 +132,63 @@ def _slots(width: Width) -> Iterator[list[list[tuple[str, int, Tensor]]]]:
         masks = _masks(width, member, atoms)
         own = [v for v in vectors if v.name.rpartition(".")[0] == member.name.rpartition(".")[0]]
         beside = [(v, _masks(width, v, atoms)) for v in own]
-        yield [
-            [(member.name, member.axis, mask), *((v.name, v.axis, of[number]) for v, of in beside)]
+        slots = [
+            [(member.name, member.axis, mask), *((v.name, v.axis, of[number]) for v, of in beside if number < len(of))]
             for number, mask in enumerate(masks)
         ]
+        if slots:
+            yield member.name, slots
 
 
 def _masks(width: Width, member: Member, atoms: set[int]) -> list[Tensor]:
-    """For each part of an axis that holds one of the atoms, which entries after are of it."""
+    """For each factor of a product that an axis may hold, which entries after are of it.
+
+    As many places side by side as the axis has that is summed over: of a rotary head both halves.
+    """
     term = width.trace.tensors[member.name][member.axis]
     found, start, total = [], 0, len(member.index)
     for piece in pieces(term):
         length = width.length(piece)
         if any(id(part) in atoms for part in parts(piece)):
-            count = 3 if _chooses(width, factors(piece)[0]) else 1
-            for number in range(count):
+            own = _places(width, piece, atoms)
+            if _chooses(width, factors(piece)[0]):
+                thirds = torch.arange(length) * 3 // length
+                own = [mask & (thirds == number) for number in range(3) for mask in own]
+            for one in own:
                 mask = torch.zeros(total, dtype=torch.bool)
-                mask[start + number * length // count : start + (number + 1) * length // count] = True
+                mask[start : start + length] = one
                 found.append(mask)
         start += length
-    return found
+    one = next(event.term for event in width.mixing if event.kind == "product")
+    side = len(_places(width, one, atoms)) or 1
+    if len(found) % side:
+        return found
+    return [torch.stack(found[n : n + side]).any(0) for n in range(0, len(found), side)]
+
+
+def _places(width: Width, term: Term, atoms: set[int]) -> list[Tensor]:
+    """Masks over an axis, one for each place in it where one of the atoms stands: of keys beside values, two."""
+    term = find(term)
+    if term.kind == "atom":
+        return [torch.ones(width.length(term), dtype=torch.bool)] if id(term) in atoms else []
+    if term.kind == "cat":
+        lengths = [width.length(item) for item in term.items]
+        before = [sum(lengths[:number]) for number in range(len(lengths))]
+        found = []
+        for item, start, length in zip(term.items, before, lengths, strict=True):
+            for inner in _places(width, item, atoms):
+                mask = torch.zeros(sum(lengths), dtype=torch.bool)
+                mask[start : start + length] = inner
+                found.append(mask)
+        return found
+    every = factors(term)
+    for number, factor in enumerate(every):
+        inner = _places(width, factor, atoms)
+        if inner:  # what stands around it runs through all of its entries
+            outside = math.prod(width.length(other) for other in every[:number])
+            inside = math.prod(width.length(other) for other in every[number + 1 :])
+            return [mask.repeat_interleave(inside).repeat(outside) for mask in inner]
+    return []
 
 
 def _chooses(width: Width, factor: Term) -> bool:
@@ -164,7 +216,12 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
         for name in reversed(writers):  # of gate and up the latter: any activation lets it learn (relu'(0) = 0)
             yield _stream(model, width, shrink, subtracts, {name})
     yield _stream(model, width, shrink, subtracts, None)
-    if not subtracts:  # what divides by a mean, and not by the root of one, shrinks by all of it
+    if any(_offset(width, member, shrink) for member in width.members):
+        yield _stream(model, width, shrink, subtracts, None, offset=True)
+    if not subtracts:
+        if not all(_adjustable(model, width, path) for path in shrink):
+            yield _longer(width, shrink)
+        # What divides by a mean, and not by the root of one, shrinks by all of it.
         yield _stream(model, width, shrink, subtracts, None, power=1.0)
 
 
@@ -175,8 +232,12 @@ def _stream(
     subtracts: bool,
     only: set[str] | None,
     power: float = 0.5,
+    offset: bool = False,
 ) -> Recipe:
-    """Zeros or means in what writes to the width (``only`` in some of it), gains and epsilons rescaled."""
+    """Zeros or means in what writes to the width (``only`` in some of it), gains and epsilons rescaled.
+
+    ``offset``: norms keep their gains less 1, as Gemma's do.
+    """
     recipe = Recipe("the mean of the old entries is written to the new ones" if subtracts else "new entries get zeros")
     for member in width.members:
         key = (member.name, member.axis)
@@ -187,6 +248,9 @@ def _stream(
                 recipe.scale[key] = torch.full((len(member.index),), shrink[owner] ** power, dtype=torch.float64)
             else:
                 recipe.zero[key] = everything
+            if offset and _offset(width, member, shrink):
+                recipe.scale[key] = torch.full((len(member.index),), shrink[owner] ** power, dtype=torch.float64)
+                recipe.shift[key] = recipe.scale[key] - 1
         elif member.role == "in":
             # Behind a norm that subtracts the mean the new entries are 0. What reads the mean itself must not use it,
             # and new entries of a weight that is divided by its norm would change the norm.
@@ -209,4 +273,37 @@ def _stream(
                 weight = next(iter(module.parameters()), None)
                 eps = torch.finfo(weight.dtype if weight is not None else torch.float32).eps
                 recipe.assigns.append(Assign(path, name, None, eps * share))
+    return recipe
+
+
+def _offset(width: Width, member: Member, norms: Mapping[str, float]) -> bool:
+    """Whether a norm may keep in it its gains less 1: a vector of its own that multiplies nothing by itself."""
+    owner = member.name.rpartition(".")[0]
+    return member.role == "out" and owner in norms and len(width.trace.tensors[member.name]) == 1
+
+
+def _adjustable(model: nn.Module, width: Width, path: str) -> bool:
+    """Whether a norm has a gain, and an epsilon that is not written into its code."""
+    gains = any(m.role == "gain" and m.name.rpartition(".")[0] == path for m in width.members)
+    return gains and any(name in vars(model.get_submodule(path)) for name in EPSILON)
+
+
+def _longer(width: Width, norms: Mapping[str, float]) -> Recipe:
+    """All that is written to the width is multiplied by the root of new / old, and all that reads it divided by it.
+
+    The root mean square is what it was then, whatever a norm does with it.
+    """
+    recipe = Recipe("new entries get zeros, and old ones as much more as keeps the root mean square")
+    for member in width.members:
+        key = (member.name, member.axis)
+        factor = math.sqrt(len(member.index) / member.size)
+        everything = torch.ones(len(member.index), dtype=torch.float64)
+        if member.role == "in":
+            recipe.scale[key] = everything / factor
+            if (width.trace.first[member.name], member.axis) not in width.trace.scaled:
+                recipe.free.add(key)
+        elif member.role != "gain":
+            recipe.zero[key] = everything.bool()
+            if not _offset(width, member, norms):
+                recipe.scale[key] = everything * factor
     return recipe

@@ -294,6 +294,18 @@ def _written(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: 
     tracer.give(made[0], target.terms)
 
 
+@rule("masked_scatter", "masked_scatter_")
+def _masked_scatter(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
+    """Whole rows are written: what of images or sounds takes the places that a text leaves for it."""
+    target, mask, source = given
+    for a, b in ends(target.terms, mask.terms):
+        if find(a).size == find(b).size:
+            tracer.meet(a, b, "masked_scatter")
+    if source.terms and find(target.terms[-1]).size == find(source.terms[-1]).size:
+        tracer.meet(target.terms[-1], source.terms[-1], "masked_scatter")
+    tracer.give(made[0], target.terms)
+
+
 @rule("copy_", "copy")
 def _copy(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
     for a, b in ends(given[0].terms, given[1].terms):

@@ -143,7 +143,9 @@ def _axis(member: Member, width: Width, entries: Entries, reset: bool, recipe: R
     index = grown(term, entries.index)
     if key in recipe.scale:
         scale = recipe.scale[key]
-        return Axis(torch.tensor(index), member.size, scale, 1 / scale, mean=key in recipe.mean)
+        return Axis(
+            torch.tensor(index), member.size, scale, 1 / scale, mean=key in recipe.mean, shift=recipe.shift.get(key)
+        )
     if not entries.share:
         return Axis.of(index, member.size, mean=key in recipe.mean)
     share = torch.tensor(along(term, entries.share), dtype=torch.float64)

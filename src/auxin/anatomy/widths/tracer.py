@@ -26,6 +26,8 @@ SHAPING = {  # functions whose whole numbers are lengths
     *("new_empty", "new_full", "repeat_interleave", "multi_head_attention_forward", "one_hot", "group_norm"),
     *("layer_norm", "rms_norm", "fold", "chunk", "broadcast_to", "tensor_split", "as_strided"),
 }
+MADE = ("zeros", "ones", "empty", "full", "rand", "randn")  # tensors of a given shape
+ALIKE = ("expand_as", "view_as", "reshape_as")  # tensors of another one's shape
 CENTRING = ("native_layer_norm", "layer_norm")
 SUMMING = (
     "mm",
@@ -68,6 +70,7 @@ class Event:
         where: the module and the line of code.
         module: path of the innermost module whose forward runs.
         detail: name of the operation, or of the parameter.
+        writers: of a product, names of the parameters of the last layers that made each of the two.
     """
 
     kind: str
@@ -75,6 +78,7 @@ class Event:
     where: str
     module: str
     detail: str = ""
+    writers: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 
 
 @dataclass(eq=False)
@@ -157,11 +161,12 @@ class Tracer(TorchDispatchMode):
             self.event("mixed", a, what)
             self.event("mixed", b, what)
 
-    def event(self, kind: str, term: Term, detail: str = "") -> None:
-        """Note something that happens along an axis."""
+    def event(self, kind: str, term: Term, detail: str = "", *given: Axes) -> None:
+        """Note something that happens along an axis; ``given``: the two that a product is of."""
         if find(term).size > 1 and not (self.attends and kind == "reduce"):
             where, module = self.place()
-            self.trace.events.append(Event(kind, term, where, module, detail))
+            writers = (given[0].writers, given[1].writers) if given else (frozenset[str](), frozenset[str]())
+            self.trace.events.append(Event(kind, term, where, module, detail, writers))
 
     def place(self) -> tuple[str, str]:
         """The line of code outside torch that runs, and the path of the innermost module that does."""
@@ -274,8 +279,11 @@ class Sizes(TorchFunctionMode):
             result = func(*args, **kwargs)
             if attends:
                 self.tracer.heads(int(args[4]), args[0], args[11])
-            if name in ("view", "reshape") and isinstance(result, Tensor):
+            if isinstance(result, Tensor) and (name in ("view", "reshape") or name.removeprefix("new_") in MADE):
                 self.tracer.shaped(result, list(_numbers(args)))
+            if name in ALIKE and isinstance(result, Tensor):
+                for a, b in zip(self.tracer.axes(result).terms, self.tracer.axes(args[1]).terms, strict=True):
+                    self.tracer.meet(a, b, name)
             return self._measured(name, args, kwargs, result)
         finally:
             self.tracer.sizes, self.tracer.sliced = before, {}

@@ -1,0 +1,148 @@
+"""Norms and attention as people write them: no gain, an epsilon in the code, gains less 1, keys beside values."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import auxin as ax
+
+torch.set_num_threads(1)
+IDS = torch.randint(20, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+class NoGain(nn.Module):
+    small = 1e-4
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.small)
+
+
+class Written(NoGain):
+    """A gain, and an epsilon that nobody can set."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+class Smaller(Written):
+    """So small that it hardly counts."""
+
+    small = 1e-8
+
+
+class LessOne(nn.Module):
+    """As in Gemma."""
+
+    def __init__(self):
+        super().__init__()
+        self.eps, self.weight = 1e-4, nn.Parameter(0.2 * torch.randn(8))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight)
+
+
+class Text(nn.Module):
+    def __init__(self, norm, tied=False):
+        super().__init__()
+        self.embed, self.norm, self.last = nn.Embedding(20, 8), norm(), norm()
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 20, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        return self.head(self.last(x + self.down(F.silu(self.up(self.norm(x))))))
+
+
+class FusedKeys(nn.Module):
+    """Keys and values in one projection, of one size."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.size = 2, 4
+        self.embed = nn.Embedding(20, 8)
+        self.q, self.kv, self.out = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(8, 5)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        q = self.q(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (self.heads, 2 * self.size)).transpose(1, 2).split(self.size, -1)
+        return self.out(((q @ k.mT * self.size**-0.5).softmax(-1) @ v).transpose(1, 2).flatten(-2))
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers, whose outputs a layer of attention looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm = nn.Embedding(20, 6), nn.LSTM(6, 5, 2, batch_first=True)
+        self.ask, self.out = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        memory = self.lstm(x)[0]
+        return self.out((self.ask(x) @ memory.mT).softmax(-1) @ memory)
+
+
+def grown(model, edit):
+    """Grow it between steps of AdamW; the outputs stay, and every new entry learns."""
+    model = model.double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
+    target = torch.randn(model(IDS).shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def step():
+        F.mse_loss(model(IDS), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    before = model(IDS).detach()
+    change = ax.grow(model, edit, optimizer, probe=IDS)
+    torch.testing.assert_close(model(IDS).detach(), before, rtol=1e-10, atol=1e-10)
+    start = copy.deepcopy(dict(model.named_parameters()))
+    for _ in range(5):
+        step()
+    now = dict(model.named_parameters())
+    still = [p.name for p in change.parts if not (now[p.name] != start[p.name])[p.mask].any()]
+    assert not still
+    return model, change
+
+
+@pytest.mark.parametrize("norm", [NoGain, Written])
+def test_a_norm_whose_epsilon_cannot_follow_keeps_its_root_mean_square(norm):
+    model, change = grown(Text(norm), ax.Widen("embed", by=4))
+    assert "as much more" in change.how and model.embed.weight.shape == (20, 12)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gains_that_are_kept_less_one_follow(tied):
+    torch.manual_seed(0)
+    model, _ = grown(Text(LessOne, tied), ax.Widen("embed", by=4))
+    assert model.last.weight.shape == (12,) and model.last.eps == pytest.approx(1e-4 * 8 / 12)
+
+
+def test_a_width_that_cannot_keep_the_function_exactly_names_what_may_be_in_the_way():
+    torch.manual_seed(0)
+    model = Text(Smaller, tied=True).double()
+    with pytest.raises(ax.GrowthError, match="A number in the code goes by the width"):
+        ax.grow(model, ax.Widen("embed", by=1), probe=IDS)
+
+
+def test_values_beside_keys_of_their_size_learn_when_heads_get_larger():
+    torch.manual_seed(0)
+    model, _ = grown(FusedKeys(), ax.Widen("q", by=1, unit="head_dim"))
+    values = model.kv.weight.view(2, 2, 5, 8)[:, 1, 4]
+    assert model.size == 5 and values.count_nonzero() and model.out.weight[:, 4].count_nonzero()
+
+
+def test_layers_below_the_one_that_is_attended_to_learn():
+    torch.manual_seed(0)
+    model, _ = grown(Recurrent(), ax.Widen("lstm", by=1))
+    assert model.lstm.hidden_size == 6
