@@ -49,6 +49,21 @@ class Actor(nn.Module):
         return mean, self.spread.exp().expand_as(mean)
 
 
+class Physics(nn.Module):
+    """What it gives holds its own derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.hidden, self.out = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            h = torch.sin(self.inp(x))
+            y = self.out(h + torch.sin(self.hidden(h)))
+            return torch.cat([y, torch.autograd.grad(y.sum(), x, create_graph=True)[0]], -1)
+
+
 def outputs(model, probe):
     out = model(*probe)
     return [t.detach() for t in (out if isinstance(out, tuple) else (out,))]
@@ -59,6 +74,7 @@ CASES = {
     "added by index": (Messages, (torch.randn(4, 3), EDGES), ax.Widen("inp", by=4)),
     "made after a shape": (Messages, (torch.randn(4, 3), EDGES), ax.Widen("message", by=4)),
     "written where a mask is": (Pictures, (torch.tensor([[3, 0, 0, 5]]), torch.randn(2, 4)), ax.Widen("embed", by=4)),
+    "run backwards": (Physics, (torch.randn(5, 2),), ax.Widen("inp", by=2)),
     "spread as another": (Actor, (torch.randn(5, 4),), ax.Widen("mean", by=2, outputs=True)),
 }
 

@@ -193,6 +193,9 @@ class Tracer(TorchDispatchMode):
         from auxin.anatomy.widths.operations import apply  # the rules know this class
 
         before = [(t, self.axes(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        # A derivative in forward runs the layers backwards: what makes and what reads is told by the way there.
+        backward = torch._C._current_autograd_node() is not None
+        known = (dict(self.trace.roles), set(self.trace.direct)) if backward else None
         out = func(*args, **kwargs)
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         try:
@@ -201,6 +204,8 @@ class Tracer(TorchDispatchMode):
             for tensor, axes in before:
                 for term in axes.terms if tensor.dim() else ():
                     self.event("mixed", term, f"{func} ({error})")
+        if known is not None:
+            self.trace.roles, self.trace.direct = known
         self._remember(func._schema.name.rpartition("::")[2], made, [axes for tensor, axes in before if tensor.dim()])
         return out
 
