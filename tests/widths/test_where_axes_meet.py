@@ -1,10 +1,14 @@
 """Axes that meet where rows are added, written and spread by index, or made after another tensor's shape."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
 
 import auxin as ax
+from auxin.anatomy.widths.terms import Term, product
+from auxin.anatomy.widths.tracer import Trace
 
 torch.set_num_threads(1)
 
@@ -88,3 +92,11 @@ def test_what_meets_gets_wider_together(case):
     for old, new in zip(before, outputs(model, probe), strict=True):
         torch.testing.assert_close(new[..., : old.shape[-1]], old, rtol=1e-5, atol=1e-6)
     assert change.added_parameters > 0 and (not edit.outputs or model.spread.shape == (5,))
+
+
+def test_what_an_axis_is_made_of_is_not_told_of_one_that_is_gone():
+    trace, parts, order = Trace(), [Term(3), Term(5)], random.Random(0)
+    for _ in range(200):  # what is made may have the address of what is gone
+        one, other = order.sample(parts, 2)
+        inside = trace.inside(product([one, Term(2)]))
+        assert id(one) in inside and id(other) not in inside

@@ -110,15 +110,15 @@ class Trace:
     attended: set[str] = field(default_factory=set)
     groups: list[tuple[str, Term]] = field(default_factory=list)
     work: list[tuple[float, tuple[Term, ...]]] = field(default_factory=list)
-    _inside: dict[int, frozenset[int]] = field(default_factory=dict)
+    _inside: dict[int, tuple[Term, frozenset[int]]] = field(default_factory=dict)
 
     def inside(self, term: Term) -> frozenset[int]:
         """Ids of the atoms that an axis is made of, once the forward is over."""
         term = find(term)
         known = self._inside.get(id(term))
-        if known is None:
-            known = self._inside[id(term)] = frozenset(id(atom) for atom in atoms(term))
-        return known
+        if known is None:  # the term is kept too: the id of one that is gone may be another's
+            known = self._inside[id(term)] = (term, frozenset(id(atom) for atom in atoms(term)))
+        return known[1]
 
 
 class Tracer(TorchDispatchMode):
