@@ -217,7 +217,7 @@ def grow(name: str) -> str:
 def state(name: str) -> str:
     """``state="copy"``: what is not zeroed steps as its source does on the same gradients."""
     run, twin = Run(name), Run(name)
-    was = states(twin)
+    was = states(run)
     change = run.grow(ax.Duplicate("blocks", by=1, state="copy"))
     olds = renamed(change, twin.values())
     now = states(run)

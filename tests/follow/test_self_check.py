@@ -162,6 +162,38 @@ class AroundOtherGroups(AroundWithItsState):
         self.base = base(params, **options)
 
 
+class KeepsFromTheStart(Around):
+    """Stands around another one and keeps something of each parameter from when it is built, so no toy of it steps."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.slow = {p: p.detach().clone() for group in self.param_groups for p in group["params"]}
+
+    def step(self, closure=None):
+        loss = self.base.step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.slow[p].lerp_(p.detach(), 0.5)
+        return loss
+
+
+class DecaysByTheMeanOfAll(Momentum):
+    """How fast weights decay depends on how many there are, which is little beside a step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        mean = sum(g.square().sum() for g in grads) / sum(g.numel() for g in grads)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p, alpha=float(1e-4 * group["lr"] / mean.sqrt()))
+        super().step()
+        return None if closure is None else loss
+
+
 class RaisesAtZero(Momentum):
     def walk(self, group, p, state):
         if not state and not p.grad.any():
@@ -191,8 +223,8 @@ class WantsAClosure(Momentum):
 
 
 def of(kind, model):
-    if kind is Around:
-        return Around(torch.optim.AdamW(model.parameters(), lr=1e-2))
+    if issubclass(kind, Around):
+        return kind(torch.optim.AdamW(model.parameters(), lr=1e-2))
     return kind(model.parameters())
 
 
@@ -216,6 +248,8 @@ REFUSED = [
         r"KeepsStateByPlace steps old parameters otherwise once a new one stands between.*by their place",
     ),
     (KeepsStateInItsClass, r"KeepsStateInItsClass does not go on as it did once it is saved and loaded.*Say what a ch"),
+    (KeepsFromTheStart, r"KeepsFromTheStart stands around optimizer\.base, and takes no step on a toy.*" + ANEW),
+    (DecaysByTheMeanOfAll, r"DecaysByTheMeanOfAll steps old parameters otherwise.*reckons over all"),
     (RaisesAtZero, r"RaisesAtZero fails on a toy that grows.*the gradient is all zeros, set scale=0\.1"),
     (AroundOtherGroups, r"AroundOtherGroups .*so the first step of a new parameter would be another.*0\.00 times"),
     (Around, r"Around does not go on as it did once it is saved and loaded.*Pass optimizer\.base in its place, and"),

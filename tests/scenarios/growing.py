@@ -119,7 +119,7 @@ def _of_optimizer(optimizer: Any) -> Iterator[tuple[str, Any]]:
         yield f"group {number}", (id(group), id(group["params"]), [id(p) for p in group["params"]])
         yield f"group {number} options", {key: _plain(v) for key, v in group.items() if key != "params"}
     for p, state in optimizer.state.items():
-        yield f"state {id(p)}", {key: _plain(value) for key, value in state.items()}
+        yield f"state {id(p)}", dict(_plain(state)) if isinstance(state, dict) else _plain(state)
     for name, value in vars(optimizer).items():
         if name.endswith("hooks"):
             yield name, list(value)
