@@ -1,10 +1,12 @@
 """``auxin grow`` on the checkpoint of many ranks under FSDP2: sharded in, sharded out, and as after the live growth."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ddp"))
 
@@ -16,21 +18,28 @@ from auxin.between_jobs import grow_checkpoint
 from auxin.checkpoint.directory import read
 
 
+WIDER = ax.Widen("blocks.0.up", by=3)  # odd: the ranks hold shards of different sizes
+EDITS = [FIRST, ax.Widen("blocks.*.up", by=2), ax.Replace("blocks.1.norm", functools.partial(nn.RMSNorm, 8))]
+
+
 def parted(rank: int, size: int, path: str) -> Any:
-    """A sharded run is saved, grows, and trains on."""
+    """A sharded run, with a layer that has got wider already, is saved, grows, and trains on."""
     job = Job(rank, size)
-    job.train(range(4))
+    job.train(range(2))
+    job.grower.grow(WIDER)
+    job.train(range(2, 4))
     ax.save(job.grower, path, extra={"step": 4, "rank": rank})
-    job.grower.grow(FIRST)
+    for edit in EDITS:
+        job.grower.grow(edit)
     state = job.state()
-    return state, job.train(range(4, 8)), job.state()
+    return state, job.train(range(4, 14)), job.state()
 
 
 def resumed(rank: int, size: int, path: str) -> Any:
     job = Job(rank, size)
     assert ax.load(path, job.grower) == {"step": 4, "rank": rank}
     state = job.state()
-    return state, job.train(range(4, 8)), job.state()
+    return state, job.train(range(4, 14)), job.state()
 
 
 def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -39,7 +48,7 @@ def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> boo
 
 def test_two_ranks_go_on_as_after_the_growth_in_their_run(tmp_path: Path, all_on_disk: None) -> None:
     live = on_ranks(2, parted, 2, str(tmp_path / "in"))
-    grow_checkpoint(tmp_path / "in", tmp_path / "out", lambda: Job(0, 1).grower, [FIRST])
+    grow_checkpoint(tmp_path / "in", tmp_path / "out", lambda: Job(0, 1).grower, EDITS)
     files = read(tmp_path / "out").manifest
     assert ".metadata" in files and any(name.endswith(".distcp") for name in files)
     job = on_ranks(2, resumed, 2, str(tmp_path / "out"))
