@@ -23,7 +23,10 @@ from auxin.listing import COMPOSED, module_at, named_modules, named_parameters
 FSDP = "torch.distributed.fsdp"
 OF_ROOT = ("_is_root", "_state_ctx", "_lazy_init")  # of a state: to set the root up again
 OF_STATE = ("_fsdp_param_groups", "_auto_reshard_after_forward")  # of a state, and of its group: to shard alike
-OF_GROUP = ("mesh_info", "post_forward_mesh_info", "mp_policy", "offload_policy", "reduce_grads", "modules")
+OF_GROUP = (
+    *("mesh_info", "post_forward_mesh_info", "mp_policy", "offload_policy", "reduce_grads", "modules"),
+    "fsdp_params",
+)
 OF_PARAMETER = (
     "_orig_size",
     "sharded_param",
@@ -130,8 +133,13 @@ def spread_like(tensor: Tensor, like: Any) -> Tensor:
 
 
 def group_of(root: nn.Module) -> Any:
-    """The process group over which a network is sharded."""
-    return next(p for p in root.parameters() if is_spread(p)).device_mesh.get_group()  # pyright: ignore[reportAttributeAccessIssue]
+    """The process group of all ranks that hold a part of a network."""
+    mesh: Any = next(p for p in root.parameters() if is_spread(p)).device_mesh  # pyright: ignore[reportAttributeAccessIssue]
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    from torch.distributed import group
+
+    return group.WORLD  # of replicas that are sharded each, see ``check``
 
 
 def check(model: nn.Module) -> None:
@@ -158,19 +166,6 @@ def check(model: nn.Module) -> None:
             f"{what}: each rank would train its own. Call fully_shard(model) on the whole network, after the blocks, "
             "before the optimizer is built, and pass that network."
         )
-    meshes: dict[str, Any] = {name: p.device_mesh for name, p in spread.items()}  # pyright: ignore[reportAttributeAccessIssue]
-    first = next(iter(meshes.values()))
-    for name, mesh in meshes.items():
-        if mesh != first:
-            raise GrowthError(
-                f"{name} lies on another device mesh than the tensors before it, and it is not known on which a new "
-                f"block belongs. {AT_A_CHECKPOINT}"
-            )
-    if first.ndim != 1:
-        raise GrowthError(
-            f"the network is sharded over a mesh of {first.ndim} dimensions (HSDP, or FSDP2 with a tensor-parallel "
-            f"plan), and there is no plan for a new module. {AT_A_CHECKPOINT}"
-        )
     for path, unit in found.items():
         lacking = missing(unit)
         if lacking:
@@ -183,6 +178,33 @@ def check(model: nn.Module) -> None:
                 f"{path or 'the model'} shares its FSDP2 state with another module, or has several meshes "
                 f"(fully_shard([a, b]), shard_placement_fn=). {AT_A_CHECKPOINT}"
             )
+    _check_meshes(model, spread)
+
+
+def _check_meshes(model: nn.Module, spread: dict[str, Any]) -> None:
+    """Let one mesh pass, that of all units: of ranks, or of all ranks as replicas that are sharded each (HSDP)."""
+    from torch.distributed import get_world_size
+
+    known, first = holders(model), next(iter(spread.values())).device_mesh
+    for name, p in spread.items():
+        own = known[id(p)][1].mesh_info.mesh if id(p) in known else None
+        if own is not None and p.device_mesh != own:
+            raise GrowthError(
+                f"{name} is sharded over a mesh of {p.device_mesh.ndim} dimensions, and its FSDP2 unit over one of "
+                f"{own.ndim}: a tensor-parallel plan (parallelize_module) shards it too, and there is no plan for a "
+                f"new module. {AT_A_CHECKPOINT}"
+            )
+    for name, p in spread.items():
+        if p.device_mesh != first:
+            raise GrowthError(
+                f"{name} lies on another device mesh than the tensors before it, and it is not known on which a new "
+                f"block belongs. {AT_A_CHECKPOINT}"
+            )
+    if first.ndim > 1 and first.size() != get_world_size():
+        raise GrowthError(
+            f"the network is sharded over a mesh of {first.ndim} dimensions (HSDP) of {first.size()} ranks, and the "
+            f"job has {get_world_size()}: there is no process group of these ranks alone. {AT_A_CHECKPOINT}"
+        )
 
 
 def refuse(model: nn.Module, call: str, way: str) -> None:
@@ -347,7 +369,7 @@ def resize(p: Any, value: Tensor, holder: tuple[Any, Any]) -> Callable[[], None]
         What takes it back.
     """
     known, group = holder
-    placed, size = known.fsdp_placement.dim, known.mesh_info.mesh.size()
+    placed, size = known.fsdp_placement.dim, known.mesh_info.mesh.size(known.mesh_info.shard_mesh_dim)
     if placed and value.shape[placed] % size:
         raise GrowthError(
             f"FSDP2 shards it along axis {placed} (shard_placement_fn=), which must be a multiple of the {size} ranks, "
@@ -527,4 +549,4 @@ def _placing(block: nn.Module, neighbour: nn.Module, path: str) -> Any:
     placed = {
         id(p): theirs[n] for n, p in named_parameters(block).items() if n in theirs and theirs[n].dim() == p.dim()
     }
-    return lambda p: placed[id(p)].placements[0] if id(p) in placed else None
+    return lambda p: placed[id(p)].placements[-1] if id(p) in placed else None

@@ -17,7 +17,6 @@ import auxin as ax
 from auxin.between_jobs import grow_checkpoint
 from auxin.checkpoint.directory import read
 
-
 WIDER = ax.Widen("blocks.0.up", by=3)  # odd: the ranks hold shards of different sizes
 EDITS = [FIRST, ax.Widen("blocks.*.up", by=2), ax.Replace("blocks.1.norm", functools.partial(nn.RMSNorm, 8))]
 

@@ -35,8 +35,16 @@ def sharded(kind: str) -> Any:
             fully_shard(block, mesh=mesh)
         if kind == "FSDP2 on two meshes":
             fully_shard(model.out, mesh=init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard")))
-        if kind == "FSDP2 over two dimensions":
-            return fully_shard(Net(), mesh=init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard")))
+        if kind == "FSDP2 of replicas on some of the ranks":  # as between the stages of a pipeline
+            names = ("stage", "replicate", "shard")
+            mesh = init_device_mesh("cpu", (2, 1, 1), mesh_dim_names=names)[names[1:]]
+            return fully_shard(Net(), mesh=mesh)
+        if kind == "FSDP2 and tensor parallel":
+            from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+            mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
+            plan = {"blocks.0.up": ColwiseParallel(), "blocks.0.down": RowwiseParallel()}
+            return fully_shard(parallelize_module(Net(), mesh["tensor"], plan), mesh=mesh["data"])
         if kind == "FSDP2 with a plain tensor":
             return fully_shard(model, mesh=mesh, ignored_params={model.out.weight})
         if kind == "FSDP2 of two as one":
@@ -81,7 +89,8 @@ KINDS = {
     "FSDP1": "FSDP1 (FullyShardedDataParallel)",
     "FSDP2 of blocks": "blocks.0 is under FSDP2 (fully_shard), and inp.weight is not",
     "FSDP2 on two meshes": "out.weight lies on another device mesh",
-    "FSDP2 over two dimensions": "a mesh of 2 dimensions (HSDP, or FSDP2 with a tensor-parallel plan)",
+    "FSDP2 of replicas on some of the ranks": "a mesh of 2 dimensions (HSDP) of 1 ranks, and the job has 2",
+    "FSDP2 and tensor parallel": "blocks.0.up.weight is sharded over a mesh of 2 dimensions, and its FSDP2 unit over",
     "FSDP2 with a plain tensor": "out.weight is a plain tensor among the DTensors",
     "FSDP2 of two as one": "inp shares its FSDP2 state with another module",
     "tensor parallel": "blocks.0.up.weight is a DTensor (tensor parallel, by a plan of parallelize_module)",

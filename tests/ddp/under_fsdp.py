@@ -15,11 +15,14 @@ def built(depth: int = 2, build: Any = Net, **policies: Any) -> Any:
     return shard(build(depth=depth), **policies)
 
 
-def shard(model: Any, **policies: Any) -> Any:
+def shard(model: Any, replicas: int = 1, **policies: Any) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    size = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (size,))
+    if replicas > 1:
+        mesh = init_device_mesh("cpu", (replicas, size // replicas), mesh_dim_names=("replicate", "shard"))
     for block in model.blocks:
         fully_shard(block, mesh=mesh, **policies)
     return fully_shard(model, mesh=mesh, **policies)
