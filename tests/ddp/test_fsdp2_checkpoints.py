@@ -343,3 +343,41 @@ def test_ranks_share_the_checksums_of_one_disk_and_not_those_of_copies(tmp_path:
     for rank, (shared, own, text) in enumerate(on_ranks(2, verified, tmp_path)):
         assert shared == [f"__{rank}_0.distcp"] and own == ["__0_0.distcp", "__1_0.distcp"]
         assert "rank 1: The checkpoint" in text and "__0_0.distcp is not what was written" in text
+
+
+def written_later(rank: int, path: str) -> None:
+    """A snapshot of torch's own is written only when the network has grown and trained on; its network is that of then."""
+    import threading
+
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    job, go, write = Job(rank, 2), threading.Event(), dcp.FileSystemWriter.write_data
+
+    def waiting(*args: Any) -> Any:
+        go.wait()
+        return write(*args)
+
+    dcp.FileSystemWriter.write_data = waiting
+    job.train(range(2))
+    asked = {"model": job.model.state_dict(), "optim": get_optimizer_state_dict(job.model, job.optimizer)}
+    before, moments = shards(job.model), {n: v["exp_avg"].to_local().clone() for n, v in asked["optim"]["state"].items()}
+    future = dcp.async_save(asked, checkpoint_id=path, process_group=dist.new_group(backend="gloo"))
+    for edit in (FIRST, ax.Widen("blocks.0.up", by=3), ax.Replace("blocks.1.norm", nn.Identity)):
+        job.grower.grow(edit)
+        job.train(range(2, 3))
+    set_up(job.model)
+    assert not os.path.exists(f"{path}/.metadata")  # which comes last: a checkpoint without it is none
+    go.set()
+    future.result()
+    fresh = Job(rank, 2)
+    fresh.train(range(1))
+    found = {"model": fresh.model.state_dict(), "optim": get_optimizer_state_dict(fresh.model, fresh.optimizer)}
+    dcp.load(found, checkpoint_id=path)
+    assert equal(before, shards(fresh.model))
+    assert equal(moments, {n: v["exp_avg"].to_local() for n, v in found["optim"]["state"].items()})
+
+
+@pytest.mark.distributed
+def test_a_growth_before_a_snapshot_of_torchs_own_is_written_does_not_reach_it(tmp_path: Path) -> None:
+    on_ranks(2, written_later, str(tmp_path / "later"))
