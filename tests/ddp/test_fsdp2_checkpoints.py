@@ -346,7 +346,7 @@ def test_ranks_share_the_checksums_of_one_disk_and_not_those_of_copies(tmp_path:
 
 
 def written_later(rank: int, path: str) -> None:
-    """A snapshot of torch's own is written only when the network has grown and trained on; its network is that of then."""
+    """A snapshot of torch's own is written when the network has grown and trained on; it is that of when it began."""
     import threading
 
     from torch.distributed import checkpoint as dcp
@@ -361,7 +361,8 @@ def written_later(rank: int, path: str) -> None:
     dcp.FileSystemWriter.write_data = waiting
     job.train(range(2))
     asked = {"model": job.model.state_dict(), "optim": get_optimizer_state_dict(job.model, job.optimizer)}
-    before, moments = shards(job.model), {n: v["exp_avg"].to_local().clone() for n, v in asked["optim"]["state"].items()}
+    before = shards(job.model)
+    moments = {name: state["exp_avg"].to_local().clone() for name, state in asked["optim"]["state"].items()}
     future = dcp.async_save(asked, checkpoint_id=path, process_group=dist.new_group(backend="gloo"))
     for edit in (FIRST, ax.Widen("blocks.0.up", by=3), ax.Replace("blocks.1.norm", nn.Identity)):
         job.grower.grow(edit)
