@@ -504,7 +504,7 @@ def _with_other_outputs(change: Change) -> str:
 
 def _suspects(change: Change, often: list[str]) -> str:
     if not change.added:
-        return "A number in the code goes by the width (a norm's epsilon, a scale), and cannot follow; init='random'"
+        return "A norm's epsilon or a scale in the code goes by the width, or float32 stands in float64; init='random'"
     shared = f". In one forward {', '.join(often[:3])}: of weights shared over the depth a copy takes over some of "
     return (
         "Something outside the block depends on the number of layers, or uses more of what each of them gives than the "

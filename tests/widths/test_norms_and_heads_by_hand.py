@@ -37,6 +37,18 @@ class Smaller(Written):
     small = 1e-8
 
 
+class Centred(nn.Module):
+    """A layer norm in words."""
+
+    def __init__(self):
+        super().__init__()
+        self.eps, self.gain, self.bias = 1e-4, nn.Parameter(torch.randn(8)), nn.Parameter(0.1 * torch.randn(8))
+
+    def forward(self, x):
+        x = x - x.mean(-1, keepdim=True)
+        return self.gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)) + self.bias
+
+
 class LessOne(nn.Module):
     """As in Gemma."""
 
@@ -77,6 +89,35 @@ class FusedKeys(nn.Module):
         return self.out(((q @ k.mT * self.size**-0.5).softmax(-1) @ v).transpose(1, 2).flatten(-2))
 
 
+class Heads(nn.Module):
+    """The stream is as wide as the heads, and queries and keys are normed too."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.embed = 2, nn.Embedding(20, 8)
+        self.norm, self.qkv, self.out, self.head = NoGain(), nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        B, T, C = x.shape
+        q, k, v = (
+            y.view(B, T, self.heads, C // self.heads).transpose(1, 2) for y in self.qkv(self.norm(x)).chunk(3, -1)
+        )
+        y = F.scaled_dot_product_attention(self.norm(q), self.norm(k), v)
+        return self.head(self.norm(x + self.out(y.transpose(1, 2).reshape(B, T, C))))
+
+
+class Kernel(Written):
+    """As it runs on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.eps = 1e-4
+
+    def forward(self, x):
+        return torch.ops.aten._fused_rms_norm(x, [len(self.gain)], self.gain, self.eps)[0]
+
+
 class Recurrent(nn.Module):
     """Two recurrent layers, whose outputs a layer of attention looks at."""
 
@@ -115,10 +156,33 @@ def grown(model, edit):
     return model, change
 
 
-@pytest.mark.parametrize("norm", [NoGain, Written])
+def plain():
+    return nn.LayerNorm(8, elementwise_affine=False)
+
+
+@pytest.mark.parametrize("norm", [NoGain, Written, plain])
 def test_a_norm_whose_epsilon_cannot_follow_keeps_its_root_mean_square(norm):
     model, change = grown(Text(norm), ax.Widen("embed", by=4))
     assert "as much more" in change.how and model.embed.weight.shape == (20, 12)
+
+
+def test_a_root_mean_square_norm_that_is_one_operation_gets_zeros():
+    torch.manual_seed(0)
+    model, change = grown(Text(Kernel), ax.Widen("embed", by=4))
+    assert change.how == "new entries get zeros" and model.last.eps == pytest.approx(1e-4 * 8 / 12)
+
+
+def test_a_stream_of_whole_heads_that_are_normed_too():
+    torch.manual_seed(0)
+    model, _ = grown(Heads(), ax.Widen("embed", by=4))
+    assert model.heads == 3 and model.qkv.weight.shape == (36, 12)
+    assert all((model.qkv.weight[n : n + 4] != 0).all() for n in (8, 20, 32)) and (model.out.weight[:8, 8:] != 0).all()
+
+
+def test_a_layer_norm_in_words_gets_the_mean_of_the_old_entries():
+    torch.manual_seed(0)
+    model, change = grown(Text(Centred), ax.Widen("embed", by=4))
+    assert "the mean of the old entries" in change.how and model.last.eps == pytest.approx(1e-4 * 8 / 12)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -131,7 +195,7 @@ def test_gains_that_are_kept_less_one_follow(tied):
 def test_a_width_that_cannot_keep_the_function_exactly_names_what_may_be_in_the_way():
     torch.manual_seed(0)
     model = Text(Smaller, tied=True).double()
-    with pytest.raises(ax.GrowthError, match="A number in the code goes by the width"):
+    with pytest.raises(ax.GrowthError, match="epsilon or a scale in the code goes by the width"):
         ax.grow(model, ax.Widen("embed", by=1), probe=IDS)
 
 

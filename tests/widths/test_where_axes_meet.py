@@ -68,6 +68,19 @@ class Physics(nn.Module):
             return torch.cat([y, torch.autograd.grad(y.sum(), x, create_graph=True)[0]], -1)
 
 
+class Sided(nn.Module):
+    """The side of its pictures is checked, and is the width of a layer by accident."""
+
+    def __init__(self):
+        super().__init__()
+        self.side, self.proj, self.out = 8, nn.Conv2d(3, 8, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        if x.shape[-1] != self.side:
+            raise ValueError(f"a picture of {x.shape[-1]}, not {self.side}")
+        return self.out(self.proj(x).mean((2, 3)))
+
+
 def outputs(model, probe):
     out = model(*probe)
     return [t.detach() for t in (out if isinstance(out, tuple) else (out,))]
@@ -78,6 +91,7 @@ CASES = {
     "added by index": (Messages, (torch.randn(4, 3), EDGES), ax.Widen("inp", by=4)),
     "made after a shape": (Messages, (torch.randn(4, 3), EDGES), ax.Widen("message", by=4)),
     "written where a mask is": (Pictures, (torch.tensor([[3, 0, 0, 5]]), torch.randn(2, 4)), ax.Widen("embed", by=4)),
+    "beside a number of the same value": (Sided, (torch.randn(2, 3, 8, 8),), ax.Widen("proj", by=2)),
     "run backwards": (Physics, (torch.randn(5, 2),), ax.Widen("inp", by=2)),
     "spread as another": (Actor, (torch.randn(5, 4),), ax.Widen("mean", by=2, outputs=True)),
 }

@@ -16,6 +16,7 @@ from auxin.anatomy.widths.adapters import adapter_fields, half_grown
 from auxin.anatomy.widths.configured import fields_for
 from auxin.anatomy.widths.groups import (
     Width,
+    bare_norms,
     by_steps,
     closure,
     constrained,
@@ -29,7 +30,7 @@ from auxin.anatomy.widths.recipes import needed, recipes
 from auxin.anatomy.widths.starts import COPIES, STARTS, Begun, start
 from auxin.anatomy.widths.terms import Term, atoms, factors, find, pieces, product
 from auxin.anatomy.widths.tracer import Trace
-from auxin.anatomy.widths.tried import tried
+from auxin.anatomy.widths.tried import NOT_RUN, tried
 from auxin.axes import Axis
 from auxin.change import Assign, Change, Swap
 from auxin.edits.data_start import DATA, data_start
@@ -38,6 +39,7 @@ from auxin.edits.experts import Asked, grown_change, hint_of_experts, more_exper
 from auxin.edits.widen_init import own_start
 from auxin.errors import GrowthError, reason
 
+CLEARLY = 2.0  # units of rounding by which a later start has to be nearer
 STATES = ("map", "reset")
 RATES = ("keep", "mup")
 UNITS = ("heads", "groups", "head_dim", "rows", "experts")
@@ -191,8 +193,13 @@ class Widen:
                     ]
                     begun = own_start(model, width, outputs, begun, assigns, own, context, self._where)
                 why, difference = tried(context, begun.swaps, assigns, same=begun.preserves)
+                if why.startswith(NOT_RUN):  # a number that only happens to be the same, as the side of a picture
+                    fewer = self._assigns(model, width, begun, fields, namesakes=False)
+                    if len(fewer) < len(assigns):
+                        why, difference = tried(context, begun.swaps, fewer, same=begun.preserves)
+                        assigns = fewer
                 wrong += [why] if why else []
-                if not why and (best is None or difference < best[0]):
+                if not why and (best is None or difference < best[0] - CLEARLY):
                     best = difference, begun, assigns
                 if best is not None and best[0] == 0:
                     break
@@ -374,7 +381,10 @@ class Widen:
             return size
         return heads[0] if self.unit == "groups" else product(heads)
 
-    def _assigns(self, model: nn.Module, width: Width, begun: Begun, fields: bool) -> list[Assign]:
+    def _assigns(
+        self, model: nn.Module, width: Width, begun: Begun, fields: bool, namesakes: bool = True
+    ) -> list[Assign]:
+        """Attributes that follow; ``namesakes``: those too that nothing but their value says."""
         swaps = begun.swaps
         named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
         sizes = {id(named[join(s.path, s.name)]): s.value.shape for s in swaps if s.value is not None}
@@ -391,6 +401,8 @@ class Widen:
 
         for path, name, old, value in module_attributes(model, shapes, dict(width.groups)):
             add(path, name, old, value)
+        for path, name, old, value in bare_norms(model, width):
+            add(path, name, old, value)
         for attribute, value in width.attributes:
             *front, last = attribute.name.split(".")
             if last.isdigit():
@@ -404,7 +416,7 @@ class Widen:
                 found[attribute.holder, front[-1]] = Assign(*key, held, type(held)(items))
             else:
                 add(attribute.path, attribute.name, attribute.value, value)
-        for path, name, old, value in _namesakes(model, width, swaps):
+        for path, name, old, value in _namesakes(model, width, swaps) if namesakes else ():
             add(path, name, old, value)
         for path, name, old, value in fields_for(model, shapes, width) if fields else ():
             add(path, name, old, value)

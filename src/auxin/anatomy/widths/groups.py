@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -295,6 +295,14 @@ def module_attributes(
             if name in module.__dict__ and old is not None and old != new:
                 found.append((path, name, old, new))
     return found
+
+
+def bare_norms(model: nn.Module, width: Width) -> Iterator[tuple[str, str, Any, Any]]:
+    """(path, name, old, new) of what norms of torch say that have no tensors of their own."""
+    for event in width.mixing:
+        norm = model.get_submodule(event.module) if event.kind in ("norm", "reduce") else None
+        if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and norm.weight is None and len(norm.normalized_shape) == 1:
+            yield event.module, "normalized_shape", norm.normalized_shape, (width.length(event.term),)
 
 
 def _said(

@@ -27,6 +27,7 @@ def _contracted(tracer: Tracer, a: Axes, b: Axes, x: Term, y: Term, what: str) -
                     tracer.trace.roles[axes.source, number] = "in"
                 if not other.centred:
                     tracer.trace.direct.add((axes.source, number))
+                tracer.trace.reads.setdefault((axes.source, number), set()).update(other.writers)
     tracer.meet(x, y, what)
     if not sourced:
         tracer.event("product", x, what, a, b)
@@ -188,16 +189,23 @@ def _attention(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given
 # ---- norms
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
-def _layer_norm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
+@rule("_fused_rms_norm", "rms_norm")
+def _rms_norm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
+    _layer_norm(tracer, args, kwargs, made, given, "rms norm")
+
+
+@rule("native_layer_norm", "layer_norm")
+def _layer_norm(
+    tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes], what: str = "norm"
+) -> None:
     x, count = given[0], len(args[1])
     for role, own in zip(("gain", "bias")[: len(given) - 1], given[1:], strict=True):
         for number, (a, b) in enumerate(zip(x.terms[-count:], own.terms, strict=True)):
-            tracer.meet(a, b, "norm")
+            tracer.meet(a, b, what)
             if own.source is not None:
                 tracer.trace.roles[own.source, number] = role
     for term in x.terms[-count:]:
-        tracer.event("norm", term, "norm")
+        tracer.event("norm", term, what)
     tracer.give(made[0], x.terms)
     for tensor in made[1:]:
         tracer.give(tensor, [Term(size) for size in tensor.shape])

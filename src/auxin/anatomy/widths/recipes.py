@@ -151,9 +151,10 @@ def _masks(width: Width, member: Member, atoms: set[int]) -> list[Tensor]:
         length = width.length(piece)
         if any(id(part) in atoms for part in parts(piece)):
             own = _places(width, piece, atoms)
+            count = factors(piece)[0].size
             if _chooses(width, factors(piece)[0]):
-                thirds = torch.arange(length) * 3 // length
-                own = [mask & (thirds == number) for number in range(3) for mask in own]
+                which = torch.arange(length) * count // length
+                own = [mask & (which == number) for number in range(count) for mask in own]
             for one in own:
                 mask = torch.zeros(total, dtype=torch.bool)
                 mask[start : start + length] = one
@@ -192,10 +193,10 @@ def _places(width: Width, term: Term, atoms: set[int]) -> list[Tensor]:
 
 
 def _chooses(width: Width, factor: Term) -> bool:
-    """Whether the outermost factor of an axis is that of queries, keys and values: three, which no layer reads."""
+    """Whether the outermost factor of an axis is that of queries and keys, or values too, which no layer reads."""
     trace = width.trace
     read = (trace.inside(trace.tensors[name][axis]) for (name, axis), role in trace.roles.items() if role == "in")
-    return factor.size == 3 and not any(inside & trace.inside(factor) for inside in read)
+    return factor.size in (2, 3) and not any(inside & trace.inside(factor) for inside in read)
 
 
 # ---- the residual stream
@@ -210,18 +211,20 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
     if not all(norms):
         return
     subtracts = any(event.kind == "norm" and "rms" not in event.detail for event in width.mixing)
+    subtracts = subtracts or not norms.isdisjoint(width.trace.centring)
     shrink = {e.module: find(e.term).size / width.length(e.term) for e in width.mixing if e.kind in ("norm", "reduce")}
     writers = [m.name for m in width.members if m.role == "out" and m.name.rpartition(".")[0] not in norms]
     if not subtracts and 2 <= len(writers) <= MANY:  # inside a block, where factors may be multiplied
         for name in reversed(writers):  # of gate and up the latter: any activation lets it learn (relu'(0) = 0)
             yield _stream(model, width, shrink, subtracts, {name})
     yield _stream(model, width, shrink, subtracts, None)
+    if any(_of_heads(width, member) for member in width.members):
+        yield _stream(model, width, shrink, subtracts, None, heads=False)
     if any(_offset(width, member, shrink) for member in width.members):
         yield _stream(model, width, shrink, subtracts, None, offset=True)
-    if not subtracts:
-        if not all(_adjustable(model, width, path) for path in shrink):
-            yield _longer(width, shrink)
-        # What divides by a mean, and not by the root of one, shrinks by all of it.
+    if not all(_adjustable(model, width, path) for path in shrink):
+        yield _longer(width, shrink, subtracts)
+    if not subtracts:  # what divides by a mean, and not by the root of one, shrinks by all of it
         yield _stream(model, width, shrink, subtracts, None, power=1.0)
 
 
@@ -233,10 +236,11 @@ def _stream(
     only: set[str] | None,
     power: float = 0.5,
     offset: bool = False,
+    heads: bool = True,
 ) -> Recipe:
     """Zeros or means in what writes to the width (``only`` in some of it), gains and epsilons rescaled.
 
-    ``offset``: norms keep their gains less 1, as Gemma's do.
+    ``offset``: norms keep their gains less 1, as Gemma's do. ``heads``: what is attended to is read by another layer.
     """
     recipe = Recipe("the mean of the old entries is written to the new ones" if subtracts else "new entries get zeros")
     for member in width.members:
@@ -254,9 +258,13 @@ def _stream(
         elif member.role == "in":
             # Behind a norm that subtracts the mean the new entries are 0. What reads the mean itself must not use it,
             # and new entries of a weight that is divided by its norm would change the norm.
+            # New heads start at random, and what reads them with zeros.
             own = (width.trace.first[member.name], member.axis)
-            if own not in width.trace.scaled and not (subtracts and own in width.trace.direct):
+            reads = own not in width.trace.scaled and not (subtracts and own in width.trace.direct)
+            if reads and not (heads and _of_heads(width, member)):
                 recipe.free.add(key)
+        elif heads and not subtracts and _of_heads(width, member):
+            continue
         elif subtracts:
             if member.name not in width.trace.attended:  # queries, keys and values of new heads, which nothing reads
                 recipe.mean.add(key)
@@ -282,28 +290,41 @@ def _offset(width: Width, member: Member, norms: Mapping[str, float]) -> bool:
     return member.role == "out" and owner in norms and len(width.trace.tensors[member.name]) == 1
 
 
+def _of_heads(width: Width, member: Member) -> bool:
+    """Whether it makes queries, keys and values, or reads what attention made of them."""
+    own = width.trace.first[member.name]
+    made = width.trace.reads.get((own, member.axis), set()) if member.role == "in" else {own}
+    return bool(made) and made <= width.trace.attended
+
+
 def _adjustable(model: nn.Module, width: Width, path: str) -> bool:
     """Whether a norm has a gain, and an epsilon that is not written into its code."""
     gains = any(m.role == "gain" and m.name.rpartition(".")[0] == path for m in width.members)
     return gains and any(name in vars(model.get_submodule(path)) for name in EPSILON)
 
 
-def _longer(width: Width, norms: Mapping[str, float]) -> Recipe:
+def _longer(width: Width, norms: Mapping[str, float], subtracts: bool) -> Recipe:
     """All that is written to the width is multiplied by the root of new / old, and all that reads it divided by it.
 
-    The root mean square is what it was then, whatever a norm does with it.
+    The root mean square is what it was then, and the deviation too, whatever a norm does with it.
     """
-    recipe = Recipe("new entries get zeros, and old ones as much more as keeps the root mean square")
+    new = "the mean of the old entries is written to the new ones" if subtracts else "new entries get zeros"
+    recipe = Recipe(f"{new}, and old ones as much more as keeps what norms divide by")
     for member in width.members:
-        key = (member.name, member.axis)
+        key, own = (member.name, member.axis), (width.trace.first[member.name], member.axis)
         factor = math.sqrt(len(member.index) / member.size)
         everything = torch.ones(len(member.index), dtype=torch.float64)
+        if _of_heads(width, member):  # at random, and read with zeros; no norm of the width looks at them
+            continue
         if member.role == "in":
             recipe.scale[key] = everything / factor
-            if (width.trace.first[member.name], member.axis) not in width.trace.scaled:
+            if own not in width.trace.scaled and not (subtracts and own in width.trace.direct):
                 recipe.free.add(key)
         elif member.role != "gain":
-            recipe.zero[key] = everything.bool()
+            if subtracts and member.name.rpartition(".")[0] not in norms:
+                recipe.mean.add(key)
+            else:
+                recipe.zero[key] = everything.bool()
             if not _offset(width, member, norms):
                 recipe.scale[key] = everything * factor
     return recipe

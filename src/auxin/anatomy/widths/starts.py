@@ -212,8 +212,9 @@ def _written(fresh: Tensor, member: Member, width: Width, entries: Entries, init
     """Zero what reads new entries, or let pairs cancel."""
     key = (member.name, member.axis)
     along_axis = [-1 if a == member.axis else 1 for a in range(fresh.dim())]
-    if key in recipe.zero:
-        return fresh * (~recipe.zero[key]).to(fresh.dtype).view(along_axis)
+    if key in recipe.zero:  # what is new along another axis is that one's
+        zero = recipe.zero[key] & (torch.tensor(member.index) < 0)
+        return fresh * (~zero).to(fresh.dtype).view(along_axis)
     # The embedding of a tied head that reads the stream itself is a reader too.
     tied = member.role == "embedding" and (width.trace.first[member.name], member.axis) in width.trace.direct
     if init == "zero" and (member.role == "in" or tied) and key not in recipe.free:

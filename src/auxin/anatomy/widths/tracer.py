@@ -50,13 +50,14 @@ class Axes:
     """What is known of a tensor: a term for each axis, and the parameter that it is a view of.
 
     ``centred``: a norm that subtracts a mean has made it, and so far only operations entry by entry went over it.
-    ``writers``: names of the parameters of the last layers that have made it.
+    ``writers``: names of the parameters of the last layers that have made it. ``mean_of``: what it is the mean of.
     """
 
     terms: list[Term]
     source: str | None = None
     centred: bool = False
     writers: frozenset[str] = frozenset()
+    mean_of: Axes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,8 @@ class Trace:
         links: numbers computed from attributes that are lengths of axes.
         outputs: terms of the axes of the tensors that the network gave.
         direct: by (name, axis) the axes along which a weight reads what no norm has centred before.
+        centring: paths of the modules that subtract a mean.
+        reads: by (name, axis) which layers make what a weight reads along the axis.
         attended: names of the parameters that make queries, keys and values.
         scaled: by (name, axis) the axes along which a weight is divided by its norm, as ``weight_norm`` does.
         groups: modules whose number of groups is a length (grouped convolutions, group norms, heads of attention).
@@ -107,6 +110,8 @@ class Trace:
     outputs: list[list[Term]] = field(default_factory=list)
     direct: set[tuple[str, int]] = field(default_factory=set)
     scaled: set[tuple[str, int]] = field(default_factory=set)
+    centring: set[str] = field(default_factory=set)
+    reads: dict[tuple[str, int], set[str]] = field(default_factory=dict)
     attended: set[str] = field(default_factory=set)
     groups: list[tuple[str, Term]] = field(default_factory=list)
     work: list[tuple[float, tuple[Term, ...]]] = field(default_factory=list)
@@ -214,6 +219,9 @@ class Tracer(TorchDispatchMode):
 
         A product is 0 where one factor is; of anything else all that goes into it has to be.
         """
+        subtracted = name == "sub" and len(given) == 2 and given[1].mean_of is given[0]
+        if subtracted:
+            self.trace.centring.add(self.place()[1])
         activations = [axes for axes in given if axes.source is None]
         own = frozenset(axes.source for axes in given if axes.source is not None)
         if name in SUMMING and own:
@@ -221,12 +229,13 @@ class Tracer(TorchDispatchMode):
         else:
             each = [axes.centred for axes in activations]
             kept = any(each) if name in ("mul", "mul_", "div") else bool(each) and all(each)
-            centred = name in CENTRING or (kept and name not in SUMMING)
+            centred = name in CENTRING or subtracted or (kept and name not in SUMMING)
             writers = frozenset().union(*(axes.writers for axes in activations))
         for tensor in made:
             if id(tensor) not in self.owned:
                 axes = self.axes(tensor)
                 axes.centred, axes.writers = centred, writers
+                axes.mean_of = given[0] if name == "mean" and given else None
 
     def heads(self, count: int, query: Tensor, weight: Tensor) -> None:
         """Note the heads of ``nn.MultiheadAttention``: their entries are as many as it reads, and as it makes."""
