@@ -189,15 +189,17 @@ def _attention(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given
 # ---- norms
 
 
+@rule("native_layer_norm", "layer_norm")
+def _layer_norm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
+    _normed(tracer, args, made, given, "norm")
+
+
 @rule("_fused_rms_norm", "rms_norm")
 def _rms_norm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes]) -> None:
-    _layer_norm(tracer, args, kwargs, made, given, "rms norm")
+    _normed(tracer, args, made, given, "rms norm")
 
 
-@rule("native_layer_norm", "layer_norm")
-def _layer_norm(
-    tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[Axes], what: str = "norm"
-) -> None:
+def _normed(tracer: Tracer, args: Any, made: list[Tensor], given: list[Axes], what: str) -> None:
     x, count = given[0], len(args[1])
     for role, own in zip(("gain", "bias")[: len(given) - 1], given[1:], strict=True):
         for number, (a, b) in enumerate(zip(x.terms[-count:], own.terms, strict=True)):
