@@ -45,7 +45,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pytorch_optimizer.Ranger21": {"num_iterations": 100},
     "pytorch_optimizer.AdamMini": {"num_embeds": 8, "num_heads": 2},
     "timm.optim.SGDP": {"lr": 1e-3},
-    **dict.fromkeys(("schedulefree.SGD*", "timm.optim.Lars", "heavyball.*"), {"lr": 1e-3}),
+    **dict.fromkeys(
+        ("schedulefree.SGD*", "pytorch_optimizer.ScheduleFreeSGD", "timm.optim.Lars", "heavyball.*"), {"lr": 1e-3}
+    ),
 }
 # Their states of 8 bits begin at 4,096 elements.
 WIDE = ("*8bit", "*4bit", "*Fp8")

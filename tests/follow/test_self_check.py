@@ -585,9 +585,22 @@ class DeafToRates(Momentum):
         super().walk({**group, "lr": self.param_groups[0]["lr"]}, p, state)
 
 
+class LeavesOutWhatIsAdded(Momentum):
+    """Pairs its groups with a list from when it was built."""
+
+    def __init__(self, params, lr=1e-2, beta=0.9):
+        super().__init__(params, lr, beta)
+        self.rates = [group["lr"] for group in self.param_groups]
+
+    def walk(self, group, p, state):
+        if any(group is one for one, _ in zip(self.param_groups, self.rates, strict=False)):
+            super().walk(group, p, state)
+
+
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
+        (LeavesOutWhatIsAdded, r"LeavesOutWhatIsAdded does not step a group that is added.*Leave group out"),
         (OneRate, r"OneRate does not step groups of different learning rates.*one rate for all groups.*Leave lr out"),
         (DeafToRates, r"DeafToRates takes no notice of the learning rate of a group beside its first one"),
     ],

@@ -146,6 +146,11 @@ def check_rates(optimizer: Any, donor: int, rate: float) -> None:
                 f"{kind.__name__} does not step groups of different learning rates, as a toy shows "
                 f"({type(error).__name__}: {error}). Leave lr out of group, or group=<index> of one that is there."
             ) from error
+    if moved[0] and not moved[1]:
+        raise GrowthError(
+            f"{kind.__name__} does not step a group that is added beside its first one, as a toy shows: what is new "
+            "would never train. Leave group out, or group=<index> of one that is there."
+        )
     if moved[0] == moved[1]:
         raise GrowthError(
             f"{kind.__name__} takes no notice of the learning rate of a group beside its first one, as a toy shows: "
