@@ -39,7 +39,7 @@ from auxin.edits.experts import Asked, grown_change, hint_of_experts, more_exper
 from auxin.edits.widen_init import own_start
 from auxin.errors import GrowthError, reason
 
-CLEARLY = 2.0  # units of rounding by which a later start has to be nearer
+CLEARLY = 4.0  # times by which a later start has to be nearer
 STATES = ("map", "reset")
 RATES = ("keep", "mup")
 UNITS = ("heads", "groups", "head_dim", "rows", "experts")
@@ -183,6 +183,8 @@ class Widen:
             own = None if isinstance(self.init, str) else self.init
             named = self.init if own is None and self.init not in DATA else "zero"
             for recipe in recipes(model, width, named):
+                if recipe.last and best is not None:
+                    break
                 begun = start(model, width, named, self.noise, self.state == "reset", context, self._where, recipe)
                 assigns = self._assigns(model, width, begun, fields)
                 if self.init in DATA:
@@ -199,7 +201,7 @@ class Widen:
                         why, difference = tried(context, begun.swaps, fewer, same=begun.preserves)
                         assigns = fewer
                 wrong += [why] if why else []
-                if not why and (best is None or difference < best[0] - CLEARLY):
+                if not why and (best is None or CLEARLY * difference < best[0]):
                     best = difference, begun, assigns
                 if best is not None and best[0] == 0:
                     break

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Recipe:
         shift: what is added to old entries then.
         mean: axes of which new entries are the mean of the old ones.
         assigns: attributes that change.
+        last: whether it is for where nothing else keeps the function.
     """
 
     how: str = ""
@@ -42,6 +43,7 @@ class Recipe:
     shift: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     mean: set[tuple[str, int]] = field(default_factory=set)
     assigns: list[Assign] = field(default_factory=list)
+    last: bool = False
 
 
 def recipes(model: nn.Module, width: Width, init: str) -> Iterator[Recipe]:
@@ -218,14 +220,14 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
         for name in reversed(writers):  # of gate and up the latter: any activation lets it learn (relu'(0) = 0)
             yield _stream(model, width, shrink, subtracts, {name})
     yield _stream(model, width, shrink, subtracts, None)
-    if any(_of_heads(width, member) for member in width.members):
-        yield _stream(model, width, shrink, subtracts, None, heads=False)
     if any(_offset(width, member, shrink) for member in width.members):
         yield _stream(model, width, shrink, subtracts, None, offset=True)
     if not all(_adjustable(model, width, path) for path in shrink):
         yield _longer(width, shrink, subtracts)
     if not subtracts:  # what divides by a mean, and not by the root of one, shrinks by all of it
         yield _stream(model, width, shrink, subtracts, None, power=1.0)
+    if any(_of_heads(width, member) for member in width.members):
+        yield replace(_stream(model, width, shrink, subtracts, None, heads=False), last=True)
 
 
 def _stream(
