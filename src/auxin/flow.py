@@ -356,11 +356,19 @@ def sizes(grads: Mapping[str, Tensor | None]) -> dict[str, Size]:
     if not held:
         return {}
     together: Any = getattr(torch, "_foreach_norm")  # noqa: B009
-    norms = together(list(held.values()))
+    norms = together([distinct(grad) for grad in held.values()])
     if len({(norm.dtype, norm.device) for norm in norms}) > 1:
         norms = [norm.to(norms[0].device, torch.float64) for norm in norms]
     values = torch.stack([norm if type(norm) is Tensor else whole(norm) for norm in norms]).tolist()
-    return {name: (norm * norm, grad.numel()) for (name, grad), norm in zip(held.items(), values, strict=True)}
+    return {
+        name: (norm * norm * (grad.numel() / max(1, distinct(grad).numel())), grad.numel())
+        for (name, grad), norm in zip(held.items(), values, strict=True)
+    }
+
+
+def distinct(grad: Tensor) -> Tensor:
+    """The one entry of a gradient whose entries are all the same place in memory; else all of it."""
+    return grad if grad.numel() < 2 or any(grad.stride()) else grad.as_strided((1,), (1,))
 
 
 def _dense(grad: Tensor) -> Tensor:

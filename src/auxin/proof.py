@@ -20,7 +20,7 @@ from auxin.anatomy.wrappers import networks_of
 from auxin.axes import Part
 from auxin.change import Change, New
 from auxin.errors import GrowthError, about_arguments, reason
-from auxin.flow import counterparts, inside, ratio, sizes, units
+from auxin.flow import counterparts, distinct, inside, ratio, sizes, units
 from auxin.gate import set_gate
 from auxin.listing import in_words, named_modules
 from auxin.randomness import random_state
@@ -272,9 +272,9 @@ def _run(
     """
     parameters = tree.parameters
     others = [name for name in counterparts(change).values() if name is not None]
-    names = (*change.starting, *change.writers, *others, *(part.name for part in change.parts))
-    wanted = {name: parameters[name] for name in names if name in parameters}
-    wanted = {name: p for name, p in wanted.items() if p.requires_grad}
+    exact = (*change.writers, *(part.name for part in change.parts))
+    names = (*change.starting, *exact, *others)
+    wanted = {n: p for n in names if (p := parameters.get(n)) is not None and p.requires_grad}
     try:
         after = _behind_shut_gates(model, change, context)
         out: Outputs = []
@@ -286,7 +286,7 @@ def _run(
                 out = list(tensors_in(context.run()))
             with torch.enable_grad():
                 loss = probe_loss(out) if wanted else None
-                known = {} if loss is None else gradients_of(loss, model, parameters)
+                known = {} if loss is None else gradients_of(loss, model, parameters, exact)
             grads = {name: whole(known[name]) for name in wanted} if known else {}
             # Weights used before their module is called, or inside a reentrant checkpoint, need the whole forward.
             if not wanted or (grads and all(grad is not None for grad in grads.values())):
@@ -407,7 +407,7 @@ def _counted(model: nn.Module, at: str, change: Change) -> str:
 
 
 def _nonzero(grad: Tensor) -> bool:
-    return bool((grad.coalesce().values() if grad.is_sparse else grad).count_nonzero())
+    return bool((grad.coalesce().values() if grad.is_sparse else distinct(grad)).count_nonzero())
 
 
 def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], context: PlanContext) -> float | None:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import auxin as ax
 from auxin.anatomy.gradients import gradients_of
+from auxin.flow import sizes
 
 
 class Block(nn.Module):
@@ -158,3 +159,31 @@ def test_a_parameter_on_which_nothing_depends_has_none() -> None:
     found = gradients_of(net(X).sum(), net)
     assert found["idle.weight"] is None
     assert found["stem.weight"] is not None
+
+
+def test_a_gradient_in_one_number_has_its_norm_its_size_and_is_zero_where_it_was() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    torch.nn.init.zeros_(net.blocks[0].down.weight)
+    seen: list[Tensor] = []
+    net.stem.weight.register_hook(seen.append)
+    with torch.no_grad():
+        net.head.weight.fill_(1e-30)  # the squares of what reaches the stem vanish
+
+    def taken(**options: Any) -> dict[str, Any]:
+        return gradients_of(net(X).sum(), net, **options)
+
+    for scale in (1e30, 1.0):
+        with torch.no_grad():
+            net.head.weight.mul_(scale)
+        whole, short = taken(), taken(whole=["head.weight"])
+        assert torch.equal(short["head.weight"], whole["head.weight"])
+        assert not any(any(g.stride()) for n, g in short.items() if n != "head.weight" and g.numel() > 1 and g.any())
+        told = [{n: size for n, (_, size) in sizes(grads).items()} for grads in (whole, short)]
+        assert told[0] == told[1]
+        for name, (square, _) in sizes(whole).items():
+            assert sizes(short)[name][0] == pytest.approx(square, rel=1e-5)
+            assert bool(short[name].any()) is bool(whole[name].any())
+            assert short[name].shape == whole[name].shape
+    assert not bool(short["blocks.0.up.weight"].any())
+    assert not seen and net.head.weight._backward_hooks is None and len(net.stem.weight._backward_hooks or ()) == 1

@@ -6,7 +6,7 @@ step asks for all of it, and so does every gradient that is taken here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,10 @@ from auxin.sharded import is_spread
 
 
 def gradients_of(
-    loss: Tensor, module: nn.Module, named: Mapping[str, nn.Parameter] | None = None
+    loss: Tensor,
+    module: nn.Module,
+    named: Mapping[str, nn.Parameter] | None = None,
+    whole: Collection[str] | None = None,
 ) -> dict[str, Tensor | None]:
     """The gradients of a scalar, on the side: every ``.grad`` stays what it is, and no hook of a tensor fires.
 
@@ -27,6 +30,8 @@ def gradients_of(
         loss: a scalar that was computed with gradients on.
         module: the network, or the block, whose parameters are wanted.
         named: its parameters by name, where they are known.
+        whole: names of those whose gradients are wanted entry by entry; of others they come ``in_one_number``, so that
+            they are not in memory all at once. None: of all of them.
 
     Returns:
         The gradient of each parameter that requires one, by name; None where the loss does not depend on it.
@@ -43,15 +48,37 @@ def gradients_of(
     every = list({id(p): p for p in (*wanted.values(), *leaves)}.values())
     # Hooks of tensors are the training loop's: they log, clip, or step an optimizer inside the backward pass.
     hooks = [(p, kind, hooks_of(p, kind)) for p in every for kind in HOOKS if getattr(p, kind, None)]
+    short = set() if whole is None or reentrant else wanted.keys() - set(whole)
+    thin = [p for name, p in wanted.items() if name in short and type(p) is nn.Parameter]
+    bare = [p for p in thin if p._backward_hooks is None]
+    handles: list[Any] = []
     try:
         for p, kind, _ in hooks:
             hook_again(p, kind, None)
+        handles += [p.register_hook(in_one_number) for p in thin]
         found = _by_backward(loss, every) if reentrant else torch.autograd.grad(loss, every, allow_unused=True)
     finally:
+        for handle in handles:
+            handle.remove()
+        for p in bare:
+            p._backward_hooks = None
         for p, kind, held in hooks:
             hook_again(p, kind, held)
     by_id = {id(p): grad for p, grad in zip(every, found, strict=True)}
     return {name: by_id[id(p)] for name, p in wanted.items()}
+
+
+def in_one_number(grad: Tensor) -> Tensor:
+    """A gradient in the memory of one number: each of its entries is the root of the mean of all their squares.
+
+    Its norm, its size, and whether it is zero are as they were. It stays as it is where this number would not tell
+    (squares that vanish), where the processor would have to wait for it (other devices), and of coarse dtypes.
+    """
+    told = type(grad) is Tensor and grad.is_cpu and grad.layout is torch.strided and grad.numel() > 1
+    if not told or grad.dtype not in (torch.float32, torch.float64):
+        return grad
+    mean = torch.linalg.vector_norm(grad) / grad.numel() ** 0.5
+    return mean.expand(grad.shape) if bool(mean) or not bool(grad.any()) else grad
 
 
 def differentiable(loss: Tensor) -> Tensor:
