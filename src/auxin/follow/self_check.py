@@ -320,24 +320,23 @@ def _leaves_old_ones_alone(optimizer: Any, counted: Mapping[str, Any]) -> bool:
     """
     for idle in (False, True):
         try:
-            alike = _as_without(optimizer, counted, idle, torch.float64)  # a decay may be lost in rounding
+            if not _as_without(optimizer, counted, idle, torch.float32, CLOSE):
+                return False
         except Exception:
-            try:
-                alike = _as_without(optimizer, counted, idle, torch.float32)
-            except Exception:
-                if idle:
-                    raise
-                continue  # some ask for every gradient
-        if not alike:
-            return False
+            if idle:
+                raise
+            continue  # some ask for every gradient
+        with contextlib.suppress(Exception):  # some know no such numbers
+            if not _as_without(optimizer, counted, idle, torch.float64, EXACT):  # a decay may be lost in rounding
+                return False
     return True
 
 
-def _as_without(optimizer: Any, counted: Mapping[str, Any], idle: bool, dtype: torch.dtype) -> bool:
+def _as_without(optimizer: Any, counted: Mapping[str, Any], idle: bool, dtype: torch.dtype, limit: float) -> bool:
     alone, beside = _warm(optimizer, dtype), _warm(optimizer, dtype)
     beside.join(counted)
     beside.idle = idle
-    return beside.goes_on_like(alone, WARM, OLD, EXACT)
+    return beside.goes_on_like(alone, WARM, OLD, limit)
 
 
 class _Toy:
