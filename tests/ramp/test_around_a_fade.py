@@ -236,6 +236,9 @@ class Wrapper:
     def __init__(self, inner):
         self.inner, self.param_groups, self.state, self.defaults = inner, inner.param_groups, inner.state, {}
 
+    def step(self):
+        self.inner.step()
+
 
 ax.follow(Wrapper, like=torch.optim.AdamW)
 
