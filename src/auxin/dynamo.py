@@ -266,7 +266,7 @@ def _guards(entry: Any) -> Guards:
     if found is None:
         text = str(manager)  # with ``___check_type_id(L['self'], 94279755171920)``
         kinds = frozenset(map(int, re.findall(r", (\d+)\)", text)))
-        found = _read[manager] = Guards(kinds, "._forward_hooks" in text, "torch.nn.modules." in text)
+        found = _read[manager] = Guards(kinds, "._forward_hooks" in text, "<class 'torch.nn.modules." in text)
     return found
 
 

@@ -105,8 +105,9 @@ def probe_loss(outputs: Iterable[Tensor]) -> Tensor | None:
 
 
 def nodes_behind(outputs: Iterable[Tensor]) -> set[Any]:
-    """The nodes of the autograd graph that these tensors come from."""
-    left = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    """The nodes of the autograd graph that these tensors come from. Keep the tensors for as long as the nodes."""
+    held = list(outputs)  # without them a node of a Python function may end while it is looked at (before torch 2.13)
+    left = [t.grad_fn for t in held if t.grad_fn is not None]
     found: set[Any] = set()
     while left:
         node = left.pop()

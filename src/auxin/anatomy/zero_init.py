@@ -139,7 +139,8 @@ def order_of_use(block: nn.Module, call: Call) -> list[str]:
     with torch.enable_grad():
         for p in block.parameters():
             p.requires_grad_(p.is_floating_point())
-        nodes = nodes_behind(tensors_in(call.run(block)))
+        outputs = list(tensors_in(call.run(block)))
+        nodes = nodes_behind(outputs)
     use: dict[str, int] = {}
     for node in nodes:
         for parent, _ in node.next_functions:
