@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import swa_utils
 
 import auxin as ax
 
@@ -210,3 +211,42 @@ def test_layers_below_the_one_that_is_attended_to_learn():
     torch.manual_seed(0)
     model, _ = grown(Recurrent(), ax.Widen("lstm", by=1))
     assert model.lstm.hidden_size == 6
+
+
+@pytest.mark.parametrize("norm", [NoGain, Written, Centred, LessOne])
+def test_an_average_and_a_resumed_run_keep_step(norm, tmp_path):
+    """The average has other values than the network: its own entries are multiplied and shifted, not the network's."""
+
+    def build():
+        torch.manual_seed(0)
+        model = Text(norm).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        average = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
+        never = ax.when.every(10**6)
+        edit = ax.Widen("embed", by=4)
+        return model, optimizer, average, ax.Grower(model, optimizer, average, edits=edit, when=never, probe=IDS)
+
+    def train(model, optimizer, average, grower):
+        losses = []
+        for _ in range(5):
+            loss = F.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average.update_parameters(model)
+            grower.step()
+            losses.append(loss.item())
+        return losses
+
+    run = model, optimizer, average, grower = build()
+    train(*run)
+    before = average(IDS).detach()
+    assert not torch.allclose(before, model(IDS), atol=1e-3)
+    grower.grow(ax.Widen("embed", by=4))
+    assert model.embed.weight.shape == average.module.embed.weight.shape == (20, 12)
+    torch.testing.assert_close(average(IDS).detach(), before, rtol=1e-10, atol=1e-10)
+    ax.save(grower, tmp_path / "run")
+    other = build()
+    ax.load(tmp_path / "run", other[-1])
+    assert train(*run) == train(*other)
+    assert torch.equal(average(IDS), other[2](IDS))
