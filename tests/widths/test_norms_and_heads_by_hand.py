@@ -33,9 +33,12 @@ class Written(NoGain):
 
 
 class Smaller(Written):
-    """So small that it hardly counts."""
+    """So small that it hardly counts, and a gain less 1."""
 
     small = 1e-8
+
+    def forward(self, x):
+        return NoGain.forward(self, x) * (1 + self.gain)
 
 
 class Centred(nn.Module):
@@ -72,6 +75,42 @@ class Text(nn.Module):
     def forward(self, ids):
         x = self.embed(ids)
         return self.head(self.last(x + self.down(F.silu(self.up(self.norm(x))))))
+
+
+class Positions(Text):
+    """Positions that do not train, and an embedding multiplied by the root of the width, as Gemma's."""
+
+    def __init__(self, norm, scaled):
+        super().__init__(norm)
+        self.hidden_size, self.scaled = 8, scaled
+        self.register_buffer("positions", torch.randn(1, 9, 8))
+
+    def forward(self, ids):
+        x = self.embed(ids) * (self.hidden_size**0.5 if self.scaled else 1) + self.positions[:, : ids.shape[1]]
+        return self.head(self.last(x + self.down(F.silu(self.up(self.norm(x))))))
+
+
+class NoModules(Text):
+    """Norms that are functions, called by the network itself."""
+
+    def __init__(self):
+        super().__init__(nn.Identity)
+
+    def forward(self, ids):
+        x = F.rms_norm(self.embed(ids), (self.embed.embedding_dim,))
+        x = x + self.down(F.relu(self.up(F.rms_norm(x, (x.size(-1),)))).square())
+        return self.head(F.rms_norm(x, (x.size(-1),)))
+
+
+class NanoNorm(nn.Module):
+    """As nanoGPT's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8)), nn.Parameter(0.1 * torch.randn(8))
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
 class FusedKeys(nn.Module):
@@ -198,6 +237,30 @@ def test_a_width_that_cannot_keep_the_function_exactly_names_what_may_be_in_the_
     model = Text(Smaller, tied=True).double()
     with pytest.raises(ax.GrowthError, match="epsilon or a scale in the code goes by the width"):
         ax.grow(model, ax.Widen("embed", by=1), probe=IDS)
+
+
+@pytest.mark.parametrize("norm", [NanoNorm, Written])
+def test_a_tied_head_goes_on_behind_norms_whose_epsilon_cannot_follow(norm):
+    torch.manual_seed(0)
+    model = Text(norm, tied=True)
+    with torch.no_grad():
+        model.embed.weight.mul_(0.02)  # as it begins: there the epsilon counts
+    model, change = grown(model, ax.Widen("embed", by=4))
+    assert "as much more" in change.how and model.head.weight is model.embed.weight
+
+
+def test_norms_that_are_functions_of_the_network_itself():
+    torch.manual_seed(0)
+    model, change = grown(NoModules(), ax.Widen("embed", by=4))
+    assert "as much more" in change.how and model.up.weight.shape == (12, 12)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_positions_that_do_not_train_and_a_scale_by_the_width(scaled):
+    torch.manual_seed(0)
+    model, _ = grown(Positions(LessOne, scaled), ax.Widen("embed", by=4))
+    assert model.positions.shape == (1, 9, 12) and not model.positions[..., 8:].any()
+    assert model.hidden_size == (8 if scaled else 12)
 
 
 def test_values_beside_keys_of_their_size_learn_when_heads_get_larger():

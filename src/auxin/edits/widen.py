@@ -195,11 +195,12 @@ class Widen:
                     ]
                     begun = own_start(model, width, outputs, begun, assigns, own, context, self._where)
                 why, difference = tried(context, begun.swaps, assigns, same=begun.preserves)
-                if why.startswith(NOT_RUN):  # a number that only happens to be the same, as the side of a picture
+                if why:  # a number that only happens to be the same, or whose root activations are multiplied by
                     fewer = self._assigns(model, width, begun, fields, namesakes=False)
                     if len(fewer) < len(assigns):
-                        why, difference = tried(context, begun.swaps, fewer, same=begun.preserves)
-                        assigns = fewer
+                        now = tried(context, begun.swaps, fewer, same=begun.preserves)
+                        if not now[0] or why.startswith(NOT_RUN):
+                            (why, difference), assigns = now, fewer
                 wrong += [why] if why else []
                 if not why and (best is None or CLEARLY * difference < best[0]):
                     best = difference, begun, assigns

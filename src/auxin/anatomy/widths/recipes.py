@@ -210,8 +210,6 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
     longer vector gives what it gave.
     """
     norms = {event.module for event in width.mixing if event.kind in ("norm", "reduce")}
-    if not all(norms):
-        return
     subtracts = any(event.kind == "norm" and "rms" not in event.detail for event in width.mixing)
     subtracts = subtracts or not norms.isdisjoint(width.trace.centring)
     shrink = {e.module: find(e.term).size / width.length(e.term) for e in width.mixing if e.kind in ("norm", "reduce")}
@@ -224,6 +222,8 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
         yield _stream(model, width, shrink, subtracts, None, offset=True)
     if not all(_adjustable(model, width, path) for path in shrink):
         yield _longer(width, shrink, subtracts)
+        if all(_gains(width, path) for path in shrink):
+            yield _longer(width, shrink, subtracts, tied=True)
     if not subtracts:  # what divides by a mean, and not by the root of one, shrinks by all of it
         yield _stream(model, width, shrink, subtracts, None, power=1.0)
     if any(_of_heads(width, member) for member in width.members):
@@ -301,32 +301,40 @@ def _of_heads(width: Width, member: Member) -> bool:
 
 def _adjustable(model: nn.Module, width: Width, path: str) -> bool:
     """Whether a norm has a gain, and an epsilon that is not written into its code."""
-    gains = any(m.role == "gain" and m.name.rpartition(".")[0] == path for m in width.members)
-    return gains and any(name in vars(model.get_submodule(path)) for name in EPSILON)
+    return _gains(width, path) and any(name in vars(model.get_submodule(path)) for name in EPSILON)
 
 
-def _longer(width: Width, norms: Mapping[str, float], subtracts: bool) -> Recipe:
+def _gains(width: Width, path: str) -> bool:
+    """Whether a norm has a gain."""
+    return any(m.role == "gain" and m.name.rpartition(".")[0] == path for m in width.members)
+
+
+def _longer(width: Width, norms: Mapping[str, float], subtracts: bool, tied: bool = False) -> Recipe:
     """All that is written to the width is multiplied by the root of new / old, and all that reads it divided by it.
 
-    The root mean square is what it was then, and the deviation too, whatever a norm does with it.
+    The root mean square is what it was then, and the deviation too, whatever a norm does with it. ``tied``: a head is
+    an embedding too, and cannot be both; all readers are multiplied then, and gains divided twice.
     """
     new = "the mean of the old entries is written to the new ones" if subtracts else "new entries get zeros"
     recipe = Recipe(f"{new}, and old ones as much more as keeps what norms divide by")
     for member in width.members:
         key, own = (member.name, member.axis), (width.trace.first[member.name], member.axis)
-        factor = math.sqrt(len(member.index) / member.size)
+        factor, of_norm = math.sqrt(len(member.index) / member.size), member.name.rpartition(".")[0] in norms
         everything = torch.ones(len(member.index), dtype=torch.float64)
         if _of_heads(width, member):  # at random, and read with zeros; no norm of the width looks at them
             continue
         if member.role == "in":
-            recipe.scale[key] = everything / factor
+            recipe.scale[key] = everything * factor if tied else everything / factor
             if own not in width.trace.scaled and not (subtracts and own in width.trace.direct):
                 recipe.free.add(key)
-        elif member.role != "gain":
-            if subtracts and member.name.rpartition(".")[0] not in norms:
+        elif member.role == "gain":
+            if tied and of_norm:
+                recipe.scale[key] = everything / factor**2
+        else:
+            if subtracts and not of_norm:
                 recipe.mean.add(key)
             else:
                 recipe.zero[key] = everything.bool()
             if not _offset(width, member, norms):
-                recipe.scale[key] = everything * factor
+                recipe.scale[key] = everything / factor if tied and of_norm else everything * factor
     return recipe

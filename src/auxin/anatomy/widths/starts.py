@@ -187,7 +187,10 @@ def _fresh(
         return float(old.detach().double().mean()) if old.dim() == 1 else 1.0
     shape = [len(axes[n].index) if n in axes else size for n, size in enumerate(old.shape)]
     if not isinstance(old, nn.Parameter):  # a buffer of the user's: the last entry goes on
-        return _continued(old, axes, shape)
+        fresh = _continued(old, axes, shape)
+        for member in (m for m in members if (m.name, m.axis) in recipe.zero):
+            fresh = _written(fresh, member, width, entries, init, recipe)
+        return fresh
     if init == "zero" and all(m.role == "in" and (m.name, m.axis) not in recipe.free for m in members):
         return 0.0
     spread = float(old.detach().float().std()) if old.numel() > 1 else 0.0
