@@ -71,31 +71,37 @@ def varied(base: Cell) -> list[Cell]:
     return [cell for field, levels in LEVELS.items() for v in levels if (cell := base._replace(**{field: v})).fits]
 
 
-def paired(shown: Iterable[Cell] = ()) -> list[Cell]:
-    """Few cells in which every two levels of two fields meet, where they can and ``shown`` does not show them yet.
+def paired(shown: Iterable[Cell]) -> list[Cell]:
+    """Few cells in which every family meets each of its edits, and every two levels of two fields each other, where
+    they can and ``shown`` does not show them yet.
 
     Built greedily, always the same; among levels that show as many new pairs the one that stands in fewest cells, so
     that what takes long (a convolutional network, two averages at once) is not in all of them.
     """
     fields = list(PAIRED)
-    missing = {
+    rest = {
         pair
         for a, b in combinations(fields, 2)
         for x in PAIRED[a]
         for y in PAIRED[b]
-        if _can_meet(pair := ((a, x), (b, y)))
+        if _possible(dict(pair := ((a, x), (b, y))))
     }
-    missing -= set().union(*(pairs_of(cell) for cell in shown))
+    first = [(("family", family), ("edit", edit)) for family in FAMILIES for edit in rows(family)]
+    for cell in shown:
+        rest -= pairs_of(cell)
+        first = [pair for pair in first if pair not in pairs_of(cell)]
     cells, used = [], Counter()
-    while missing:
-        chosen: dict[str, str] = dict(min(missing))
+    while first or rest:
+        chosen: dict[str, str] = dict(first[0] if first else min(rest))
         for field in sorted(fields, key=lambda name: -len(PAIRED[name])):
             if field not in chosen:
                 fitting = [level for level in PAIRED[field] if _possible({**chosen, field: level})]
-                chosen[field] = max(fitting, key=lambda one: (_gain(chosen, field, one, missing), -used[field, one]))
+                chosen[field] = max(fitting, key=lambda one: (_gain(chosen, field, one, rest), -used[field, one]))
         cells.append(Cell(**chosen))
         used.update(chosen.items())
-        missing -= pairs_of(cells[-1])
+        shown = pairs_of(cells[-1])
+        rest -= shown
+        first = [pair for pair in first if pair not in shown]
     return cells
 
 
@@ -112,13 +118,10 @@ def _gain(chosen: dict[str, str], field: str, level: str, missing: set) -> int:
 
 
 def _possible(chosen: dict[str, str]) -> bool:
-    """Whether a family has the edit that was chosen."""
-    families = [chosen["family"]] if "family" in chosen else list(FAMILIES)
-    return "edit" not in chosen or any(chosen["edit"] in rows(family) for family in families)
-
-
-def _can_meet(pair: tuple) -> bool:
-    return _possible(dict(pair))
+    """Whether some family with some edit can have what was chosen."""
+    families = [chosen["family"]] if "family" in chosen else FAMILIES
+    edits = [chosen["edit"]] if "edit" in chosen else PAIRED["edit"]
+    return any(Cell(**{**chosen, "family": family, "edit": edit}).fits for family in families for edit in edits)
 
 
 def daily() -> list[Cell]:
@@ -129,7 +132,7 @@ def daily() -> list[Cell]:
         Cell("gpt", "by-hand-resize", optimizer="Adafactor-loop"),
         Cell("mlp", "keep-stack", groups="layered"),
     ]
-    first = [*all_edits(), *varied(Cell("mlp", "interleave")), *extra]
+    first = [*varied(Cell("mlp", "interleave")), *extra]
     return list(dict.fromkeys([*first, *paired(first)]))
 
 

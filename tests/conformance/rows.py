@@ -1,5 +1,6 @@
 """The rows of the table: every edit that fits a family, by name. A new edit is one new line here."""
 
+import functools
 from dataclasses import replace
 from functools import partial
 
@@ -100,6 +101,7 @@ def by_hand_adapter(model: nn.Module) -> None:
         block.down = Adapter(block.down)
 
 
+@functools.cache
 def rows(family: str) -> dict:
     """Name -> edit, or a function that changes the network by hand."""
     block = BLOCKS[family]
