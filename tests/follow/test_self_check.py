@@ -222,7 +222,21 @@ class WantsAClosure(Momentum):
         return super().step(closure)
 
 
+class KeepsStateByName(Momentum):
+    """It asks for names, so that no toy can be built."""
+
+    def __init__(self, named, lr=1e-2):
+        self.names = {p: name for name, p in named}
+        super().__init__(list(self.names), lr)
+        self.moments = {}
+
+    def move(self, group, p, place):
+        self.walk(group, p, self.moments.setdefault(self.names[p], {}))
+
+
 def of(kind, model):
+    if kind is KeepsStateByName:
+        return kind(model.named_parameters())
     if issubclass(kind, Around):
         return kind(torch.optim.AdamW(model.parameters(), lr=1e-2))
     return kind(model.parameters())
@@ -249,6 +263,7 @@ REFUSED = [
     ),
     (KeepsStateInItsClass, r"KeepsStateInItsClass does not go on as it did once it is saved and loaded.*Say what a ch"),
     (KeepsFromTheStart, r"KeepsFromTheStart stands around optimizer\.base, and takes no step on a toy.*" + ANEW),
+    (KeepsStateByName, r"KeepsStateByName keeps parameters in optimizer\.names, and takes no step on a toy.*" + ANEW),
     (DecaysByTheMeanOfAll, r"DecaysByTheMeanOfAll steps old parameters otherwise.*reckons over all"),
     (RaisesAtZero, r"RaisesAtZero fails on a toy that grows.*the gradient is all zeros, set scale=0\.1"),
     (AroundOtherGroups, r"AroundOtherGroups .*so the first step of a new parameter would be another.*0\.00 times"),

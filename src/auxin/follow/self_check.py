@@ -182,10 +182,11 @@ def _tried(optimizer: Any, known: Registration) -> Found:
     try:
         at_first = _Toy(optimizer, joined=True).step(0)[NEW]
     except Exception as error:  # its step wants a GPU, more arguments: nobody knows how to try it
-        if inner is None:
+        kept, said = _elsewhere(optimizer), f"{error}".partition("\n")[0]
+        if inner is None and kept is None:
             return Found()
-        said = f"{error}".partition("\n")[0]
-        wrong = f"stands around optimizer.{inner}, and takes no step on a toy ({type(error).__name__}: {said})"
+        does = f"keeps parameters in optimizer.{kept}" if inner is None else f"stands around optimizer.{inner}"
+        wrong = f"{does}, and takes no step on a toy ({type(error).__name__}: {said})"
         return Found(f"{wrong}, so it is not known what it keeps besides. {way}")
     shaped: frozenset[str] = frozenset()
     try:
@@ -540,6 +541,18 @@ def _inner(optimizer: Any) -> str | None:
     """The attribute that holds an optimizer with the same groups."""
     own = vars(optimizer)
     return next((name for name, v in own.items() if getattr(v, "param_groups", None) is optimizer.param_groups), None)
+
+
+def _elsewhere(optimizer: Any) -> str | None:
+    """The attribute in which an optimizer keeps parameters besides its groups and its state."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found = (key for key, value in vars(optimizer).items() if key not in (GROUPS[1], "state") and _holds(value, own))
+    return next(found, None)
+
+
+def _holds(value: Any, ids: set[int]) -> bool:
+    items = [*value, *value.values()] if isinstance(value, dict) else value
+    return id(value) in ids or (type(items) in (list, tuple, set) and any(_holds(one, ids) for one in items))
 
 
 def _held(optimizer: Any) -> list[tuple[str, dict[str, Any]]]:
