@@ -284,8 +284,40 @@ def test_a_companion_that_cannot_go_back_is_named():
     grower.history = StructureHistory()
     state = grower.state_dict()
     grower.grow(ax.Duplicate("blocks", by=1, output="keep"))
+    grower.grow(ax.Remove("blocks.0"))
+    grown = picture_of(grower)
     with pytest.raises(ax.GrowthError, match="a companion could not go back to before a growth: .*a bug"):
         grower.go_to(state)
+    assert picture_of(grower) == grown
+    with pytest.raises(ax.GrowthError, match="no way back .* an error has ended an attempt to go back"):
+        grower.go_to(state)
+    grower.grow(ax.Duplicate("blocks", by=1, output="keep"))
+    with pytest.raises(ax.GrowthError, match="a companion could not go back to before a growth: .*a bug"):
+        grower.undo()
+    assert len(grower.model.blocks) == 3 and len(grower.journal) == 3
+
+
+def picture_of(grower):
+    return {id(m) for m in grower.model.modules()}, list(map(id, grower.model.parameters())), grower.state_dict()
+
+
+def test_where_the_way_forward_fails_nothing_has_gone_back():
+    """A state of another network: its growths do not fit once ours are taken back."""
+    edit = ax.Duplicate("", by=1)
+    other = ax.Grower(nn.Sequential(Block(), Block()), edits=edit, when=ax.when.every(1), probe=X)
+    other.grow(edit)
+    grower, average = run_of(OPTIMIZERS["AdamW"])
+    state = grower.state_dict()
+    grower.grow(EDITS["Duplicate"])
+    with grower.surgery():
+        longer_bias(grower.model)
+    stepped(grower, average)
+    before = picture_of(grower), shapes_of(grower)
+    with pytest.raises(ax.GrowthError, match="growth 0 of the journal .* does not fit this model"):
+        grower.go_to({**state, "journal": other.state_dict()["journal"]})
+    assert (picture_of(grower), shapes_of(grower)) == before
+    grower.verify()
+    stepped(grower, average)
 
 
 def test_hooks_that_came_since_stay_where_a_layer_behind_a_module_goes():

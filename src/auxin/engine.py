@@ -237,9 +237,19 @@ class TakeBack(Exception):
 
 
 def take_back(held: contextlib.ExitStack) -> None:
-    """Undo a transaction that is still open."""
+    """Undo a transaction that is still open.
+
+    Raises:
+        GrowthError: a companion has failed on the way, so that not all of it is undone.
+    """
     error = TakeBack()
     held.pop_all().__exit__(TakeBack, error, error.__traceback__)
+    _check_taken_back(error)
+
+
+def _check_taken_back(error: TakeBack) -> None:
+    for note in getattr(error, "__notes__", ()):
+        raise GrowthError(f"a companion could not go back to before a growth: {note}")
 
 
 def written_down(edit: Edit) -> None:
@@ -353,8 +363,7 @@ def _go_back(followers: list[Iterator[None]], undos: list[Undo]) -> None:
     error = TakeBack()
     _throw(followers, error)
     undo(undos)
-    for note in getattr(error, "__notes__", ()):
-        raise GrowthError(f"a companion could not go back to before a growth: {note}")
+    _check_taken_back(error)
 
 
 def _throw(followers: list[Any], error: BaseException) -> None:

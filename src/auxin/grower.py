@@ -525,14 +525,15 @@ class Grower:
         For hosts, which load a checkpoint afterwards; ``history`` leads back past growths that are no mere additions.
 
         Raises:
-            GrowthError: the state is of another network, or there is no way back.
+            GrowthError: the state is of another network, or there is no way back; nothing has been changed then.
         """
         allowed, history = [*self.references(), *allow], self.history or StructureHistory()
         journal = Journal.from_json(state["journal"], Allowed.of(self.model, allowed))
         self.rollback.settle()
-        history.go_to(self.model, journal, self.companions, self.journal)
-        self.progress.entries[:] = journal.entries
-        self.load_state_dict(state, allowed)
+        going = history.going_to(self.model, journal, self.companions, self.journal)
+        with self.or_as_before(), going:
+            self.progress.entries[:] = journal.entries
+            self.load_state_dict(state, allowed)
 
     def _count_steps(self) -> None:
         """Write down what the training steps since the last count have cost, where a trigger asks for FLOPs."""

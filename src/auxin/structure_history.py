@@ -6,7 +6,8 @@ hands over what takes it back (``engine.transaction``); the history holds these 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,7 @@ from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.journal import Entry, Journal, fingerprint, replayed
 from auxin.structure import Undo
+from auxin.trial import Snapshot
 from auxin.verify import verify_here
 
 ADDING = (After, Duplicate, Insert, Repeat)  # what they add can be taken out by Remove
@@ -55,11 +57,13 @@ class StructureHistory:
         """Growth ``number`` and all later ones are not known any more: they were taken back, or made by other code."""
         self._undos = {known: undo for known, undo in self._undos.items() if known < number}
 
-    def go_to(
+    @contextlib.contextmanager
+    def going_to(
         self, model: nn.Module, wanted: Journal, companions: Sequence[Any] = (), grown: Journal | None = None
-    ) -> None:
+    ) -> Iterator[None]:
         """Take a network, and what keeps step with it, to the structure that a journal ends with.
 
+        It is one transaction over all growths on the way: what is raised on it or inside leaves everything as it was.
         Values are those of now, except of tensors that come back: a checkpoint is loaded afterwards.
 
         Args:
@@ -71,22 +75,34 @@ class StructureHistory:
         Raises:
             GrowthError: the network is another one, or a growth cannot be taken back; nothing has been changed then.
         """
-        shared = 0
+        shared, going = 0, list[tuple[int, Entry]]()
         if grown is not None:
             ours, theirs = _growths(grown), _growths(wanted)
             shared = next((n for n in range(len(ours)) if ours[: n + 1] != theirs[: n + 1]), len(ours))
-            self._back(model, grown.entries, shared, companions)
-        left = Journal(wanted.entries[shared:])
-        with replayed(model, left, *companions, keep=lambda number, undo: self.keep(shared + number, undo)):
-            pass
+            going = list(enumerate(grown))[shared:]
+            self._check(model, going)
+        left, undos, now = Journal(wanted.entries[shared:]), dict(self._undos), Snapshot([model, *companions])
+        now.take(values=False)
+        try:
+            self._back(model, going, companions)
+            with replayed(model, left, *companions, keep=lambda number, undo: self.keep(shared + number, undo)):
+                yield
+        except BaseException:
+            # What takes a growth back does so once. Of those that have, only the additions can still be gone back past.
+            now.restore()
+            take_hold_again(companions)
+            self._undos = {number: undo for number, undo in undos.items() if self._undos.get(number) is undo}
+            raise
 
-    def _back(self, model: nn.Module, entries: Sequence[Entry], shared: int, companions: Sequence[Any]) -> None:
-        """Take back all growths but the first ``shared``."""
-        going = list(enumerate(entries))[shared:]
+    def _check(self, model: nn.Module, going: Sequence[tuple[int, Entry]]) -> None:
+        """Check that there is a way back past these growths."""
         lost = [entry for n, entry in going if n not in self._undos and not isinstance(entry.edit, ADDING)]
         other = [entry for _, entry in going[-1:] if fingerprint(model) != entry.fingerprint]
         for entry in lost or other:
             raise GrowthError(_no_way(entry))
+
+    def _back(self, model: nn.Module, going: Sequence[tuple[int, Entry]], companions: Sequence[Any]) -> None:
+        """Take these growths back, the last one first."""
         gradients = {id(p): p.grad for p in model.parameters()}
         for number, entry in reversed(going):
             undo = self._undos.pop(number, None)
@@ -108,8 +124,9 @@ class StructureHistory:
 
 def _no_way(entry: Entry) -> str:
     return (
-        f"there is no way back to before this growth: {entry.summary}. It was carried out in another process, or other "
-        "code has changed the network since. Build the network that it was then, and load the checkpoint into that."
+        f"there is no way back to before this growth: {entry.summary}. It was carried out in another process, an "
+        "error has ended an attempt to go back, or other code has changed the network since. Build the network that it "
+        "was then, and load the checkpoint into that."
     )
 
 

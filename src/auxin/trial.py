@@ -60,9 +60,15 @@ class Snapshot:
         """Bytes of the values that are kept."""
         return 0 if self._taken is None else sum(held.nbytes for held in self._taken.tensors)
 
-    def take(self) -> None:
-        """Take the state as it is now; values of an earlier taking are overwritten where they fit."""
-        self.keep(self.look())
+    def take(self, values: bool = True) -> None:
+        """Take the state as it is now; values of an earlier taking are overwritten where they fit.
+
+        Without ``values``, what is written into a tensor stays, wherever that tensor goes: nothing is copied.
+        """
+        if values:
+            self.keep(self.look())
+        else:
+            self._taken = self.look()
 
     def look(self) -> Sight:
         """What there is now, without its values."""
@@ -172,18 +178,22 @@ class Rollback:
             GrowthError: there is none, or the run has gone on and no snapshot was kept.
         """
         held, snapshot = self.check()
-        mark = self.mark
+        mark, now, back = self.mark, Snapshot(self._roots), False
+        if held is not None and snapshot is None:
+            now.take(values=False)
 
-        def back() -> None:
-            if snapshot is not None and held is None:
-                snapshot.restore()
-            then(mark)
-            self.held, self.mark = None, None
+        def finish() -> None:
+            """Come to an end: everything is as before the growth, or, where that has failed, all of it as after it."""
+            if not back:
+                (snapshot or now).restore()
+            if back or snapshot is not None:
+                then(mark)
+            self.held, self.mark = None, None  # an open growth is taken back once: one that could not be is kept
 
-        if held is not None:
-            take_back(held)
-        with coming_back(back):
-            pass
+        with coming_back(finish):
+            if held is not None:
+                take_back(held)
+                back = True
 
     def check(self) -> tuple[contextlib.ExitStack | None, Snapshot | None]:
         """What leads back: the open growth, or a snapshot.

@@ -55,14 +55,17 @@ def follow_optimizer(optimizer: Any, change: Change) -> Iterator[None]:
         after = dict(optimizer.state)
 
     def back() -> None:
-        _take_back(optimizer, entries, state, dict(optimizer.state) if after is None else after)
+        left = dict(optimizer.state) if after is None else after
+        _take_back(optimizer, entries, state, left, {move.old for move in change.moves if move.reshaped})
         for name, value in flat.items():
             setattr(optimizer, name, value)
 
     yield from reversible(write, back)
 
 
-def _take_back(optimizer: Any, entries: list[Any], state: dict[Any, Any], after: dict[Any, Any]) -> None:
+def _take_back(
+    optimizer: Any, entries: list[Any], state: dict[Any, Any], after: dict[Any, Any], reshaped: set[Any]
+) -> None:
     """Give groups and state the entries that they had; of what the change has not touched, the state goes on.
 
     Args:
@@ -70,6 +73,7 @@ def _take_back(optimizer: Any, entries: list[Any], state: dict[Any, Any], after:
         entries: parameters and names of each group before the change.
         state: before the change.
         after: the same after it.
+        reshaped: parameters of another shape meanwhile; a state that they have got since is of that shape.
     """
     del optimizer.param_groups[len(entries) :]
     for group, (params, names) in zip(optimizer.param_groups, entries, strict=True):
@@ -78,7 +82,7 @@ def _take_back(optimizer: Any, entries: list[Any], state: dict[Any, Any], after:
             group["param_names"][:] = names
     left = {id(p) for params, _ in entries for p in params}
     own = {p: now for p, now in optimizer.state.items() if id(p) in left or p in state}
-    touched = {p for p in {**state, **after} if state.get(p) is not after.get(p)}
+    touched = reshaped | {p for p in {**state, **after} if state.get(p) is not after.get(p)}
     for p in touched:
         own.pop(p, None)
     own |= {p: state[p] for p in touched if p in state}

@@ -12,7 +12,7 @@ from auxin.evidence import Evidence
 from auxin.grower import Grower
 from auxin.hosts import lightning_trainer as parts
 from auxin.hosts.lightning_callback import AnyCallback, check
-from auxin.hosts.lightning_checkpoint import KEY, has_grown, renew_averages, stand_by, state_of, take_to
+from auxin.hosts.lightning_checkpoint import KEY, has_grown, renew_averages, stand_by, state_of, taken_to
 from auxin.hosts.lightning_checkpoint import load_from_checkpoint as load_from_checkpoint
 from auxin.hosts.lightning_grower import Arguments
 from auxin.structure_history import StructureHistory
@@ -105,10 +105,11 @@ class GrowthCallback(AnyCallback):
         if self.grower is not None:
             self.grower.rollback.settle()
         now = now if self._module is module and has_grown(module, now) else None
-        with parts.without_trainer(module):
-            if take_to(self._history, module, now, saved, self._arguments.allow):
-                renew_averages(trainer, module)
+        taking = taken_to(self._history, module, now, saved, self._arguments.allow)
+        with parts.without_trainer(module), taking as another:
             self._arguments.recount(module, checkpoint)
+            if another:
+                renew_averages(trainer, module)
         self.saved, self.grower, self._module = saved, None, module
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

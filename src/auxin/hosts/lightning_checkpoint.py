@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -37,7 +38,8 @@ def load_from_checkpoint(kind: Any, path: Any, allow: Iterable[Any] = (), **opti
     """
 
     def on_load_checkpoint(self: Any, checkpoint: Mapping[str, Any]) -> None:
-        take_to(StructureHistory(), self, None, checkpoint.get(KEY), allow)
+        with taken_to(StructureHistory(), self, None, checkpoint.get(KEY), allow):
+            pass
         kind.on_load_checkpoint(self, checkpoint)
 
     own = {"on_load_checkpoint": on_load_checkpoint, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
@@ -46,14 +48,17 @@ def load_from_checkpoint(kind: Any, path: Any, allow: Iterable[Any] = (), **opti
     return model
 
 
-def take_to(
+@contextlib.contextmanager
+def taken_to(
     history: StructureHistory,
     module: Any,
     now: Mapping[str, Any] | None,
     saved: Mapping[str, Any] | None,
     allow: Iterable[Any],
-) -> bool:
+) -> Iterator[bool]:
     """Take a module to the structure that ``saved`` tells of; None: to the one that it began with.
+
+    What is raised inside takes it back to the structure that it had.
 
     Args:
         history: of the structures of this module.
@@ -62,7 +67,7 @@ def take_to(
         saved: the same of a checkpoint.
         allow: what a journal may name.
 
-    Returns:
+    Yields:
         Whether anything is another object now, or may be.
 
     Raises:
@@ -70,10 +75,10 @@ def take_to(
     """
     allowed, before = Allowed.of(module, allow), fingerprint(module)
     grown, wanted = (Journal.from_json(state["grower"]["journal"] if state else [], allowed) for state in (now, saved))
-    history.go_to(module, wanted, (), grown)
-    ramps = saved["grower"]["ramps"] if saved else []
-    resumed(ramps, module, (), (module,))
-    return before != fingerprint(module) or bool(ramps)
+    with history.going_to(module, wanted, (), grown):
+        ramps = saved["grower"]["ramps"] if saved else []
+        resumed(ramps, module, (), (module,))
+        yield before != fingerprint(module) or bool(ramps)
 
 
 def has_grown(module: Any, saved: Mapping[str, Any] | None) -> bool:
@@ -101,16 +106,19 @@ def put_back(trainer: Any, saved: Mapping[str, Any]) -> None:
 
 def renew_averages(trainer: Any, pl_module: Any) -> None:
     """Give averages the structure that the module has now; their values come from the checkpoint."""
+    renewed: list[tuple[dict[str, Any], str, Any]] = []
     for callback, average in averages_in(trainer):
         copies = copies_in(average)
         if any(copy is average for copy in copies):
-            callback._average_model = deepcopy(pl_module)
+            renewed.append((callback.__dict__, "_average_model", deepcopy(pl_module)))
             continue
         device = next(average.parameters()).device
         for holder in list(average.modules()):
-            for name, child in list(holder._modules.items()):
+            for name, child in holder._modules.items():
                 if any(child is copy for copy in copies):
-                    holder._modules[name] = deepcopy(pl_module).to(device)
+                    renewed.append((holder._modules, name, deepcopy(pl_module).to(device)))
+    for holder, name, copy in renewed:  # all copies are there: what is held is exchanged at one go
+        holder[name] = copy
 
 
 class Around:

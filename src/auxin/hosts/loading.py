@@ -92,7 +92,8 @@ class Loading(transformers.TrainerCallback):
         if trainer.optimizer is None:
             trainer.create_optimizer()  # on the network as it was built, as in the run that was saved
         theirs = [unwrapped(one) for one in (trainer.optimizer, trainer.lr_scheduler) if one is not None]
-        self._history.go_to(model, self._journal(model, state), [*theirs, *self.companions])
+        with self._history.going_to(model, self._journal(model, state), [*theirs, *self.companions]):
+            pass
 
     def _load_best(self, trainer: Any, load: Callable[[], None]) -> None:
         """Take the network to what it was at the best checkpoint, before its weights are loaded."""
