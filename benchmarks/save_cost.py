@@ -3,7 +3,8 @@
     python benchmarks/save_cost.py [--rounds 7] [--against PATH_TO_ANOTHER_SRC]
 
 The content is network, AdamW's state, schedule and average of two residual MLPs: one with few large tensors, one with
-many small ones. A figure is the median of the ratios round by round. With ``--against`` the other build is measured in
+many small ones. ``async_save`` is the call alone, after which training goes on. A figure is the median of the ratios
+round by round. With ``--against`` the other build is measured in
 a process of its own, before and after this one.
 """
 
@@ -57,17 +58,27 @@ def measure(rounds: int, label: str, clock) -> None:
                 with open(theirs, "rb") as file:
                     os.fsync(file.fileno())
 
-            pairs = []
+            written, rounds_of = [], []
+
+            def later(grower=grower, ours=ours, written=written) -> None:
+                written.append(ax.async_save(grower, ours, keep_last=1))
+
             for turn in range(rounds + 1):
-                works = [lambda: ax.save(grower, ours, keep_last=1), stock]  # noqa: B023
-                times = {work: seconds(work, clock) for work in works[:: 1 if turn % 2 else -1]}
-                pairs.append((times[works[0]], times[works[1]]))
-            ratios = [mine / other for mine, other in pairs[1:]]
-            mine, other = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+                works = [lambda: ax.save(grower, ours, keep_last=1), stock, later]  # noqa: B023
+                times = {}
+                for work in works[:: 1 if turn % 2 else -1]:
+                    times[work] = seconds(work, clock)
+                    if work is later:
+                        written.pop().result()
+                rounds_of.append([times[work] for work in works])
+            mine, other, call = (statistics.median(column) for column in zip(*rounds_of[1:], strict=True))
+            ratios = [a / b for a, b, _ in rounds_of[1:]]
+            calls = [c / a for a, _, c in rounds_of[1:]]
             print(
                 f"{label:12}{name:20}{theirs.stat().st_size / 1e6:8.1f} MB   save {1e3 * mine:7.1f} ms   torch.save "
                 f"{1e3 * other:7.1f} ms   ratio {statistics.median(ratios):5.2f} "
-                f"({min(ratios):.2f} .. {max(ratios):.2f})",
+                f"({min(ratios):.2f} .. {max(ratios):.2f})   async_save {1e3 * call:7.1f} ms, of save "
+                f"{statistics.median(calls):5.2f}",
                 flush=True,
             )
 

@@ -38,8 +38,8 @@ SHOWCASE = ("cli.py", "demo.py", "demo/", "report.py", "report/", "hosts/", "ups
 
 PUBLIC = """
 After Change Dormant Duplicate Edit Evidence Grower GrowthError Insert Journal Limit Probation Remove Repeat Replace
-Site Untie Wake Widen auto candidates choose follow grow init load replay save schedule score sites surgery testing
-verdict verify when
+Site Untie Wake Widen async_save auto candidates choose follow grow init load replay save schedule score sites surgery
+testing verdict verify when
 """.split()
 
 

@@ -7,7 +7,7 @@ from auxin import choose, init, schedule, score, when
 from auxin.auto import auto
 from auxin.candidates import candidates
 from auxin.change import Change, Edit
-from auxin.checkpoint import load, save
+from auxin.checkpoint import async_save, load, save
 from auxin.edits.after import After
 from auxin.edits.duplicate import Duplicate
 from auxin.edits.insert import Insert
@@ -54,6 +54,7 @@ __all__ = [
     "Untie",
     "Wake",
     "Widen",
+    "async_save",
     "auto",
     "candidates",
     "choose",

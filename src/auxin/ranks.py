@@ -34,6 +34,8 @@ BUCKET = 250 * 1024 * 1024  # bytes of tensors that are sent at once
 MISSED = "missed "  # how the answer of a meeting begins to which not all came
 SHOWN = 3  # lines of a disagreement
 _STARTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # process group -> the prefix of its keys
+_APART: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # process group -> one of the same ranks, see ``Ranks.apart``
+_STORES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # process group -> its store, over a connection of its own
 _COUNTS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # process group -> the number of its last meeting
 
 
@@ -45,12 +47,13 @@ class Ranks:
             meeting waits for the last of them.
 
     Attributes:
+        group: the process group, or None.
         rank: of this process in the group.
         size: number of ranks.
     """
 
     def __init__(self, group: Any = None):
-        self._group: Any = group
+        self.group: Any = group
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
     @classmethod
@@ -73,6 +76,18 @@ class Ranks:
     def alone(self) -> bool:
         """Whether there is no other rank to agree with."""
         return self.size == 1
+
+    def apart(self) -> Ranks:
+        """The same ranks over a group of their own, so that another thread can talk to them; every rank calls it."""
+        if self.alone:
+            return self
+        if self.group not in _APART:
+            held, timeout = c10d.get_process_group_ranks(self.group), _timeout(self.group)
+            group = c10d.new_group(held, timeout=timeout, backend="gloo", use_local_synchronization=True)
+            # While one thread waits for a key, the connection of a store answers no other one.
+            _STORES[group] = group.get_group_store().clone()
+            _APART[self.group] = group
+        return Ranks(_APART[self.group])
 
     @contextmanager
     def agree(self, what: str) -> Iterator[list[str]]:
@@ -145,7 +160,7 @@ class Ranks:
         if all(one == sums[0] for one in sums):
             return
         try:
-            c10d._broadcast_coalesced(self._group, [t.detach() for t in tensors], BUCKET, 0)
+            c10d._broadcast_coalesced(self.group, [t.detach() for t in tensors], BUCKET, 0)
         except RuntimeError as error:
             raise GrowthError(
                 f"rank {self.rank}: the new values of rank 0 did not arrive ({error}). Every rank takes the growth "
@@ -199,10 +214,10 @@ class Ranks:
         Rank 0 reads them and writes one answer for all: a thousand ranks that read the words of each would read a
         million. Whether everybody came is decided once, for all of them, in the store.
         """
-        store, timeout = self._group.get_group_store(), _timeout(self._group)
+        store, timeout = _STORES.get(self.group) or self.group.get_group_store(), _timeout(self.group)
         try:
             start = self._start(what, store, timeout)
-            _COUNTS[self._group] = number = _COUNTS.get(self._group, 0) + 1
+            _COUNTS[self.group] = number = _COUNTS.get(self.group, 0) + 1
             here, before = f"{start}/meeting/{number}", f"{start}/meeting/{number - 1}"
             keys, answer = [f"{here}/{rank}" for rank in range(self.size)], f"{here}/answer"
             store.set(keys[self.rank], word)
@@ -240,8 +255,8 @@ class Ranks:
 
         Every rank draws a token and waits until all have seen the same tokens, its own new one among them.
         """
-        if self._group in _STARTS:
-            return _STARTS[self._group]
+        if self.group in _STARTS:
+            return _STARTS[self.group]
         keys = [f"auxin/hello/{rank}" for rank in range(self.size)]
         token, deadline, pause = secrets.token_hex(8), time.monotonic() + timeout.total_seconds(), 0.001
         store.set(keys[self.rank], token)
@@ -250,7 +265,7 @@ class Ranks:
             seen = hashlib.sha256(" ".join(word.partition(" ")[0] for word in said).encode()).hexdigest()
             late = [rank for rank, word in enumerate(said) if not word.endswith(seen)]
             if said and not late:
-                return _STARTS.setdefault(self._group, f"auxin/{seen[:16]}")
+                return _STARTS.setdefault(self.group, f"auxin/{seen[:16]}")
             if time.monotonic() > deadline:
                 late = late or [rank for rank, key in enumerate(keys) if not store.check([key])]
                 raise self._missed(what, ", ".join(map(str, late)), timeout)

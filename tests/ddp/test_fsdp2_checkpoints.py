@@ -1,5 +1,6 @@
 """Checkpoints of sharded runs: the same run goes on, on as many ranks as there are, from a whole checkpoint or none."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from under_fsdp import PROBE, plain, set_up, shard, shards
 
 import auxin as ax
-from auxin.checkpoint import directory
+from auxin.checkpoint import directory, run
 
 FIRST, SECOND = ax.Duplicate("blocks", by=1), ax.Duplicate("blocks", by=1, order="last", output="keep", state="copy")
 
@@ -382,3 +383,40 @@ def written_later(rank: int, path: str) -> None:
 @pytest.mark.distributed
 def test_a_growth_before_a_snapshot_of_torchs_own_is_written_does_not_reach_it(tmp_path: Path) -> None:
     on_ranks(2, written_later, str(tmp_path / "later"))
+
+
+def written_in_background(rank: int, path: str) -> None:
+    """Ranks that meet in a growth, while the thread of one waits for that of the other, write the moment before it."""
+    import threading
+
+    job, go, write = Job(rank, 2), threading.Event(), run._write
+
+    def waiting(*args: Any) -> Any:
+        if rank == 0:
+            go.wait()
+        return write(*args)
+
+    run._write = waiting
+    job.train(range(4))
+    before = job.state()
+    written = ax.async_save(job.grower, path, extra=rank)
+    losses = job.train(range(4, 8))
+    assert len(job.model.blocks) == 3 and not written.done()
+    go.set()
+    found = written.result()
+    assert (found is None) == (rank == 1)
+    run._write = write
+    fresh = Job(rank, 2)
+    assert ax.load(path, fresh.grower) == rank
+    assert equal(before, fresh.state()) and losses == fresh.train(range(4, 8)) and equal(job.state(), fresh.state())
+    for folder in (f"{path}/{'a file' if rank == 0 else 'x'}", path):  # what rank 0 cannot write is told on both
+        open(f"{path}/a file", "a").close()
+        with pytest.warns() if folder != path else contextlib.nullcontext():
+            written = ax.async_save(job.grower, folder)
+            with pytest.raises(ax.GrowthError, match="Cannot save to") if folder != path else contextlib.nullcontext():
+                written.result()
+
+
+@pytest.mark.distributed
+def test_a_growth_before_a_checkpoint_is_written_in_the_background_does_not_reach_it(tmp_path: Path) -> None:
+    on_ranks(2, written_in_background, str(tmp_path / "later"))

@@ -108,8 +108,7 @@ def write(
         GrowthError: it could not be written; earlier checkpoints are as they were.
     """
     place = Path(path)
-    if type(keep_last) is not int or keep_last < 1:
-        raise GrowthError(f"keep_last={keep_last!r}: how many checkpoints stay is a whole number from 1.")
+    check_count(keep_last)
     for name in files:
         if not _FILE.fullmatch(name) or name == manifest.NAME:
             raise GrowthError(f"{name!r} is no name for a file of a checkpoint.")
@@ -133,6 +132,16 @@ def write(
         _flush(place)
         _prune(place, complete, keep_last)
     return complete
+
+
+def check_count(keep_last: int) -> None:
+    """Check a number of checkpoints to keep.
+
+    Raises:
+        GrowthError: it is none.
+    """
+    if type(keep_last) is not int or keep_last < 1:
+        raise GrowthError(f"keep_last={keep_last!r}: how many checkpoints stay is a whole number from 1.")
 
 
 def read(path: str | os.PathLike[str], go_back: bool = False, ranks: Ranks | None = None) -> Files:

@@ -16,13 +16,13 @@ from torch.amp.grad_scaler import GradScaler
 from auxin import agreed, typed
 from auxin.anatomy.tree import unwrap
 from auxin.anatomy.wrappers import networks_of, with_wrappers
-from auxin.checkpoint import each_rank, gradients, shards
+from auxin.checkpoint import background, each_rank, gradients, shards
 from auxin.checkpoint.companions import kind_of, prepared, state_of
-from auxin.checkpoint.directory import Files, Gone, read, write
+from auxin.checkpoint.directory import Files, Gone, check_count, read, write
 from auxin.checkpoint.manifest import Manifest
 from auxin.checkpoint.network import check_network, network_data, network_tensors, write_network
 from auxin.checkpoint.safe_point import check_moment
-from auxin.checkpoint.tensors import Blocks, Read
+from auxin.checkpoint.tensors import Blocks, Read, copies
 from auxin.errors import GrowthError
 from auxin.follow.own_groups import optimizers_in
 from auxin.journal import FORMAT, replayed
@@ -57,10 +57,69 @@ def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last
         GrowthError: the disk is full or not writable, something has no plain form, or a step or a growth is half-done;
             earlier checkpoints are untouched.
     """
+    ranks = _of_call(grower, path, keep_last)
+    parts = _parts_of_ranks(ranks, grower, extra)
+    with ranks.agree("ax.save"):
+        _write(path, *_gathered(grower, extra, parts), keep_last, ranks)
+
+
+def async_save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last: int = 2) -> background.Written:
+    """Copy a run into the memory of the CPU and return; a thread writes the copy while training and growing go on.
+
+    What is written is the run at the moment of the call, to the bit what ``save`` would write. The next ``save``,
+    ``async_save`` or ``load`` of this process waits until it is written, so there is one copy at most, and the process
+    does not end before. Under DistributedDataParallel and FSDP2 every rank calls it, and copies its own shards.
+
+    Args:
+        grower: the Grower of the run.
+        path: as for ``save``.
+        extra: as for ``save``.
+        keep_last: as for ``save``.
+
+    Returns:
+        A future. Its ``result()`` waits, and gives the directory of the checkpoint, on ranks other than the first None;
+        it raises GrowthError, on every rank, where the checkpoint could not be written. A warning says so in any case.
+
+    Raises:
+        GrowthError: something has no plain form, or a step or a growth is half-done; earlier checkpoints are untouched.
+
+    Examples:
+        >>> import tempfile, torch, auxin
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        >>> edit = auxin.Duplicate("", by=1, output="keep")
+        >>> grower = auxin.Grower(net, edits=edit, when=auxin.when.every(100))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = auxin.async_save(grower, folder)
+        ...     written.result().name
+        'checkpoint-000001'
+    """
+    ranks = _of_call(grower, path, keep_last)
+    parts = _parts_of_ranks(ranks, grower, extra)
+    with ranks.agree("ax.async_save"):
+        files, spread = _gathered(grower, extra, parts)
+        held = {name: copies(one) if isinstance(one, Mapping) else one for name, one in files.items()}
+        shares = {name: tensor.detach().to("cpu", copy=True) for name, tensor in spread.items()}
+        apart = ranks.apart()
+
+    def write() -> Path | None:
+        with apart.agree("ax.save"):
+            return _write(path, held, shares, keep_last, apart)
+
+    return background.begin(write)
+
+
+def _of_call(grower: Run, path: str | os.PathLike[str], keep_last: int) -> Ranks:
+    """The ranks of a save, when the one before is written."""
     if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
         kinds = f"{type(grower).__name__}, {type(path).__name__}"
         raise GrowthError(f"save(grower, path): got ({kinds}); pass the Grower first, then the directory.")
-    ranks = Ranks.of(grower.companions)
+    check_count(keep_last)
+    background.wait()
+    return Ranks.of(grower.companions)
+
+
+def _parts_of_ranks(ranks: Ranks, grower: Run, extra: Any) -> list[Any]:
+    """On rank 0 what is another one on each rank; [] on the others."""
 
     def own() -> dict[str, Any]:
         check_moment(grower)
@@ -68,19 +127,28 @@ def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last
             settle(network)
         return {"random": random_data(), "extra": extra}
 
-    parts = each_rank.told(ranks, own)
-    with ranks.agree("ax.save"):
-        files = {**_files(grower, extra, random_data()), **each_rank.dumped(parts)}
-        places = shards.Places(grower.model, _saved(grower.companions, grower.model))
-        spread = shards.taken_out(files, places)
+    return each_rank.told(ranks, own)
 
-        def ours(temporary: Path | None) -> Manifest:
-            return shards.write(path, temporary, spread, grower.model)
 
-        if ranks.rank == 0:
-            write(path, files, keep_last, ours if spread else None)
-        elif spread:
-            ours(None)
+def _gathered(grower: Run, extra: Any, parts: list[Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The files of a checkpoint, and the sharded tensors, which do not lie in them."""
+    files = {**_files(grower, extra, random_data()), **each_rank.dumped(parts)}
+    return files, shards.taken_out(files, shards.Places(grower.model, _saved(grower.companions, grower.model)))
+
+
+def _write(
+    path: str | os.PathLike[str], files: dict[str, Any], spread: dict[str, Tensor], keep_last: int, ranks: Ranks
+) -> Path | None:
+    """Write a checkpoint: rank 0 its files, every rank its shards."""
+
+    def ours(temporary: Path | None) -> Manifest:
+        return shards.write(path, temporary, spread, ranks)
+
+    if ranks.rank == 0:
+        return write(path, files, keep_last, ours if spread else None)
+    if spread:
+        ours(None)
+    return None
 
 
 def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -> Any:
@@ -106,6 +174,7 @@ def load(path: str | os.PathLike[str], target: Any, allow: Iterable[Any] = ()) -
         raise GrowthError(f"load(path, target): path is a {type(path).__name__}; pass the directory first.")
     if not isinstance(target, nn.Module) and not hasattr(target, "companions"):
         raise GrowthError(f"load(path, target): target is a {type(target).__name__}; pass a Grower or an nn.Module.")
+    background.wait()
     into = _Target.of(target, list(allow))
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(Gone):

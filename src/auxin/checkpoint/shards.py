@@ -21,7 +21,7 @@ from auxin.checkpoint.manifest import Checksum, Entry, Manifest
 from auxin.checkpoint.tensors import CHUNK
 from auxin.errors import GrowthError
 from auxin.ranks import Ranks
-from auxin.sharded import group_of, is_spread, spread_like
+from auxin.sharded import is_spread, spread_like
 
 METADATA = ".metadata"
 TENSORS = ".safetensors"
@@ -107,16 +107,14 @@ def write_alone(directory: Path, whole: dict[str, Tensor]) -> Manifest:
     return {file.name: Entry(*_sum(file), None) for file in files}
 
 
-def write(
-    path: str | os.PathLike[str], temporary: Path | None, spread: dict[str, Tensor], model: nn.Module
-) -> Manifest:
+def write(path: str | os.PathLike[str], temporary: Path | None, spread: dict[str, Tensor], ranks: Ranks) -> Manifest:
     """Write the shards of every rank into the unfinished checkpoint of rank 0. Every rank calls it.
 
     Args:
         path: the directory of the run.
         temporary: of the unfinished checkpoint, on rank 0.
         spread: of ``taken_out``.
-        model: under FSDP2.
+        ranks: all that hold a part.
 
     Returns:
         On rank 0 the files of all ranks, for the manifest.
@@ -125,8 +123,6 @@ def write(
         GrowthError: a rank cannot write, or does not see that directory.
     """
     dcp = _dcp()
-    group = group_of(model)
-    ranks = Ranks(group)
     directory = Path(path) / ranks.share("ax.save: where", lambda: temporary.name if temporary is not None else "")[0]
     with ranks.agree("ax.save: the directory"):
         if not directory.is_dir():
@@ -135,7 +131,7 @@ def write(
                 "its shards: ax.save(grower, path) needs one directory on a disk that all ranks share."
             )
     try:
-        dcp.save(spread, checkpoint_id=directory, process_group=group)
+        dcp.save(spread, checkpoint_id=directory, process_group=ranks.group)
     except (dcp.CheckpointException, Exception) as error:  # the former is no Exception
         raise GrowthError(
             f"Cannot save to '{path}': {_words(error)}. Nothing was left behind, and earlier checkpoints are as they "

@@ -121,6 +121,20 @@ def load(path: Path, layout: Layout, read: Read | None = None) -> dict[str, Tens
         raise GrowthError(f"'{path}' is not what was written: {error}. Load an older checkpoint.") from error
 
 
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of now, in the memory of the CPU; what is the same memory is copied once.
+
+    Raises:
+        GrowthError: as for ``save``.
+    """
+    made: dict[tuple[Any, ...], Tensor] = {}
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+        if (place := _place(tensor)) not in made:
+            made[place] = tensor.detach().to("cpu", copy=True)
+    return {name: made[_place(tensor)] for name, tensor in tensors.items()}
+
+
 def places(path: Path) -> dict[str, Place]:
     """Where the values of each tensor of a file lie that ``save`` wrote."""
     known = {name: dtype for dtype, name in _NATIVE.items()}
