@@ -28,7 +28,7 @@ class Cell(NamedTuple):
         """Whether a person could run this at all."""
         if self.edit not in rows(self.family):
             return False
-        if self.edit == "widen" and self.groups == "own":
+        if self.edit in ("widen", "by-hand-resize") and self.groups == "own":
             return False  # a tensor stays in its group as a whole: refused by name
         if self.optimizer in SPECIAL and (self.groups != "one" or self.scaler != "none"):
             return False
