@@ -32,10 +32,26 @@ def own_start(module: nn.Module, site: Any) -> None:
     """A start of one's own."""
 
 
+class Shares(Net):
+    """Blocks that share a tensor, in one unit."""
+
+    def __init__(self, dim: int = 8, depth: int = 1):
+        super().__init__(dim, depth)
+        self.tail = nn.ModuleList(Block(dim) for _ in range(2))
+        self.tail[1].up.weight = self.tail[0].up.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in (self.inp, *self.blocks, *self.tail):
+            x = block(x)
+        return self.out(x)
+
+
 def by_name(rank: int) -> dict[str, str]:
     model = built()
     optimizer = adam(model)
     columns = built(shard_placement_fn=on_last_axis)
+    shares = built(build=Shares)
+    copied = adam(shares)
 
     def without_sync() -> Any:
         model.set_requires_gradient_sync(False)
@@ -55,7 +71,10 @@ def by_name(rank: int) -> dict[str, str]:
         "surgery": lambda: ax.surgery(model, optimizer).__enter__(),
         "no sync": without_sync,
     }
-    return {name: refused(rank, model, optimizer, call) for name, call in calls.items()}
+    texts = {name: refused(rank, model, optimizer, call) for name, call in calls.items()}
+    twice = ax.Duplicate("tail", by=1)
+    texts["shared"] = refused(rank, shares, copied, lambda: ax.grow(shares, twice, copied, probe=PROBE))
+    return texts
 
 
 NAMES = {
@@ -67,6 +86,7 @@ NAMES = {
     "Repeat": "Repeat('blocks'): not under FSDP2 (fully_shard): the blocks are units",
     "Untie": "Untie('blocks'): not under FSDP2 (fully_shard): the blocks are units",
     "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put other",
+    "shared": "tail.0.up.weight is shared by the block that is to be copied and a module outside of it: not under",
     "no sync": "does not reduce its gradients (set_requires_gradient_sync(False))",
 }
 

@@ -147,6 +147,20 @@ class Heads(nn.Module):
         return self.head(self.norm(x + self.out(y.transpose(1, 2).reshape(B, T, C))))
 
 
+class NormedOverHeads(nn.Module):
+    """Queries and keys are normed over all heads, as in OLMo 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(20, 8), nn.Linear(8, 5)
+        self.q, self.k, self.v, self.norm, self.last = *(nn.Linear(8, 8) for _ in range(3)), NoGain(), nn.RMSNorm(8)
+
+    def forward(self, ids):
+        q, k, v = (layer(self.embed(ids)) for layer in (self.q, self.k, self.v))
+        q, k, v = (y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in (self.last(q), self.norm(k), v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class Kernel(Written):
     """As it runs on a GPU."""
 
@@ -268,6 +282,14 @@ def test_values_beside_keys_of_their_size_learn_when_heads_get_larger():
     model, _ = grown(FusedKeys(), ax.Widen("q", by=1, unit="head_dim"))
     values = model.kv.weight.view(2, 2, 5, 8)[:, 1, 4]
     assert model.size == 5 and values.count_nonzero() and model.out.weight[:, 4].count_nonzero()
+
+
+def test_heads_whose_queries_and_keys_would_both_stay_zero_are_refused():
+    torch.manual_seed(0)
+    with pytest.raises(ax.GrowthError, match=r"Widen\('q', to=4, unit='heads', init='tile'\) keeps"):
+        ax.grow(NormedOverHeads(), ax.Widen("q", by=1, unit="heads"), probe=IDS)
+    change = ax.grow(NormedOverHeads(), ax.Widen("q", to=4, unit="heads", init="tile"), probe=IDS)
+    assert change.preserves
 
 
 def test_layers_below_the_one_that_is_attended_to_learn():

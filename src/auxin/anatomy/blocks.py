@@ -20,7 +20,7 @@ from auxin.gate import faded
 from auxin.listing import BARE, join, module_at, modules_in, named_modules, named_parameters, own_names, parameters_of
 from auxin.modules import ResidualLinear, awake
 from auxin.ranks import together
-from auxin.sharded import copy_plainly, is_spread, is_their_hook, unmark
+from auxin.sharded import AT_A_CHECKPOINT, copy_plainly, is_spread, is_their_hook, unmark
 
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 
@@ -163,8 +163,20 @@ def replica(model: nn.Module, block: nn.Module, tied: bool = False, apart: Itera
 
 
 def in_full(model: nn.Module, block: nn.Module) -> nn.Module:
-    """A block in tensors that can be computed with here and now: itself, or a copy where it is spread over ranks."""
-    return replica(model, block) if any(map(is_spread, block.parameters())) else block
+    """A block in tensors that can be computed with here and now: itself, or a copy where it is spread over ranks.
+
+    Raises:
+        GrowthError: it is spread, and shares a parameter with the rest of the network.
+    """
+    spread = {id(p): p for p in block.parameters() if is_spread(p)}
+    shared = _shared(model, block) if spread else {}
+    for name, p in named_parameters(model).items():
+        if id(p) in spread and id(p) in shared:
+            raise GrowthError(
+                f"{name} is shared by the block that is to be copied and a module outside of it: not under FSDP2 "
+                f"(fully_shard), where a copy is tried in plain tensors. {AT_A_CHECKPOINT}"
+            )
+    return replica(model, block) if spread else block
 
 
 def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:

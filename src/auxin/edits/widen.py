@@ -223,7 +223,8 @@ class Widen:
                 other.tried(model, context, fields=False)
             except GrowthError:
                 continue
-            keep.append(f"{other._where[:-1]}, init={other.init!r})")
+            unit = "" if self.unit is None else f", unit={self.unit!r}"
+            keep.append(f"{other._where[:-1]}{unit}, init={other.init!r})")
         return (
             f"{' or '.join(keep)} keeps the function; " * bool(keep)
             + "init='random' grows it and changes the function."

@@ -227,7 +227,9 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
     if not subtracts:  # what divides by a mean, and not by the root of one, shrinks by all of it
         yield _stream(model, width, shrink, subtracts, None, power=1.0)
     if any(_of_heads(width, member) for member in width.members):
-        yield replace(_stream(model, width, shrink, subtracts, None, heads=False), last=True)
+        recipe = replace(_stream(model, width, shrink, subtracts, None, heads=False), last=True)
+        if not _of_no_use(width, recipe):
+            yield recipe
 
 
 def _stream(
@@ -297,6 +299,18 @@ def _of_heads(width: Width, member: Member) -> bool:
     own = width.trace.first[member.name]
     made = width.trace.reads.get((own, member.axis), set()) if member.role == "in" else {own}
     return bool(made) and made <= width.trace.attended
+
+
+def _of_no_use(width: Width, recipe: Recipe) -> bool:
+    """Whether queries and keys that nothing else reads would both be zero: each gets its gradient from the other."""
+    trace, zero = width.trace, {width.trace.first[name] for name, _ in recipe.zero}
+    for one, other in (event.writers for event in trace.events if event.kind == "product"):
+        both = one | other
+        readers = [made for made in trace.reads.values() if made & both]
+        if one and other and not one & other and both <= zero:
+            if all(made <= trace.attended and made - both for made in readers):  # values are made by others
+                return True
+    return False
 
 
 def _adjustable(model: nn.Module, width: Width, path: str) -> bool:
