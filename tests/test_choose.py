@@ -49,10 +49,19 @@ def test_a_restored_cycle_goes_on_where_it_was() -> None:
     assert picked + [after(EDITS, None) for _ in range(3)] == expected
 
 
-@pytest.mark.parametrize("kind", ["cycle", "by_trial", "least_change"])
+@pytest.mark.parametrize("kind", ["cycle", "by_trial", "by_gain", "by_race", "least_change"])
 def test_a_chooser_that_was_not_built_is_refused(kind) -> None:
     with pytest.raises(GrowthError, match=rf"choose={kind} is not a chooser yet.*choose\.{kind}\(\)"):
         checked_chooser(getattr(choose, kind))
+
+
+@pytest.mark.parametrize("kind", ["by_trial", "by_gain", "by_race"])
+def test_one_that_trains_or_looks_at_data_is_refused_without_them(kind) -> None:
+    built = getattr(choose, kind)()
+    with pytest.raises(GrowthError, match=rf"{kind}\(.*evidence=auxin.Evidence\(loss, batches\)"):
+        checked_chooser(built)
+    checked_chooser(built, evidence=object())
+    checked_chooser(choose.by_trial(score=lambda model: 1.0, steps=lambda grower: None))
 
 
 def test_the_state_of_something_else_is_refused() -> None:

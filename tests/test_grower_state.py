@@ -311,6 +311,20 @@ def test_a_scheduler_without_its_optimizer_is_refused():
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
     with pytest.raises(ax.GrowthError, match="drives a SGD that was not given"):
         ax.grow(model, D, scheduler, probe=X)
+    other = torch.optim.SGD(model.parameters(), 0.1)
+    for given in ((scheduler,), (other, scheduler)):
+        with pytest.raises(ax.GrowthError, match="drives a SGD that was not given"):
+            ax.Grower(model, *given, edits=D, when=ax.when.every(1), probe=X)
+
+
+def test_a_refusal_that_ends_a_run_says_how_the_run_could_go_on():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    words = {"edits": lambda model: [ax.Duplicate("nowhere", by=1)], "when": ax.when.every(1), "probe": X}
+    grower = ax.Grower(model, optimizer, **words)
+    with pytest.raises(ax.GrowthError, match="no child 'nowhere'") as raised:
+        grower.step(1.0)
+    assert any("on_refused='warn'" in note for note in raised.value.__notes__)
 
 
 def test_no_warning_in_an_ordinary_loop():

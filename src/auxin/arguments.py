@@ -19,6 +19,8 @@ from auxin.change import Edit
 from auxin.companion import registration_of
 from auxin.edits.several import as_edit
 from auxin.errors import GrowthError
+from auxin.follow.own_groups import optimizers_in
+from auxin.follow.scheduler import SCHEDULERS, check_driven
 from auxin.proof import does_not_run
 from auxin.when.inner import inside
 
@@ -49,6 +51,8 @@ def checked_companions(companions: tuple[Any, ...]) -> tuple[Any, ...]:
                 f"companions: there is a {kind} among them; pass each one by itself: Grower(model, *{kind}_of_them)."
             )
         registration_of(companion)
+    for schedule in (one for one in companions if isinstance(one, SCHEDULERS)):
+        check_driven(schedule, optimizers_in(companions))
     return companions
 
 
@@ -69,15 +73,17 @@ def checked_trigger(when: Any) -> Any:
     return when
 
 
-def checked_chooser(choose: Any) -> Any:
-    """A chooser that was built."""
-    if choose in (choosers.cycle, choosers.by_trial, choosers.least_change):
+def checked_chooser(choose: Any, evidence: Any = None) -> Any:
+    """A chooser that was built, with the evidence that it needs."""
+    if choose in (choosers.cycle, choosers.by_trial, choosers.by_gain, choosers.by_race, choosers.least_change):
         name = choose.__name__
         raise GrowthError(f"choose={name} is not a chooser yet; call it: choose=auxin.choose.{name}().")
     if isinstance(choose, type) or not callable(choose):
         raise GrowthError(
             f"choose is {_words(choose)}; pass auxin.choose.first, another of auxin.choose, or f(edits, grower)."
         )
+    if evidence is None and (why := getattr(choose, "needs_evidence", "")):
+        raise GrowthError(why)
     return choose
 
 
@@ -204,6 +210,12 @@ def check_probe(model: nn.Module, probe: Probe) -> None:
         raise
     except Exception as error:  # whatever a user's forward raises
         raise does_not_run(model, error) from error
+
+
+def ending_the_run(refusal: GrowthError) -> GrowthError:
+    """A refusal with the note of what lets a run go on."""
+    refusal.add_note("Nothing has changed. on_refused='warn' sets such an edit aside, and the run goes on.")
+    return refusal
 
 
 def is_edit(value: Any) -> bool:

@@ -13,7 +13,7 @@ from auxin.engine import BadMoment
 from auxin.errors import GrowthError
 from auxin.evidence import Evidence
 from auxin.ledger import ENOUGH_STEPS, Option
-from auxin.race import Branch, Probed, Race, check_evidence, probed, shown, step_flops
+from auxin.race import NEEDED, Branch, Probed, Race, check_evidence, probed, shown, step_flops
 from auxin.race import check as check_race
 from auxin.run_state import Run
 
@@ -158,7 +158,7 @@ def by_trial(
         A chooser; its `results` hold what the last decision was made on, as (edit or None, score or why not).
 
     Raises:
-        GrowthError: when it is asked, if it needs evidence and the Grower has none.
+        GrowthError: when the Grower is built, if it needs evidence and the Grower has none.
     """
     return _ByTrial(score, steps, margin)
 
@@ -169,13 +169,18 @@ class _ByTrial:
             raise GrowthError(f"by_trial(steps={steps!r}): pass a whole number of steps from 1, or steps(grower).")
         self.score, self.steps, self.margin = score, steps, margin
         self.results: list[tuple[Any, float | str]] = []
-
-    def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
-        if grower.evidence is None and (self.score is None or not callable(self.steps)):
-            raise GrowthError(
+        self.needs_evidence = (
+            ""
+            if score is not None and callable(steps)
+            else (
                 "by_trial(...) needs a loss and batches to branch on: give the Grower "
                 "evidence=auxin.Evidence(loss, batches), or by_trial a score(model) and steps(grower)."
             )
+        )
+
+    def __call__(self, edits: Sequence[E], grower: Run) -> E | None:
+        if grower.evidence is None and self.needs_evidence:
+            raise GrowthError(self.needs_evidence)
         if grower.evidence is not None:
             check_evidence(grower, repr(self), backward=False)  # a step of their own may do without
         before, scores = grower.ledger.copy(), dict[int, float | str]()
@@ -251,6 +256,8 @@ def by_gain(per: Literal["flop", "parameter"] = "flop", least: float = 0.0) -> "
 
 
 class _ByGain:
+    needs_evidence = f"by_gain(): gains are of a loss on batches: {NEEDED}"
+
     def __init__(self, per: str, least: float) -> None:
         if per not in ("flop", "parameter"):
             raise GrowthError(f"by_gain(per={per!r}): pass 'flop' or 'parameter'.")
@@ -315,12 +322,14 @@ def by_race(
         A chooser; its `races` hold what was decided and on what.
 
     Raises:
-        GrowthError: when it is asked, if the Grower has no evidence.
+        GrowthError: when the Grower is built, if that has no evidence.
     """
     return _ByRace(cost, rivals, least, shrink, averaged, sure, ahead)
 
 
 class _ByRace:
+    needs_evidence = f"by_race() trains by itself: {NEEDED}"
+
     def __init__(
         self, cost: float, rivals: int, least: int, shrink: float, averaged: float, sure: float, ahead: float
     ) -> None:

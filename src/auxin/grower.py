@@ -135,7 +135,7 @@ class Grower:
         self.group = checked(group, self.optimizers)
         self._edits = arguments.checked_edits(edits)
         arguments.checked_trigger(when)
-        arguments.checked_chooser(choose)
+        arguments.checked_chooser(choose, evidence)
         arguments.check_judge(when, probation)
         arguments.warn_of_direction(when)
         verify_here(self.model, *self.companions)
@@ -281,7 +281,7 @@ class Grower:
             return None
         except GrowthError as error:
             if self.on_refused == "raise":
-                raise
+                raise arguments.ending_the_run(error)
             self._set_aside(decision[0], str(error))
             return None
         self.waiting_for = None

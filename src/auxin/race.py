@@ -22,6 +22,7 @@ from auxin.ledger import flops_of
 from auxin.run_state import Run
 from auxin.statistics.measured import loss_of
 
+NEEDED = "give the Grower evidence=auxin.Evidence(loss, batches)."
 ENOUGH = 8  # batches of validation data, of which a standard error can be told
 
 
@@ -199,7 +200,7 @@ def check_evidence(run: Run, words: str, backward: bool = True) -> Evidence:
         GrowthError: there is none, or its loss is not, or has no gradient (``backward``), or is of another device.
     """
     if run.evidence is None:
-        raise GrowthError(f"{words}: give the Grower evidence=auxin.Evidence(loss, batches).")
+        raise GrowthError(f"{words}: {NEEDED}")
     with run.ranks.agree("the evidence"), untouched(run.model), torch.no_grad():
         with torch.set_grad_enabled(backward):
             loss = loss_of(run.model, run.evidence, 0, run.evidence.batches[0])

@@ -25,6 +25,7 @@ from auxin.follow.groups import made
 from auxin.follow.scheduler_state import KINDS
 from auxin.structure import reversible
 
+SCHEDULERS = (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)
 RATE_LISTS = ("base_lrs", "min_lrs", "max_lrs", "_last_lr", "swa_lrs")
 LISTS = (*RATE_LISTS, "lr_lambdas", "base_momentums", "max_momentums")
 # Their per-group lists are all among LISTS; any other class shows what it does in a rehearsal.
@@ -41,6 +42,20 @@ def optimizer_of(scheduler: Any) -> Any:
         inner = getattr(scheduler, "_schedulers", None) or [None]
         found = getattr(inner[0], "optimizer", None)
     return plain(found)
+
+
+def check_driven(scheduler: Any, optimizers: Sequence[Any]) -> None:
+    """Check that the optimizer that a scheduler drives is among these.
+
+    Raises:
+        GrowthError: it is not.
+    """
+    driven = optimizer_of(scheduler)
+    if all(driven is not plain(optimizer) for optimizer in optimizers):
+        raise GrowthError(
+            f"{type(scheduler).__name__} drives a {type(driven).__name__} that was not given. Pass the optimizer "
+            "together with its scheduler: auxin.grow(model, edit, optimizer, scheduler)."
+        )
 
 
 def uneven(scheduler: Any, model: Any) -> Iterator[str]:
@@ -62,12 +77,8 @@ def follow_scheduler(scheduler: Any, change: Change) -> Iterator[None]:
     Raises:
         GrowthError: that optimizer was not given, or the schedule cannot go on with another number of groups.
     """
+    check_driven(scheduler, change.optimizers)
     driven = optimizer_of(scheduler)
-    if all(driven is not optimizer for optimizer in change.optimizers):
-        raise GrowthError(
-            f"{type(scheduler).__name__} drives a {type(driven).__name__} that was not given. Pass the optimizer "
-            "together with its scheduler: auxin.grow(model, edit, optimizer, scheduler)."
-        )
     count = len(driven.param_groups)
     groups = [own for own in change.groups if own.optimizer is driven]
     longer = lengthened(scheduler, groups, count)

@@ -43,7 +43,7 @@ def checked_parts(options: dict[str, Any]) -> dict[str, Any]:
     """
     options["edits"] = checked_edits(options["edits"])
     checked_trigger(options["when"])
-    checked_chooser(options.get("choose", first))
+    checked_chooser(options.get("choose", first), options.get("evidence"))
     return options
 
 
