@@ -29,6 +29,20 @@ def allowed(schedule, per_call: int = 1, steps: int = STEPS, per_step: int = 1, 
     return found
 
 
+def test_a_schedule_that_is_built_later_is_asked_for_at_each_reading() -> None:
+    built: list[torch.optim.lr_scheduler.LRScheduler] = []
+    guard = when.not_while_decaying(when.every(1), lambda: built[-1])
+    built.append(lrs.CosineAnnealingLR(sgd(), STEPS))
+    assert guard(Reading(0.0, {}, 1, 1, 0, 1))
+    built.append(lrs.LinearLR(sgd(), 0.1, 0.1))  # of a second run of the same host
+    built[-1].optimizer.step()
+    built[-1].step()
+    assert not guard(Reading(0.0, {}, 2, 2, 0, 2))
+    nothing = when.not_while_decaying(when.every(1), lambda: None)
+    with pytest.raises(ax.GrowthError, match=r"not_while_decaying\(every\(n=1\), None\): the second argument is"):
+        nothing(Reading(0.0, {}, 1, 1, 0, 1))
+
+
 def wsd(step: int) -> float:
     """Warm-up until 10, stable until 60, down to 0 at 90, as people write it."""
     return min((step + 1) / 10, 1.0, max(0.0, (90 - step) / 30))

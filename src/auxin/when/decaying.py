@@ -1,5 +1,6 @@
 """A guard: no growth while the learning rate warms up, or after its stable phase."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,8 @@ def not_while_decaying(trigger: Trigger, scheduler: Any, below: float = 0.5) -> 
 
     Args:
         trigger: A trigger, or a callable `f(reading) -> bool`.
-        scheduler: A learning-rate scheduler of torch, or an object with `get_last_lr() -> list of numbers`.
+        scheduler: A learning-rate scheduler of torch, or an object with `get_last_lr() -> list of numbers`; or a
+            function without arguments that returns it, where a host builds it later: `lambda: trainer.lr_scheduler`.
         below: Part of the peak below which the stable phase is over, above 0 and at most 1. The default is ours.
 
     Returns:
@@ -62,15 +64,21 @@ def not_while_decaying(trigger: Trigger, scheduler: Any, below: float = 0.5) -> 
         [True, True, True, False, False]
     """
     check_trigger("not_while_decaying", trigger)
-    if isinstance(scheduler, type) or not callable(getattr(scheduler, "get_last_lr", None)):
-        raise GrowthError(
-            f"not_while_decaying({name_of(trigger)}, {scheduler!r}): the second argument is the learning-rate "
-            "scheduler, an object with get_last_lr()."
-        )
+    if not inspect.isfunction(scheduler):
+        _checked(scheduler, trigger)
     check_number("not_while_decaying", "below", below)
     if not 0 < below <= 1:
         raise GrowthError(f"not_while_decaying(below={below!r}): below is a part of the peak, above 0 and at most 1.")
     return _NotWhileDecaying(trigger, scheduler, float(below))
+
+
+def _checked(scheduler: Any, trigger: Trigger) -> Any:
+    if isinstance(scheduler, type) or not callable(getattr(scheduler, "get_last_lr", None)):
+        raise GrowthError(
+            f"not_while_decaying({name_of(trigger)}, {scheduler!r}): the second argument is the learning-rate "
+            "scheduler, an object with get_last_lr(), or a function without arguments that returns it."
+        )
+    return scheduler
 
 
 @dataclass(eq=False, repr=False)
@@ -86,25 +94,27 @@ class _NotWhileDecaying:
     stable: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._is_stable()
+        if not inspect.isfunction(self.scheduler):
+            self._is_stable()
 
     def __call__(self, reading: Reading) -> bool:
         (fires,) = asked([self.trigger], reading)
         return self._is_stable() and fires
 
     def _is_stable(self) -> bool:
-        phase = getattr(self.scheduler, "phase", None)
+        scheduler = _checked(self.scheduler(), self.trigger) if inspect.isfunction(self.scheduler) else self.scheduler
+        phase = getattr(scheduler, "phase", None)
         if phase in ("warmup", "stable", "decay"):
             return phase == "stable"
-        steps = _steps_of(self.scheduler)
+        steps = _steps_of(scheduler)
         if steps is None or steps != self.steps or math.isnan(self.last):
             self.steps = steps
-            self._look(max((float(rate) for rate in self.scheduler.get_last_lr()), default=0.0))
+            self._look(max((float(rate) for rate in scheduler.get_last_lr()), default=0.0), _peak_of(scheduler))
         return self.stable
 
-    def _look(self, rate: float) -> None:
-        """Take in one learning rate."""
-        last, known = self.last, _peak_of(self.scheduler)
+    def _look(self, rate: float, known: float) -> None:
+        """Take in one learning rate, and the largest one that there will be, where that is known."""
+        last = self.last
         at_peak = known > 0 and rate >= known * _NEARLY
         warming = not at_peak and (math.isnan(last) or rate > last)
         was_stable = self.same >= _STABLE
