@@ -562,7 +562,7 @@ def _silent(change: Change, grads: dict[str, Any], context: PlanContext) -> Iter
             f"{', '.join(dead[:3])}: no gradient reaches the new entries on the probe, so they would never learn (both "
             "factors of a product are zero). Let one side start at random."
         )
-    yield f"no gradient at the new entries of {in_words(dead)} on the probe"
+    yield f"no gradient{' yet' if change.preserves else ''} at the new entries of {in_words(dead)} on the probe"
 
 
 def _looked_up(part: Part, context: PlanContext) -> bool:

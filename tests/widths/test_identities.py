@@ -179,7 +179,7 @@ def test_g3_where_both_factors_of_a_product_would_be_zero_it_is_refused():
 
     net = Dead().double()
     change = ax.grow(net, ax.Widen("a", by=2), probe=X)  # new rows at random although the old ones are zero
-    assert net.a.weight[6:].abs().min() > 0 and "no gradient at the new entries of a.weight" in str(change)
+    assert net.a.weight[6:].abs().min() > 0 and "no gradient yet at the new entries of a.weight" in str(change)
 
 
 def test_s4_new_units_are_not_alike():

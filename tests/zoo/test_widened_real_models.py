@@ -125,7 +125,7 @@ def test_entries_behind_a_gain_of_zero_learn_once_it_has_moved():
     assert not model.layer1[0].bn2.weight.any()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     change = ax.grow(model, ax.Widen("layer1.0.conv1", by=16), optimizer, probe=x)
-    assert any("no gradient at the new entries" in note for note in change.notes)
+    assert any("no gradient yet at the new entries" in note for note in change.notes)
     readers = []
     for _ in range(3):
         trained(model, optimizer, x, 1)
