@@ -1,6 +1,7 @@
 """Gradient ratios: how much of the gradient reaches a new layer, against its older neighbour."""
 
 import math
+import os.path
 from collections.abc import Sequence
 
 from auxin.report.axis import Axis
@@ -127,16 +128,30 @@ def _one(y: Scale, height: float) -> Markup:
 def _names(lines: Sequence[Line], x: Scale, y: Scale) -> Markup:
     """The growth and unit at the end of each line, from above to below without touching."""
     places = sorted((_TOP + (1 - y.at(points[-1][1])) * _HEIGHT, at) for at, (_, _, points) in enumerate(lines))
-    parts, floor = [], -math.inf
+    parts, floor, labels = [], -math.inf, short_names([unit for _, unit, _ in lines], 11)
     for height, at in places:
-        number, unit, points = lines[at]
+        number, _, points = lines[at]
         floor = max(height, floor + ROW - 2)
-        text = join(tag("tspan", number, class_="number"), " ", shorten(unit, 11))
+        text = join(tag("tspan", number, class_="number"), " ", labels[at])
         place = {"x": percent(x.at(points[-1][0])), "y": short(floor), "dx": "10", "dy": "0.32em"}
         dot = {"cx": place["x"], "cy": short(height), "r": "3.5"}
         parts.append(tag("circle", class_=f"dot shade{at * 6 // len(lines)}", **dot))
         parts.append(tag("text", text, class_="end wide", **place))
     return join(*parts)
+
+
+def short_names(paths: Sequence[str], limit: int) -> list[str]:
+    """Paths of at most `limit` characters; where these would be alike, without what all of them begin with.
+
+    Examples:
+        >>> short_names(["layers.0.mlp.2", "layers.1.mlp.2"], 11)
+        ['…0.mlp.2', '…1.mlp.2']
+    """
+    names = [shorten(path, limit) for path in paths]
+    if len(set(names)) == len(set(paths)):
+        return names
+    shared = len(os.path.commonprefix(list(paths)).rpartition(".")[0])
+    return [shorten(f"…{path[shared + 1 :]}", limit) for path in paths] if shared else names
 
 
 def _dead(flows: Sequence[Flow]) -> Markup | None:
