@@ -200,3 +200,55 @@ def test_what_cannot_be_examined(
     assert main(["doctor", place]) == status
     told = capsys.readouterr()
     assert words in told.out + told.err
+
+
+def test_gradients_that_a_factory_left_are_in_nobodys_way() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.randn(4, 4)
+    model(x).sum().backward()
+    held = [p.grad for p in model.parameters()]
+    found = examine(model, torch.optim.AdamW(model.parameters()), probe=x)
+    assert found.works and all(p.grad is grad for p, grad in zip(model.parameters(), held, strict=True))
+
+
+class WithToken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.patch, self.out = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.cat([self.token.expand(len(x), -1, -1), self.patch(x)], 1))
+
+
+def test_a_width_is_named_by_a_layer_where_one_makes_it() -> None:
+    found = examine(WithToken(), probe=torch.randn(4, 3, 4))
+    assert [one.subject for one in found.edits] == ["Widen('patch', by=2)"]
+
+
+class Scaled(nn.Module):
+    """A residual branch under a LayerScale, whose gains are all alike as long as nothing has been trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.norm, self.branch, self.out = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.gain = nn.Parameter(0.5 * torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inp(x)
+        return self.out(self.norm(x + self.gain * self.branch(x)))
+
+
+def test_a_stream_that_grows_only_until_its_gains_have_been_trained_does_not_work() -> None:
+    torch.manual_seed(0)
+    model, x = Scaled(), torch.randn(4, 4)
+    assert ax.grow(model, ax.Widen("inp", by=2), probe=x, dry_run=True).preserves
+    before = copy.deepcopy(model.state_dict())
+    found = examine(model, probe=x)
+    assert [one.subject for one in found.widths] == ["width of 'inp'"] and not found.widths[0].works
+    assert "norm takes a norm over it" in found.widths[0].words
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        model.gain += 0.1 * torch.randn(8)
+    with pytest.raises(ax.GrowthError, match="norm takes a norm over it"):
+        ax.grow(model, ax.Widen("inp", by=2), probe=x)

@@ -227,6 +227,10 @@ def convolution() -> nn.Module:
     return torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.ReLU())
 
 
+def convolution_in_time() -> nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv1d(4, 4, 3, padding=1), torch.nn.ReLU())
+
+
 FLAT = {
     "an MLP": (
         lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)),
@@ -256,6 +260,13 @@ def test_a_flat_sequential(name: str) -> None:
     change = ax.grow(net, ax.Insert("", layer, index=int(told[2])), adam(net), probe=batch)
     assert change.preserves
     torch.testing.assert_close(net(batch), before)
+
+
+def test_a_flat_sequential_of_convolutions_that_ends_with_something_else() -> None:
+    net, batch = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.GELU()), torch.randn(2, 3, 9)
+    with pytest.raises(GrowthError, match=r"Sequential\(torch.nn.Conv1d\(4, 4, 3, padding=1\), torch.nn.ReLU\(\)\)"):
+        ax.grow(net, ax.Duplicate("", by=1), adam(net), probe=batch)
+    assert ax.grow(net, ax.Insert("", convolution_in_time, index=2), adam(net), probe=batch).preserves
 
 
 class Unpacked(nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.hugging_face.stock import is_stock
@@ -116,7 +118,46 @@ def examine(
     Raises:
         GrowthError: there is no probe, or the network does not run on it.
     """
-    inner = unwrap(model)
+    with _as_in_training(unwrap(model)) as inner:
+        return _examined(model, inner, companions, probe, show)
+
+
+@contextmanager
+def _as_in_training(model: nn.Module) -> Iterator[nn.Module]:
+    """For a while without the gradients that a factory has left, and with gains that are not all alike.
+
+    A LayerScale that is the same everywhere hides that a stream under it cannot grow once it has been trained.
+    """
+    grads = [(p, p.grad) for p in model.parameters()]
+    gains = [p for p in model.parameters() if type(p) is nn.Parameter and _alike(p)]
+    values = [p.detach().clone() for p in gains]
+    draw = torch.Generator().manual_seed(0)
+    try:
+        for p, _ in grads:
+            p.grad = None
+        for p in gains:
+            p.data.mul_(1 + 0.01 * torch.rand(p.shape, generator=draw).to(p))
+        yield model
+    finally:
+        for p, value in zip(gains, values, strict=True):
+            p.data.copy_(value)
+        for p, grad in grads:
+            p.grad = grad
+
+
+def _alike(p: Tensor) -> bool:
+    """Whether it is a vector that holds one number, not zero, and would train."""
+    vector = p.requires_grad and p.numel() == max(p.shape, default=0) > 1 and p.is_floating_point() and not p.is_meta
+    return vector and bool((p == p.flatten()[0]).all()) and bool(p.flatten()[0] != 0)
+
+
+def _examined(
+    model: nn.Module,
+    inner: nn.Module,
+    companions: Sequence[Any],
+    probe: Probe,
+    show: Callable[[str], object] | None,
+) -> Examination:
     found = sites(inner, probe)
     following = tuple(_companion(one) for one in companions)
     able = [one for one, told in zip(companions, following, strict=True) if told.works]
@@ -132,7 +173,7 @@ def examine(
     able_to = [width for width in found.widths if width.edit is not None]
     growing = {unnumbered(at) for w in able_to for at in (w.at, *(name.rpartition(".")[0] for name in w.makes))}
     alike = {unnumbered(width.at): width for width in reversed(found.widths) if width.why_not}
-    stuck = [Finding(f"width of {w.at}", False, w.why_not) for at, w in alike.items() if at not in growing][::-1]
+    stuck = [Finding(f"width of {w.at!r}", False, w.why_not) for at, w in alike.items() if at not in growing][::-1]
     if found.widths.why_not:
         stuck = [Finding("widths", False, found.widths.why_not)]
     size = sum(p.numel() for p in inner.parameters())

@@ -158,7 +158,9 @@ def widths_of(context: PlanContext) -> Widths:
         return Widths(why_not=f"the forward could not be followed: {reason(error)}")
     modules = named_modules(model)
     order = {path: number for number, path in enumerate(modules)}
-    makers_first = sorted(modules, key=lambda path: not any(p.dim() > 1 for p in modules[path].parameters(False)))
+    matrices = {path for path, m in modules.items() if any(p.dim() > 1 for p in m.parameters(False))}
+    # The network itself comes last, whatever parameters it has: a width is named by a layer, where one makes it.
+    makers_first = sorted(modules, key=lambda path: (not path, path not in matrices))
     batch = next((t.shape[0] for t in tensors_in(context.batch) if t.dim()), 1) or 1
     costs = _Costs(model, trace, batch)
     found: dict[frozenset[int], Width] = {}

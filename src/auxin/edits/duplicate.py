@@ -392,9 +392,10 @@ def _flat(container: Container, source: int, call: Call | None) -> str:
     block, found = container.child(source), None if call is None else arriving(call)
     if found is None or not isinstance(container.module, nn.Sequential) or block._modules:
         return ""
-    kind = type(block) if isinstance(block, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else nn.Linear
-    kind, width = (nn.Conv2d, found[0].shape[1]) if found[0].dim() == 4 else (kind, found[0].shape[-1])
-    width = found[0].shape[1] if kind is not nn.Linear else width
+    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # the nearest one in front tells what this chain works on
+    before = [kind for one in list(container.module)[: source + 1] for kind in layers if isinstance(one, kind)]
+    kind = before[-1] if before else nn.Conv2d if found[0].dim() == 4 else nn.Linear
+    width = found[0].shape[-1 if kind is nn.Linear else 1]
     sizes = f"{width}, {width}" if kind is nn.Linear else f"{width}, {width}, 3, padding=1"
     return (
         " A flat Sequential holds no blocks to copy. Insert a layer of that width: `def layer(): return torch.nn."
