@@ -212,10 +212,19 @@ def check_probe(model: nn.Module, probe: Probe) -> None:
         raise does_not_run(model, error) from error
 
 
-def ending_the_run(refusal: GrowthError) -> GrowthError:
-    """A refusal with the note of what lets a run go on."""
+def check_on_refused(said: Any) -> None:
+    """Check what becomes of an edit that is refused in a run.
+
+    Raises:
+        GrowthError: neither of the two.
+    """
+    if said not in ("raise", "warn"):
+        raise GrowthError(f"on_refused={said!r}: pass 'raise' or 'warn'.")
+
+
+def note_way_on(refusal: GrowthError) -> None:
+    """Note in a refusal that ends a run what would not."""
     refusal.add_note("Nothing has changed. on_refused='warn' sets such an edit aside, and the run goes on.")
-    return refusal
 
 
 def is_edit(value: Any) -> bool:

@@ -128,8 +128,7 @@ class Grower:
         self.limit, self.probation = Limit.of(limit), probation
         if self.limit.flops is not None and probe is None:
             raise GrowthError("limit=Limit(flops=...) is measured on a batch: pass probe=batch.")
-        if on_refused not in ("raise", "warn"):
-            raise GrowthError(f"on_refused={on_refused!r}: pass 'raise' or 'warn'.")
+        arguments.check_on_refused(on_refused)
         self.probe, self.evidence, self.rewarm, self.stock = probe, evidence, rewarm, stock
         self.on_growth, self.on_undo, self.on_refused = on_growth, on_undo, on_refused
         self.group = checked(group, self.optimizers)
@@ -281,7 +280,8 @@ class Grower:
             return None
         except GrowthError as error:
             if self.on_refused == "raise":
-                raise arguments.ending_the_run(error)
+                arguments.note_way_on(error)
+                raise
             self._set_aside(decision[0], str(error))
             return None
         self.waiting_for = None
