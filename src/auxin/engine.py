@@ -35,7 +35,8 @@ from auxin.follow.fsdp import check_edit, shard
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
 from auxin.listing import lines_of, named_parameters
-from auxin.proof import Averaged, Baseline, averaged, baseline_of, prove, prove_averages
+from auxin.proof import Baseline, baseline_of, prove
+from auxin.proof_of_averages import Average, averaged, prove_averages
 from auxin.ramp import start
 from auxin.randomness import random_state
 from auxin.ranks import Ranks, together
@@ -150,7 +151,7 @@ def begin(
             with ranks.agree("grow: the probe") as said:
                 said += agreed.batch(context.batch)
         before: Baseline | None = None
-        averages: Averaged = []
+        averages: list[Average] = []
         mask, order = masked(context.network.modules) if context.has_probe else "", None
         stock = options.stock and is_stock(model)
         made: list[Change] = []

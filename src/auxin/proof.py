@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +16,17 @@ from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.shaken import asleep, multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at, runs_by_parts
 from auxin.anatomy.widths.mixtures import router_of
-from auxin.anatomy.wrappers import networks_of
 from auxin.axes import Part
-from auxin.change import Change, New
+from auxin.change import Change
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import counterparts, distinct, inside, ratio, sizes, units
 from auxin.gate import set_gate
-from auxin.listing import in_words, named_modules
+from auxin.listing import in_words
 from auxin.randomness import random_state
 from auxin.record import Record
 from auxin.sharded import here, is_unit, spread_like, whole
 
 Outputs = list[Tensor]
-# The kind of a companion, the copy of the network that it holds, and its outputs on the probe. None: it does not run;
-# "at rest": they need not be known, since what is new tells by itself whether they stay.
-Averaged = list[tuple[str, nn.Module, Outputs | Literal["at rest"] | None]]
 FAR, SHAKES, OVER = 64.0, 3, 4.0  # how far rounding is looked for, in how many tries, and what is granted over them
 EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
 
@@ -75,91 +71,6 @@ def baseline_of(context: PlanContext) -> Baseline:
             "the run has diverged before this growth."
         )
     return Baseline(found, context.called)
-
-
-def averaged(context: PlanContext, companions: Sequence[Any], change: Change | None = None) -> Averaged:
-    """What the copies of the network that averages hold give on the probe, before the growth.
-
-    Args:
-        context: the network on the probe.
-        companions: all of them.
-        change: the whole growth, if it is known already.
-    """
-    found: Averaged = []
-    alone = change is not None and _only_adds_what_rests(change, context)
-    for kind, copy in ((type(companion).__name__, c) for companion in companions for c in networks_of(companion)):
-        resting = alone and _floats_as(copy) == _floats_as(context.model)
-        found.append((kind, copy, "at rest" if resting else _outputs_of(copy, context)))
-    return found
-
-
-def _only_adds_what_rests(change: Change, context: PlanContext) -> bool:
-    """Whether a growth does nothing but add blocks of which it can be told one by one that they change nothing."""
-    plain = not (change.swaps or change.trains or change.gates) and bool(change.added)
-    return plain and all(_rests(new.module, new, context) for _, new in change.added)
-
-
-def _rests(block: nn.Module, new: New, context: PlanContext) -> bool | None:
-    """Whether a block, in the place of a new one, leaves the function as it is, on what arrives at the network's.
-
-    None: it does not run there.
-    """
-    at_rest = context.at_rest.get(id(new.module))
-    try:
-        with untouched(block):
-            return at_rest is not None and at_rest(block)
-    except Exception:  # whatever a user's forward raises; a cache that has no place for a further block
-        return None
-
-
-def _floats_as(network: nn.Module) -> tuple[Any, ...] | None:
-    p = next((p for p in network.parameters() if p.is_floating_point()), None)
-    return None if p is None else (p.dtype, p.device)
-
-
-def prove_averages(before: Averaged, change: Change, context: PlanContext) -> Change:
-    """Check that averages still compute what they did, where the network itself does; a note where they cannot be run.
-
-    Raises:
-        GrowthError: names the average, and how far its outputs have moved.
-    """
-    idle = []
-    for kind, copy, outputs in before:
-        if outputs == "at rest":
-            # Where a block is missing the function is as it was, and verify says what is lost.
-            blocks = named_modules(copy)
-            resting = [_rests(blocks[path], new, context) for path, new in change.added if path in blocks]
-            if False in resting:
-                raise _moved(kind, "be others", change)
-            if None in resting:
-                idle.append(f"{kind} does not run on the probe, so its outputs were not compared")
-            continue
-        after = None if outputs is None else _outputs_of(copy, context)
-        if outputs is None or after is None:
-            idle.append(f"{kind} does not run on the probe, so its outputs were not compared")
-            continue
-        difference, limit = distance(outputs, after), tolerance(outputs)
-        if not difference <= limit and any(move.reshaped for move in change.moves):
-            limit = max(limit, _by_rounding(copy, after, difference, limit, context))
-        if not difference <= limit:
-            raise _moved(kind, f"change by {difference:.3g} (at most {limit:.1g} was expected)", change)
-    return change.with_measured(*idle)
-
-
-def _moved(kind: str, how: str, change: Change) -> GrowthError:
-    return GrowthError(
-        f"{kind}: the outputs of its averaged network on the probe would {how}, though the network's own stay as they "
-        f"are: {change.how} fits the live values, and not the averaged ones. Leave it out of this growth, and build it "
-        f"anew afterwards: {kind}(model, ...)."
-    )
-
-
-def _outputs_of(copy: nn.Module, context: PlanContext) -> Outputs | None:
-    try:
-        with untouched(copy), torch.no_grad():
-            return [t.detach().clone() for t in tensors_in(context.run_of(copy))]
-    except Exception:  # whatever a user's forward raises, on another device, say
-        return None
 
 
 def does_not_run(model: nn.Module, error: Exception) -> GrowthError:
@@ -432,7 +343,7 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], 
         )
     difference, limit = distance(before, after), tolerance(before)
     if change.preserves and not difference <= limit and any(move.reshaped for move in change.moves):
-        limit = max(limit, _by_rounding(context.model, after, difference, limit, context))
+        limit = max(limit, by_rounding(context.model, after, difference, limit, context))
     if change.preserves and not difference <= limit:
         raise GrowthError(
             f"{type(change.edit).__name__}: the outputs changed by {difference:.3g} (at most {limit:.1g} was "
@@ -467,7 +378,16 @@ def tolerance(before: Outputs) -> float:
     return limit
 
 
-def _by_rounding(network: nn.Module, outputs: Outputs, difference: float, limit: float, context: PlanContext) -> float:
+def outputs_of_copy(copy: nn.Module, context: PlanContext) -> Outputs | None:
+    """The output tensors of a copy of the network on the probe, in eval mode; None where it does not run."""
+    try:
+        with untouched(copy), torch.no_grad():
+            return [t.detach().clone() for t in tensors_in(context.run_of(copy))]
+    except Exception:  # whatever a user's forward raises, on another device, say
+        return None
+
+
+def by_rounding(network: nn.Module, outputs: Outputs, difference: float, limit: float, context: PlanContext) -> float:
     """Return how far outputs lie apart when every weight moves by less than a rounding error; 0 where that cannot
     explain the difference.
 
@@ -483,7 +403,7 @@ def _by_rounding(network: nn.Module, outputs: Outputs, difference: float, limit:
             with torch.no_grad(), random_state(seed):
                 for p, value in kept:
                     p.copy_(value * (1 + torch.finfo(p.dtype).eps * (2 * torch.rand_like(value) - 1)))
-            again = _outputs_of(network, context)
+            again = outputs_of_copy(network, context)
             worst = max(worst, 0.0 if again is None else distance(outputs, again))
     finally:
         with torch.no_grad():

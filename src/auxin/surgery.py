@@ -28,7 +28,8 @@ from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
 from auxin.follow.own_groups import optimizers_in
 from auxin.listing import join, named_modules
-from auxin.proof import averaged, baseline_of, distance, outputs_of, prove, prove_averages, tolerance
+from auxin.proof import baseline_of, distance, outputs_of, prove, tolerance
+from auxin.proof_of_averages import averaged, prove_averages
 from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import Record, Sight

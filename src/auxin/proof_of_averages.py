@@ -1,0 +1,211 @@
+"""The proof of a growth on averages: the copies of the network that they hold still compute what they did.
+
+They are run on the probe before and after. That is spared where a growth only adds blocks of which each can be told by
+itself that it changes nothing: then all else has to be what it was, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from auxin.anatomy.probe import PlanContext, untouched
+from auxin.anatomy.wrappers import networks_of
+from auxin.change import Alias, Change, New
+from auxin.companion import registered
+from auxin.errors import GrowthError
+from auxin.listing import in_words, join, listing, module_at
+from auxin.proof import Outputs, by_rounding, distance, outputs_of_copy, tolerance
+from auxin.record import storage_of, version_of
+from auxin.sharded import is_spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """A copy of the network in a companion of a kind, before the growth.
+
+    Attributes:
+        kind: of the companion.
+        copy: the copy.
+        tensors: its tensors by name, each with how often it was written to and where its values lie; None: it is judged
+            by its outputs.
+        outputs: on the probe; None where it does not run.
+    """
+
+    kind: str
+    copy: nn.Module
+    tensors: Mapping[str, tuple[Tensor, Any]] | None
+    outputs: Outputs | None
+
+
+def averaged(context: PlanContext, companions: Sequence[Any], change: Change | None = None) -> list[Average]:
+    """What the copies of the network that averages hold are, or give on the probe, before the growth.
+
+    Args:
+        context: the network on the probe.
+        companions: all of them.
+        change: the whole growth, if it is known already.
+    """
+    found: list[Average] = []
+    alone = change is not None and _only_adds_what_rests(change, context)
+    for companion in companions:
+        for copy in networks_of(companion):
+            spared = alone and _writes_to_nothing(companion) and _floats_as(copy) == _floats_as(context.model)
+            tensors = _tensors(copy) if spared else None
+            outputs = None if spared else outputs_of_copy(copy, context)
+            found.append(Average(type(companion).__name__, copy, tensors, outputs))
+    return found
+
+
+def prove_averages(before: Sequence[Average], change: Change, context: PlanContext) -> Change:
+    """Check that averages still compute what they did, where the network itself does; a note where they cannot be run.
+
+    Raises:
+        GrowthError: names the average, and how far its outputs have moved, or what of it is not as it has to be.
+    """
+    idle = []
+    for average in before:
+        _check_order(average, change, context.model)
+        if average.tensors is not None:
+            runs = _check_alone(average, average.tensors, change, context)
+        else:
+            runs = _check_outputs(average, change, context)
+        if not runs:
+            idle.append(f"{average.kind} does not run on the probe, so its outputs were not compared")
+    return change.with_measured(*idle)
+
+
+def _only_adds_what_rests(change: Change, context: PlanContext) -> bool:
+    """Whether a growth does nothing but add blocks of which it can be told one by one that they change nothing."""
+    plain = not (change.swaps or change.trains or change.gates) and bool(change.added)
+    return plain and all(_rests(new.module, new, context) for _, new in change.added)
+
+
+def _writes_to_nothing(companion: Any) -> bool:
+    """Whether it is known of what follows a companion that it goes by the change alone; a user's may do anything."""
+    found = registered(companion)
+    return found is not None and found.follower.__module__.startswith("auxin.")
+
+
+def _rests(block: nn.Module, new: New, context: PlanContext) -> bool | None:
+    """Whether a block, in the place of a new one, leaves the function as it is, on what arrives at the network's.
+
+    None: it does not run there.
+    """
+    at_rest = context.at_rest.get(id(new.module))
+    try:
+        with untouched(block):
+            return at_rest is not None and at_rest(block)
+    except Exception:  # whatever a user's forward raises; a cache that has no place for a further block
+        return None
+
+
+def _floats_as(network: nn.Module) -> tuple[Any, ...] | None:
+    p = next((p for p in network.parameters() if p.is_floating_point()), None)
+    return None if p is None else (p.dtype, p.device)
+
+
+def _tensors(copy: nn.Module) -> dict[str, tuple[Tensor, Any]]:
+    held = listing(copy)
+    return {name: (t, _stamp(t)) for name, t in {**held.parameters, **held.buffers}.items()}
+
+
+def _stamp(tensor: Tensor) -> Any:
+    """The same as long as nothing writes to a tensor; what FSDP2 has sharded is put together and taken apart again."""
+    return None if is_spread(tensor) else (version_of(tensor), storage_of(tensor))
+
+
+def _check_alone(
+    average: Average, before: Mapping[str, tuple[Tensor, Any]], change: Change, context: PlanContext
+) -> bool:
+    """Check that old tensors of an average are what they were, where they have to be, and that new blocks are at rest.
+
+    Returns:
+        Whether all of them run there.
+    """
+    after = listing(average.copy)
+    tensors = {**after.parameters, **after.buffers}
+    names = {id(p): name for name, p in change.after.items()}
+    places = {name: names.get(id(p)) for name, p in change.before.parameters.items()}
+    held = {id(tensor) for tensor in tensors.values()}
+    wrong = [
+        name
+        for name, (tensor, stamp) in before.items()
+        if _stamp(tensor) != stamp
+        or (tensors.get(places[name] or "") is not tensor if name in places else id(tensor) not in held)
+    ]
+    if wrong:
+        raise _moved(average.kind, f"no longer be the same: {in_words(wrong)} of it would have other values", change)
+    resting = [_rests(after.modules[path], new, context) for path, new in change.added if path in after.modules]
+    if False in resting:
+        raise _moved(average.kind, "be others", change)
+    return None not in resting  # where a block is missing, verify has said so
+
+
+def _check_outputs(average: Average, change: Change, context: PlanContext) -> bool:
+    """Check that the outputs of an average are as they were; whether it runs on the probe."""
+    before = average.outputs
+    after = None if before is None else outputs_of_copy(average.copy, context)
+    if before is None or after is None:
+        return False
+    difference, limit = distance(before, after), tolerance(before)
+    if not difference <= limit and any(move.reshaped for move in change.moves):
+        limit = max(limit, by_rounding(average.copy, after, difference, limit, context))
+    if not difference <= limit:
+        raise _moved(average.kind, f"change by {difference:.3g} (at most {limit:.1g} was expected)", change)
+    return True
+
+
+def _check_order(average: Average, change: Change, model: nn.Module) -> None:
+    """Check that an average holds, and runs, the same blocks in the same order as the network.
+
+    One that it leaves out shows in no output as long as that block changes nothing.
+    """
+    for path, what, mine, own in _lists(change, model, average.copy):
+        if mine != own:
+            raise GrowthError(
+                f"{average.kind}: {path or 'the network'} of its averaged network would hold {what} {own}, and that of "
+                f"the network {mine}. What follows a {average.kind} has to make the same change on the copy; leave it "
+                f"out of this growth, and build it anew afterwards: {average.kind}(model, ...)."
+            )
+
+
+def _lists(change: Change, model: nn.Module, copy: nn.Module) -> Iterator[tuple[str, str, list[Any], list[Any]]]:
+    """What was rewired, and plain lists of it, as names in the network and in a copy."""
+    for step in change.steps:
+        for rewire in step.rewires:
+            ours, theirs = _at(model, rewire.path), _at(copy, rewire.path)
+            if ours is not None and theirs is not None:
+                yield rewire.path, "the children", list(ours._modules), list(theirs._modules)
+        for alias in step.aliases:
+            ours, theirs = (_named(tree, alias) for tree in (model, copy))
+            if ours is not None and theirs is not None:
+                yield join(alias.path, alias.name), "of them", ours, theirs
+
+
+def _named(tree: nn.Module, alias: Alias) -> list[Any] | None:
+    """The items of a plain list by their names in the container that it repeats."""
+    holder, container = _at(tree, alias.path), _at(tree, alias.rewire.path)
+    if holder is None or container is None:
+        return None
+    names = {id(child): name for name, child in container._modules.items()}
+    return [names.get(id(item)) for item in holder.__dict__[alias.name]]
+
+
+def _at(tree: nn.Module, path: str) -> nn.Module | None:
+    """What stands at a path that is of before the change; None: it has another one now."""
+    try:
+        return module_at(tree, path)
+    except GrowthError:
+        return None
+
+
+def _moved(kind: str, how: str, change: Change) -> GrowthError:
+    return GrowthError(
+        f"{kind}: the outputs of its averaged network on the probe would {how}, though the network's own stay as they "
+        f"are: {change.how} fits the live values, and not the averaged ones. Leave it out of this growth, and build it "
+        f"anew afterwards: {kind}(model, ...)."
+    )
