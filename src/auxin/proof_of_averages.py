@@ -7,7 +7,8 @@ itself that it changes nothing: then all else has to be what it was, tensor by t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +18,20 @@ from auxin.anatomy.wrappers import networks_of
 from auxin.change import Alias, Change, New
 from auxin.companion import registered
 from auxin.errors import GrowthError
-from auxin.listing import in_words, join, listing, module_at
+from auxin.listing import join, module_at, modules_in
 from auxin.proof import Outputs, by_rounding, distance, outputs_of_copy, tolerance
 from auxin.record import storage_of, version_of
 from auxin.sharded import is_spread
+
+_version = operator.attrgetter("_version")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What must stay of an average that is not run: its tensors, and what says whether anything wrote to them."""
+
+    tensors: list[Tensor]
+    stamps: list[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +41,13 @@ class Average:
     Attributes:
         kind: of the companion.
         copy: the copy.
-        tensors: its tensors by name, each with how often it was written to and where its values lie; None: it is judged
-            by its outputs.
+        rest: what must stay as it is; None: it is judged by its outputs.
         outputs: on the probe; None where it does not run.
     """
 
     kind: str
     copy: nn.Module
-    tensors: Mapping[str, tuple[Tensor, Any]] | None
+    rest: Rest | None
     outputs: Outputs | None
 
 
@@ -54,9 +64,10 @@ def averaged(context: PlanContext, companions: Sequence[Any], change: Change | N
     for companion in companions:
         for copy in networks_of(companion):
             spared = alone and _writes_to_nothing(companion) and _floats_as(copy) == _floats_as(context.model)
-            tensors = _tensors(copy) if spared else None
+            held = _tensors(copy) if spared else []
+            rest = Rest(held, _stamps(held)) if spared else None
             outputs = None if spared else outputs_of_copy(copy, context)
-            found.append(Average(type(companion).__name__, copy, tensors, outputs))
+            found.append(Average(type(companion).__name__, copy, rest, outputs))
     return found
 
 
@@ -69,8 +80,8 @@ def prove_averages(before: Sequence[Average], change: Change, context: PlanConte
     idle = []
     for average in before:
         _check_order(average, change, context.model)
-        if average.tensors is not None:
-            runs = _check_alone(average, average.tensors, change, context)
+        if average.rest is not None:
+            runs = _check_alone(average, average.rest, change, context)
         else:
             runs = _check_outputs(average, change, context)
         if not runs:
@@ -108,38 +119,37 @@ def _floats_as(network: nn.Module) -> tuple[Any, ...] | None:
     return None if p is None else (p.dtype, p.device)
 
 
-def _tensors(copy: nn.Module) -> dict[str, tuple[Tensor, Any]]:
-    held = listing(copy)
-    return {name: (t, _stamp(t)) for name, t in {**held.parameters, **held.buffers}.items()}
+def _tensors(copy: nn.Module) -> list[Tensor]:
+    """Every tensor of a copy, in the order of a walk that blocks in between do not change."""
+    modules = modules_in(copy)
+    return [t for m in modules for held in (m._parameters, m._buffers) if held for t in held.values() if t is not None]
 
 
-def _stamp(tensor: Tensor) -> Any:
-    """The same as long as nothing writes to a tensor; what FSDP2 has sharded is put together and taken apart again."""
-    return None if is_spread(tensor) else (version_of(tensor), storage_of(tensor))
+def _stamps(tensors: Sequence[Tensor]) -> list[Any]:
+    """For each tensor, how often it was written to and where its values lie: the same as long as nothing writes to it.
+
+    What FSDP2 has sharded is put together and taken apart again meanwhile.
+    """
+    try:
+        if set(map(type, tensors)) <= {nn.Parameter, Tensor}:
+            return [*map(_version, tensors), *map(Tensor.data_ptr, tensors)]
+    except RuntimeError:  # made in inference mode; sparse ones
+        pass
+    return [None if is_spread(t) else (version_of(t), storage_of(t)) for t in tensors]
 
 
-def _check_alone(
-    average: Average, before: Mapping[str, tuple[Tensor, Any]], change: Change, context: PlanContext
-) -> bool:
+def _check_alone(average: Average, rest: Rest, change: Change, context: PlanContext) -> bool:
     """Check that old tensors of an average are what they were, where they have to be, and that new blocks are at rest.
 
     Returns:
         Whether all of them run there.
     """
-    after = listing(average.copy)
-    tensors = {**after.parameters, **after.buffers}
-    names = {id(p): name for name, p in change.after.items()}
-    places = {name: names.get(id(p)) for name, p in change.before.parameters.items()}
-    held = {id(tensor) for tensor in tensors.values()}
-    wrong = [
-        name
-        for name, (tensor, stamp) in before.items()
-        if _stamp(tensor) != stamp
-        or (tensors.get(places[name] or "") is not tensor if name in places else id(tensor) not in held)
-    ]
-    if wrong:
-        raise _moved(average.kind, f"no longer be the same: {in_words(wrong)} of it would have other values", change)
-    resting = [_rests(after.modules[path], new, context) for path, new in change.added if path in after.modules]
+    old = set(map(id, rest.tensors))
+    now = [t for t in _tensors(average.copy) if id(t) in old]
+    if list(map(id, now)) != list(map(id, rest.tensors)) or _stamps(now) != rest.stamps:
+        raise _moved(average.kind, "no longer be the same: tensors of it would have other values or places", change)
+    blocks = {path: _at(average.copy, path) for path, _ in change.added}
+    resting = [_rests(block, new, context) for path, new in change.added if (block := blocks[path]) is not None]
     if False in resting:
         raise _moved(average.kind, "be others", change)
     return None not in resting  # where a block is missing, verify has said so

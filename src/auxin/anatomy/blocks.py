@@ -17,7 +17,7 @@ from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
 from auxin.gate import faded
-from auxin.listing import BARE, join, module_at, modules_in, named_modules, named_parameters, own_names, parameters_of
+from auxin.listing import BARE, join, module_at, modules_in, named_modules, own_names, parameters_of
 from auxin.modules import ResidualLinear, awake
 from auxin.ranks import together
 from auxin.sharded import AT_A_CHECKPOINT, copy_plainly, is_spread, is_their_hook, unmark
@@ -123,7 +123,7 @@ def passes(container: nn.Module) -> list[dict[str, nn.Module]]:
     """The children that run the very same weights, as ``Repeat`` leaves them: those of each block by name, in order."""
     found: dict[tuple[Any, ...], dict[str, nn.Module]] = {}
     for name, child in container._modules.items():
-        own = () if child is None else tuple(map(id, named_parameters(child).values()))
+        own = () if child is None else tuple(map(id, parameters_of(modules_in(child))))
         if child is not None and own:
             found.setdefault((type(child), *own), {})[name] = child
     return [together for together in found.values() if len(together) > 1]

@@ -46,10 +46,11 @@ def gradients_of(
         map(is_spread, wanted.values())
     )
     every = list({id(p): p for p in (*wanted.values(), *leaves)}.values())
+    inside = set(map(id, leaves))  # the others get no gradient: most of a deep network whose proof begins late
     # Hooks of tensors are the training loop's: they log, clip, or step an optimizer inside the backward pass.
     hooks = [(p, kind, hooks_of(p, kind)) for p in every for kind in HOOKS if getattr(p, kind, None)]
     short = set() if whole is None or reentrant else wanted.keys() - set(whole)
-    thin = [p for name, p in wanted.items() if name in short and type(p) is nn.Parameter]
+    thin = [p for name, p in wanted.items() if id(p) in inside and name in short and type(p) is nn.Parameter]
     bare = [p for p in thin if p._backward_hooks is None]
     handles: list[Any] = []
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from auxin.errors import GrowthError
 from auxin.when.checks import check_count, check_state, check_trigger
@@ -99,8 +99,23 @@ def _checked(name: str, triggers: tuple[Trigger, ...]) -> tuple[Trigger, ...]:
 
 
 @dataclass(eq=False, repr=False)
-class _AnyOf:
+class _Several:
     triggers: tuple[Trigger, ...]
+    name: ClassVar[str]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"triggers": states_of(self.triggers)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_state(self, state, ("triggers",))
+        load_states(self, self.triggers, state["triggers"])
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(name_of, self.triggers))})"
+
+
+class _AnyOf(_Several):
+    name = "any_of"
 
     def __call__(self, reading: Reading) -> bool:
         return any(asked(self.triggers, reading))
@@ -110,20 +125,9 @@ class _AnyOf:
         """Whether none of them will fire any more."""
         return all(is_done(trigger) for trigger in self.triggers)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"triggers": states_of(self.triggers)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_state(self, state, ("triggers",))
-        load_states(self, self.triggers, state["triggers"])
-
-    def __repr__(self) -> str:
-        return f"any_of({', '.join(map(name_of, self.triggers))})"
-
-
-@dataclass(eq=False, repr=False)
-class _AllOf:
-    triggers: tuple[Trigger, ...]
+class _AllOf(_Several):
+    name = "all_of"
 
     def __call__(self, reading: Reading) -> bool:
         return all(asked(self.triggers, reading))
@@ -132,16 +136,6 @@ class _AllOf:
     def done(self) -> bool:
         """Whether one of them will not fire any more."""
         return any(is_done(trigger) for trigger in self.triggers)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"triggers": states_of(self.triggers)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_state(self, state, ("triggers",))
-        load_states(self, self.triggers, state["triggers"])
-
-    def __repr__(self) -> str:
-        return f"all_of({', '.join(map(name_of, self.triggers))})"
 
 
 @dataclass(eq=False, repr=False)

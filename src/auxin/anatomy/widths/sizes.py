@@ -44,7 +44,23 @@ class Attribute:
 Monomial = tuple[Attribute, ...]
 
 
-class Size(int):
+class _Remembering(int):
+    """A whole number that knows where it comes from; a copy of it does not."""
+
+    def __copy__(self) -> int:
+        """Forget."""
+        return int(self)
+
+    def __deepcopy__(self, memo: Any) -> int:
+        """Forget."""
+        return int(self)
+
+    def __reduce__(self) -> Any:
+        """Forget."""
+        return int, (int(self),)
+
+
+class Size(_Remembering):
     """A whole number that was computed from attributes.
 
     Attributes:
@@ -115,20 +131,8 @@ class Size(int):
             return Size(int(self) // int(other), {product: f / int(other) for product, f in self.terms.items()})
         return int(self) // int(other) if isinstance(other, Size) else int(self) // other
 
-    def __copy__(self) -> int:
-        """Forget."""
-        return int(self)
 
-    def __deepcopy__(self, memo: Any) -> int:
-        """Forget."""
-        return int(self)
-
-    def __reduce__(self) -> Any:
-        """Forget."""
-        return int, (int(self),)
-
-
-class Length(int):
+class Length(_Remembering):
     """The length of an axis of a tensor, as ``x.shape`` gave it; what is computed from it is a plain number.
 
     Attributes:
@@ -154,18 +158,6 @@ class Length(int):
     def __mul__(self, other: Any) -> Any:
         """Forget, but let the other number remember."""
         return int(self) * other
-
-    def __copy__(self) -> int:
-        """Forget."""
-        return int(self)
-
-    def __deepcopy__(self, memo: Any) -> int:
-        """Forget."""
-        return int(self)
-
-    def __reduce__(self) -> Any:
-        """Forget."""
-        return int, (int(self),)
 
 
 def _terms(number: int) -> dict[Monomial, Fraction]:
