@@ -17,7 +17,7 @@ from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
 from auxin.gate import faded
-from auxin.listing import BARE, join, module_at, modules_in, named_modules, own_names, parameters_of
+from auxin.listing import BARE, join, module_at, modules_in, named_modules, named_parameters, own_names, parameters_of
 from auxin.modules import ResidualLinear, awake
 from auxin.ranks import together
 from auxin.sharded import AT_A_CHECKPOINT, copy_plainly, is_spread, is_their_hook, unmark
@@ -170,7 +170,7 @@ def in_full(model: nn.Module, block: nn.Module) -> nn.Module:
     """
     spread = {id(p): p for p in block.parameters() if is_spread(p)}
     shared = _shared(model, block) if spread else {}
-    for name, p in named_parameters(model).items():
+    for name, p in named_parameters(model).items() if shared else ():
         if id(p) in spread and id(p) in shared:
             raise GrowthError(
                 f"{name} is shared by the block that is to be copied and a module outside of it: not under FSDP2 "
