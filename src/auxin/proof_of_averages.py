@@ -21,7 +21,7 @@ from auxin.errors import GrowthError
 from auxin.listing import join, module_at, modules_in
 from auxin.proof import Outputs, by_rounding, distance, outputs_of_copy, tolerance
 from auxin.record import storage_of, version_of
-from auxin.sharded import is_spread
+from auxin.sharded import is_spread, settle
 
 _version = operator.attrgetter("_version")
 
@@ -121,6 +121,7 @@ def _floats_as(network: nn.Module) -> tuple[Any, ...] | None:
 
 def _tensors(copy: nn.Module) -> list[Tensor]:
     """Every tensor of a copy, in the order of a walk that blocks in between do not change."""
+    settle(copy)  # under FSDP2 a forward may have left full parameters in the place of shards
     modules = modules_in(copy)
     return [t for m in modules for held in (m._parameters, m._buffers) if held for t in held.values() if t is not None]
 
