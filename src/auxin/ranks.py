@@ -12,6 +12,7 @@ import hashlib
 import json
 import secrets
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,28 @@ _STARTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # process group -> t
 _APART: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # process group -> one of the same ranks, see ``Ranks.apart``
 _STORES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # process group -> its store, over a connection of its own
 _COUNTS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # process group -> the number of its last meeting
+
+
+class _Call(threading.local):
+    """What this thread is inside of: how many calls that ranks agree on, and the refusal with which one has left them.
+
+    Whoever tries another way after such a refusal would wait for it at the next meeting.
+    """
+
+    depth = 0
+    left: GrowthError | None = None
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            self.left = self.left if self.depth else None
+
+
+_call = _Call()
 
 
 class Ranks:
@@ -106,17 +129,18 @@ class Ranks:
         if self.alone:
             yield lines
             return
-        try:
-            yield lines
-        except GeneratorExit:  # dropped while it was open
-            raise
-        except BaseException as error:
-            if not hasattr(error, "heard_of"):  # what another rank has raised is known to all
-                self._meet(what, None, error)
-            raise
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        if len(set(self._meet(what, digest))) > 1:
-            raise GrowthError(_differ(what, self._meet(what, lines)))
+        with _call.begun():
+            try:
+                yield lines
+            except GeneratorExit:  # dropped while it was open
+                raise
+            except BaseException as error:
+                if not hasattr(error, "heard_of"):  # what another rank has raised is known to all
+                    self._meet(what, None, error)
+                raise
+            digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+            if len(set(self._meet(what, digest))) > 1:
+                raise GrowthError(_differ(what, self._meet(what, lines)))
 
     def share(self, what: str, make: Callable[[], T]) -> list[T]:
         """What ``make()`` gives on every rank, by rank; plain JSON values. What it raises on one is raised on all.
@@ -183,6 +207,8 @@ class Ranks:
         if refused and not apart and (error is None or isinstance(error, GrowthError)):
             refusal = _refusal(refused, self.size)
             refusal.heard_of = True  # pyright: ignore[reportAttributeAccessIssue]
+            if _call.depth and len(set(calls)) > 1:
+                _call.left = refusal
             raise refusal from error
         if apart or (len(set(calls)) > 1 and error is None):
             raise GrowthError(
@@ -214,6 +240,8 @@ class Ranks:
         Rank 0 reads them and writes one answer for all: a thousand ranks that read the words of each would read a
         million. Whether everybody came is decided once, for all of them, in the store.
         """
+        if _call.left is not None:
+            raise _call.left
         store, timeout = _STORES.get(self.group) or self.group.get_group_store(), _timeout(self.group)
         try:
             start = self._start(what, store, timeout)

@@ -240,6 +240,23 @@ def why_not_now(model: nn.Module) -> str | None:
                 f"{path or 'the model'} does not reduce its gradients (set_requires_gradient_sync(False)); grow after "
                 "set_requires_gradient_sync(True) and the optimizer step"
             )
+    return unreduced(model)
+
+
+def unreduced(model: nn.Module) -> str | None:
+    """In words, that units hold gradients which ranks have not summed up yet; they are no ``grad`` of a parameter."""
+    for path, unit in units(model).items():
+        for group in _state(unit)._fsdp_param_groups:
+            kept = [getattr(group, "_partial_reduce_output", None)]
+            for known in group.fsdp_params:
+                gathered = getattr(known, "_unsharded_param", None)
+                kept += [getattr(known, "unsharded_accumulated_grad", None), getattr(gathered, "grad", None)]
+            if any(grad is not None for grad in kept):
+                return (
+                    f"{path or 'the model'} holds gradients from while set_requires_gradient_sync or "
+                    "set_requires_all_reduce was False, which ranks have not summed up yet and zero_grad does not "
+                    "reach; go on with a backward under True and the optimizer step first"
+                )
     return None
 
 

@@ -60,7 +60,24 @@ def by_name(rank: int) -> dict[str, str]:
         finally:
             model.set_requires_gradient_sync(True)
 
+    def held_back() -> None:
+        x, y = share(3, rank, 2)
+        model.set_requires_gradient_sync(False)
+        nn.functional.mse_loss(model(x), y).backward()
+        model.set_requires_gradient_sync(True)
+        optimizer.zero_grad()
+
+    def grown_then() -> Any:
+        held_back()
+        return ax.grow(model, FIRST, optimizer, probe=PROBE)
+
+    def saved_then() -> Any:
+        held_back()
+        return ax.save(ax.Grower(model, optimizer, edits=FIRST, when=ax.when.every(1), probe=PROBE), "never written")
+
     calls = {
+        "held": grown_then,
+        "saved": saved_then,
         "by data": lambda: ax.grow(model, ax.Widen("blocks.0.up", by=2, init="tiny"), optimizer, probe=PROBE),
         "own": lambda: ax.grow(model, ax.Widen("blocks.0.up", by=2, init=own_start), optimizer, probe=PROBE),
         "experts": lambda: ax.grow(model, ax.Widen("inp", by=2, unit="experts"), optimizer, probe=PROBE),
@@ -87,6 +104,8 @@ NAMES = {
     "Untie": "Untie('blocks'): not under FSDP2 (fully_shard): the blocks are units",
     "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put other",
     "shared": "tail.0.up.weight is shared by the block that is to be copied and a module outside of it: not under",
+    "held": "not now: the model holds gradients from while set_requires_gradient_sync or set_requires_all_reduce was",
+    "saved": "save: the model holds gradients from while set_requires_gradient_sync or set_requires_all_reduce was",
     "no sync": "does not reduce its gradients (set_requires_gradient_sync(False))",
 }
 
@@ -134,6 +153,15 @@ def failing(dim: int) -> nn.Module:
     return Block(dim)
 
 
+class Deaf(nn.Linear):
+    """On one rank it takes nothing; the others go on and try other starts."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if dist.get_rank() == 1:
+            raise RuntimeError("nothing heard")
+        return super().forward(x)
+
+
 def on_one_rank(rank: int) -> dict[str, str]:
     model = built()
     optimizer = adam(model)
@@ -141,6 +169,7 @@ def on_one_rank(rank: int) -> dict[str, str]:
     cut = PROBE[: 4 - rank]
     calls = {
         "layer": lambda: ax.grow(model, ax.Insert("blocks", layer), optimizer, probe=PROBE),
+        "deaf": lambda: ax.grow(model, ax.Insert("blocks", functools.partial(Deaf, 8, 8)), optimizer, probe=PROBE),
         "probe": lambda: ax.grow(model, FIRST, optimizer, probe=cut),
         "edit": lambda: ax.grow(model, EDITS[rank], optimizer, probe=PROBE),
         "last": lambda: ax.Grower(
@@ -152,7 +181,13 @@ def on_one_rank(rank: int) -> dict[str, str]:
 
 def test_what_one_rank_refuses_no_rank_does() -> None:
     first, second = on_ranks(2, on_one_rank, patience=20)
-    for name, text in {"layer": "no layer here", "probe": "(4, 4)", "edit": "Insert", "last": "ZeroDivision"}.items():
+    for name, text in {
+        "layer": "no layer here",
+        "deaf": "rank 1: Insert(at='blocks', index=2)",
+        "probe": "(4, 4)",
+        "edit": "Insert",
+        "last": "ZeroDivision",
+    }.items():
         assert "rank 1" in first[name] and text in first[name], (name, first[name])
         assert name == "last" or "rank 1" in second[name]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from auxin import sharded
 from auxin.errors import GrowthError
 from auxin.run_state import Run
 from auxin.safe_point import FORWARD
@@ -34,6 +35,8 @@ def check_moment(grower: Run) -> None:
         raise GrowthError(
             "save: inside a trial, and what is tried is gone afterwards. Save outside of `with grower.trial(...)`."
         )
+    if (held := sharded.unreduced(grower.model)) is not None:
+        raise GrowthError(f"save: {held}.")
     inside = "a backward pass" if torch._C._current_graph_task_id() != -1 else _inside(grower)
     if inside is not None:
         raise GrowthError(
