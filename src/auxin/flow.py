@@ -355,14 +355,15 @@ def sizes(grads: Mapping[str, Tensor | None]) -> dict[str, Size]:
     held = {name: _dense(grad) for name, grad in grads.items() if grad is not None}
     if not held:
         return {}
+    told = [distinct(grad) for grad in held.values()]
     together: Any = getattr(torch, "_foreach_norm")  # noqa: B009
-    norms = together([distinct(grad) for grad in held.values()])
+    norms = together(told)
     if len({(norm.dtype, norm.device) for norm in norms}) > 1:
         norms = [norm.to(norms[0].device, torch.float64) for norm in norms]
     values = torch.stack([norm if type(norm) is Tensor else whole(norm) for norm in norms]).tolist()
     return {
-        name: (norm * norm * (grad.numel() / max(1, distinct(grad).numel())), grad.numel())
-        for (name, grad), norm in zip(held.items(), values, strict=True)
+        name: (norm * norm * (grad.numel() / max(1, alone.numel())), grad.numel())
+        for (name, grad), alone, norm in zip(held.items(), told, values, strict=True)
     }
 
 
