@@ -245,10 +245,10 @@ def test_a_stream_that_grows_only_until_its_gains_have_been_trained_does_not_wor
     assert ax.grow(model, ax.Widen("inp", by=2), probe=x, dry_run=True).preserves
     before = copy.deepcopy(model.state_dict())
     found = examine(model, probe=x)
-    assert [one.subject for one in found.widths] == ["width of 'inp'"] and not found.widths[0].works
-    assert "norm takes a norm over it" in found.widths[0].words
+    assert found.edits[-1].subject == "Widen('inp', to=16, init='tile')" and found.edits[-1].works and not found.widths
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         model.gain += 0.1 * torch.randn(8)
     with pytest.raises(ax.GrowthError, match="norm takes a norm over it"):
         ax.grow(model, ax.Widen("inp", by=2), probe=x)
+    assert ax.grow(model, found.edits[-1].edit, probe=x).preserves

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from auxin.anatomy.hugging_face.stock import is_stock
 from auxin.anatomy.probe import Probe
 from auxin.anatomy.tree import unwrap
+from auxin.anatomy.widths.tried import CHANGES
 from auxin.change import Edit
 from auxin.companion import registered, registration_of
 from auxin.edits.after import After
@@ -173,12 +174,21 @@ def _examined(
     able_to = [width for width in found.widths if width.edit is not None]
     growing = {unnumbered(at) for w in able_to for at in (w.at, *(name.rpartition(".")[0] for name in w.makes))}
     alike = {unnumbered(width.at): width for width in reversed(found.widths) if width.why_not}
-    stuck = [Finding(f"width of {w.at!r}", False, w.why_not) for at, w in alike.items() if at not in growing][::-1]
+    stuck: list[Finding] = []
+    for width in [width for at, width in alike.items() if at not in growing][::-1][:MOST]:
+        told = Finding(f"width of {width.at!r}", False, width.why_not)
+        if CHANGES in width.why_not:  # copies may keep what other new entries would change
+            edit = Widen(width.at, to=2 * width.size, init="tile")
+            if show is not None:
+                show(shown(edit))
+            tiled = _tried(model, edit, able, probe, is_stock(inner))
+            told = tiled if tiled.works else told
+        (tried if told.works else stuck).append(told)
     if found.widths.why_not:
         stuck = [Finding("widths", False, found.widths.why_not)]
     size = sum(p.numel() for p in inner.parameters())
     return Examination(
-        type(inner).__name__, size, tuple(tried), following, tuple(stuck[:MOST]), bool(optimizers_in(companions))
+        type(inner).__name__, size, tuple(tried), following, tuple(stuck), bool(optimizers_in(companions))
     )
 
 

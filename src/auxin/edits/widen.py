@@ -30,7 +30,7 @@ from auxin.anatomy.widths.recipes import needed, recipes
 from auxin.anatomy.widths.starts import COPIES, STARTS, Begun, start
 from auxin.anatomy.widths.terms import Term, atoms, factors, find, pieces, product
 from auxin.anatomy.widths.tracer import Trace
-from auxin.anatomy.widths.tried import NOT_RUN, tried
+from auxin.anatomy.widths.tried import CHANGES, NOT_RUN, tried
 from auxin.axes import Axis
 from auxin.change import Assign, Change, Swap
 from auxin.edits.data_start import DATA, data_start
@@ -139,7 +139,7 @@ class Widen:
         try:
             width, begun, assigns = self.tried(model, context)
         except GrowthError as error:
-            if "the outputs on the probe would change" not in str(error):
+            if CHANGES not in str(error):
                 raise
             raise GrowthError(f"{error} {self._instead(model, context)}") from error
         edit = dataclasses.replace(

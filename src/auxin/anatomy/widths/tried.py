@@ -22,6 +22,7 @@ from auxin.ranks import Ranks
 from auxin.sharded import group_of, holders, is_spread, resize, settle, units
 
 NOT_RUN = "the network would not run on the probe"
+CHANGES = "the outputs on the probe would change"
 ROUNDING = 256.0  # of the epsilon of the outputs' dtype (at best float32's), times their size
 FINE = 16.0  # where the outputs are float64: what computes in float32 inside rounds less often
 
@@ -120,7 +121,7 @@ def _tried(
         worst = max(worst, _difference(a, b))
     fine = all(t.dtype == torch.float64 for t in before if t.is_floating_point())
     if worst > (FINE if fine else ROUNDING):
-        return f"the outputs on the probe would change (by {worst:.2g} units of rounding)", worst
+        return f"{CHANGES} (by {worst:.2g} units of rounding)", worst
     return "", worst
 
 
