@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import auxin
+from auxin import fsdp2
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "auxin"
@@ -24,6 +25,7 @@ WRITERS = (
     "surgery.py",
     "structure.py",
     "record.py",
+    "fsdp2.py",
     "sharded.py",
     "follow/",
     "ramp.py",
@@ -163,6 +165,14 @@ def test_the_core_needs_torch_and_the_standard_library(path: Path) -> None:
         return
     foreign = set(imported(ast.parse(path.read_text()))) - DEPENDENCIES - set(sys.stdlib_module_names)
     assert not foreign, f"{name_of(path)} imports {sorted(foreign)}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_private_parts_of_fsdp2_are_asked_for_in_one_file(path: Path) -> None:
+    of_state, of_group = (*fsdp2.OF_ROOT, *fsdp2.OF_STATE), (*fsdp2.SAVING, *fsdp2.SENDING, *fsdp2.MARKS, "fsdp_params")
+    private = {"_get_fsdp_state", "_comm_ctx", *of_state, *of_group, *fsdp2.OF_PARAMETER, *fsdp2.STAYING} - {"device"}
+    found = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)} & private
+    assert name_of(path) == "fsdp2.py" or not found
 
 
 def test_examples_are_short() -> None:

@@ -13,10 +13,10 @@ from torch import Size, Tensor, nn
 
 from auxin.axes import Axes, Part, has_born, told
 from auxin.dynamo import CompileTime
+from auxin.fsdp2 import is_unit
 from auxin.listing import Listing, folded, listing, unnumbered
 from auxin.modules import Dormant
 from auxin.output_hook import NAME as GROWN
-from auxin.sharded import is_unit
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from auxin import agreed, sharded, typed
+from auxin import agreed, fsdp2, sharded, typed
 from auxin.anatomy.hugging_face.stock import ACCEPT, check_stock, is_stock
 from auxin.anatomy.masks import UNSEEN, masked, order_lost, reaching
 from auxin.anatomy.probe import PlanContext, Probe
@@ -147,7 +147,7 @@ def begin(
             said += [*agreed.question(edit, seed, options), *agreed.structure(model, optimizers_in(companions))]
     with random_state(), eagerly(), _uncollected():
         context = PlanContext(model, options.probe, seed, evidence=options.evidence, memory=options.memory)
-        if context.has_probe and sharded.units(model):
+        if context.has_probe and fsdp2.units(model):
             with ranks.agree("grow: the probe") as said:
                 said += agreed.batch(context.batch)
         before: Baseline | None = None
@@ -164,7 +164,7 @@ def begin(
                     change = _planned(model, one, own)
                 if not made and context.has_probe:  # after the plan, whose forward serves for it too
                     before = baseline_of(context)
-                    order = reaching(context) if mask and not sharded.units(model) else None
+                    order = reaching(context) if mask and not fsdp2.units(model) else None
                 if not made and before is not None and change.preserves:
                     averages = averaged(context, companions, change if len(edits) == 1 else None)
                 said += [] if ranks.alone else agreed.plan(change)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import unwrap
@@ -187,6 +186,8 @@ class Bench:
     @contextmanager
     def open(self, name: str, edit: Any, seed: int) -> Iterator[tuple[nn.Module, tuple[Any, ...], Evidence]]:
         """The network of a way, what trains it, and its evidence; afterwards everything is as before."""
+        from torch.utils.flop_counter import FlopCounterMode  # only where it is asked for: it loads triton
+
         with ExitStack() as held:
             with FlopCounterMode(display=False) as counter:
                 held.enter_context(self.grower.trial(edit, seed))

@@ -20,11 +20,12 @@ from auxin.axes import Part
 from auxin.change import Change
 from auxin.errors import GrowthError, about_arguments, reason
 from auxin.flow import counterparts, distinct, inside, ratio, sizes, units
+from auxin.fsdp2 import is_unit
 from auxin.gate import set_gate
 from auxin.listing import in_words
 from auxin.randomness import random_state
 from auxin.record import Record
-from auxin.sharded import here, is_unit, spread_like, whole
+from auxin.sharded import here, spread_like, whole
 
 Outputs = list[Tensor]
 FAR, SHAKES, OVER = 64.0, 3, 4.0  # how far rounding is looked for, in how many tries, and what is granted over them
@@ -152,8 +153,7 @@ def _cold(
     reachable = run_with_other_weights(context, missing)
     notes: dict[str, str] = {}
     for path in missing:
-        at = path.rpartition(".")[0]
-        container = olds.get(at)
+        container = olds.get(at := path.rpartition(".")[0])
         beside = container._modules.items() if isinstance(container, CONTAINERS) else ()
         idle = [join(at, name) for name, m in beside if id(m) in known - before.called.keys()]
         if path in reachable or idle:

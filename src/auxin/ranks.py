@@ -26,7 +26,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from auxin.errors import BadMoment, GrowthError
-from auxin.sharded import before_sending, group_of, is_unit, units
+from auxin.fsdp2 import before_sending, is_unit, units
+from auxin.sharded import group_of
 
 T = TypeVar("T")
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxin.fsdp2 import shapes_of
 from auxin.listing import BARE, COMPOSED, named_modules, own_names
 from auxin.output_hook import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
-from auxin.sharded import here, is_leaf, is_spread, parts_of, shape_of, shapes_of
+from auxin.sharded import here, is_leaf, is_spread, parts_of, shape_of
 
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 SLOTS = ("_parameters", "_buffers", "_modules")
@@ -416,8 +417,7 @@ class _Held:
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.storage, self.reshape = tensor, here(tensor.detach()), shape_of(tensor)
-        self.grad = tensor.grad if is_leaf(tensor) else None
-        self.requires_grad = tensor.requires_grad
+        self.grad, self.requires_grad = tensor.grad if is_leaf(tensor) else None, tensor.requires_grad
         self.hooks = [(kind, hooks_of(tensor, kind)) for kind in HOOKS]
         self.value = self.storage
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from auxin.axes import carried, check
 from auxin.change import MISSING, Assign, Before, Change, New, Rewire, Swap, entries_of
 from auxin.errors import GrowthError
+from auxin.fsdp2 import holders, resize
 from auxin.gate import NAME as GATE
 from auxin.gate import close_gate, open_gate
 from auxin.listing import join, module_at, named_parameters
 from auxin.output_hook import NAME as GROWN
 from auxin.output_hook import set_hook
 from auxin.record import content_of, contents_of, put_back, same_content
-from auxin.sharded import holders, is_spread, resize, whole
+from auxin.sharded import is_spread, whole
 
 Undo = Callable[[], Any]
 

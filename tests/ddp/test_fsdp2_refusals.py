@@ -13,7 +13,7 @@ from torch import nn
 from under_fsdp import PROBE, built, full, same, set_up, shards
 
 import auxin as ax
-from auxin import regrouped, sharded
+from auxin import fsdp2
 
 
 def refused(rank: int, model: Any, optimizer: Any, call: Any) -> str:
@@ -126,7 +126,7 @@ def other_units(rank: int) -> list[str]:
     fully_shard(mixed)
     whole = fully_shard(Net(depth=2))
     grown = adam(whole)
-    found, regrouped.PLACES = regrouped.PLACES, (*regrouped.PLACES, "moved")  # a torch without a private part
+    found, fsdp2.GROUPING = fsdp2.GROUPING, (*fsdp2.GROUPING, "moved")  # a torch without a private part
     with pytest.raises(ax.GrowthError) as removed:
         ax.grow(whole, ax.Remove("blocks.0"), grown, probe=PROBE)
     with pytest.raises(ax.GrowthError) as error:
@@ -134,7 +134,7 @@ def other_units(rank: int) -> list[str]:
     change = ax.grow(whole, FIRST, grown, probe=PROBE)
     with pytest.raises(ax.GrowthError) as kept:
         ax.grow(whole, ax.Replace("blocks.2", functools.partial(Block, 8)), grown, probe=PROBE)
-    regrouped.PLACES = found
+    fsdp2.GROUPING = found
     train_step(whole, grown, *share(0, rank, 2))
     return [str(removed.value), str(error.value), str(change), str(kept.value)]
 
@@ -194,7 +194,7 @@ def test_what_one_rank_refuses_no_rank_does() -> None:
 
 def without_private_parts(rank: int) -> Any:
     """The new block is a root of its own: right, and said so."""
-    sharded.OF_ROOT = ("_is_root", "_moved")
+    fsdp2.OF_ROOT = ("_is_root", "_moved")
     model = built()
     optimizer = adam(model)
     train_step(model, optimizer, *share(0, rank, 2))
@@ -203,11 +203,11 @@ def without_private_parts(rank: int) -> Any:
     for step in range(1, 4):
         train_step(model, optimizer, *share(step, rank, 2))
     weights = full(model)
-    sharded.OF_STATE = (*sharded.OF_STATE, "_moved_too")
+    fsdp2.OF_STATE = (*fsdp2.OF_STATE, "_moved_too")
     with pytest.raises(ax.GrowthError) as error:
         ax.grow(model, FIRST, optimizer, probe=PROBE)
-    sharded.OF_ROOT, sharded.OF_STATE = sharded.OF_ROOT[:1], sharded.OF_STATE[:-1]
-    sharded.MAKING = (*sharded.MAKING, "and_more")
+    fsdp2.OF_ROOT, fsdp2.OF_STATE = fsdp2.OF_ROOT[:1], fsdp2.OF_STATE[:-1]
+    fsdp2.MAKING = (*fsdp2.MAKING, "and_more")
     optimizer.zero_grad()
     with pytest.raises(ax.GrowthError) as wider:
         ax.grow(model, ax.Widen("blocks.0.up", by=2), optimizer, probe=PROBE)

@@ -16,11 +16,12 @@ from auxin.anatomy.zero_init import copy_of
 from auxin.change import Alias, New, Rewire
 from auxin.dynamo import compile_copy
 from auxin.errors import GrowthError
+from auxin.fsdp2 import is_their_hook
 from auxin.gate import faded
 from auxin.listing import BARE, join, module_at, modules_in, named_modules, named_parameters, own_names, parameters_of
 from auxin.modules import ResidualLinear, awake
 from auxin.ranks import together
-from auxin.sharded import AT_A_CHECKPOINT, copy_plainly, is_spread, is_their_hook, unmark
+from auxin.sharded import AT_A_CHECKPOINT, copy_plainly, is_spread, unmark
 
 PLAIN = (int, float, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 

@@ -11,8 +11,8 @@ from auxin.anatomy.gradients import gradients_of
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import parts, registrations
 from auxin.anatomy.zero_init import copy_of
+from auxin.fsdp2 import is_unit
 from auxin.randomness import random_state
-from auxin.sharded import is_unit
 
 TRIES = 16
 

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from auxin.anatomy.tree import AT_A_CHECKPOINT, REFUSED, unwrap
 from auxin.companion import original_of, registered
 from auxin.errors import GrowthError
+from auxin.fsdp2 import is_unit, units
 from auxin.listing import modules_in, parameters_of
-from auxin.sharded import check, is_spread, is_unit, settle, units
+from auxin.sharded import check, is_spread, settle
 
 PREPARED = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}  # what each holds
 

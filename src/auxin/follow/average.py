@@ -17,10 +17,10 @@ from auxin.errors import GrowthError
 from auxin.follow import follow
 from auxin.follow.second_tree import in_step
 from auxin.follow.twins import builder
+from auxin.fsdp2 import forget_root, set_up_again, states
 from auxin.listing import listing, named_parameters
 from auxin.record import refill
 from auxin.regrouped import known_of, regroup
-from auxin.sharded import forget_root, set_up_again, states
 from auxin.structure import Undo, apply, reversible, undo
 
 

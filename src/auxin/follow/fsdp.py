@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auxin import regrouped, sharded
+from auxin import fsdp2, regrouped, sharded
 from auxin.anatomy.widths.starts import STARTS
 from auxin.change import Change, New, Rewire
 from auxin.errors import GrowthError
@@ -28,7 +28,7 @@ def check_edit(model: nn.Module, edit: Any) -> None:
         GrowthError: says why, and the way round.
     """
     kind = type(edit).__name__
-    if not sharded.units(model) or not type(edit).__module__.startswith("auxin."):
+    if not fsdp2.units(model) or not type(edit).__module__.startswith("auxin."):
         return
     if kind == "Widen":
         if edit.unit == "experts":
@@ -44,7 +44,7 @@ def check_edit(model: nn.Module, edit: Any) -> None:
     elif kind in EDITS:
         return
     elif kind in PASSES:
-        if not any(map(sharded.is_unit, module_at(model, edit.at).children())):
+        if not any(map(fsdp2.is_unit, module_at(model, edit.at).children())):
             return
         why = (
             "the blocks are units (fully_shard), and a further pass would be a second one over the same weights. Of "
@@ -60,7 +60,7 @@ def check_edit(model: nn.Module, edit: Any) -> None:
 
 
 def _check_torch(model: nn.Module, edit: Any) -> None:
-    lacking = sharded.missing_to_resize(model)
+    lacking = fsdp2.missing_to_resize(model)
     if lacking:
         raise GrowthError(
             f"{type(edit).__name__}({getattr(edit, 'at', '')!r}) resizes tensors, for which auxin needs the private "
@@ -74,7 +74,7 @@ def shard(model: nn.Module, change: Change) -> Change:
     Raises:
         GrowthError: the change touches something else than blocks of a container, each of them a unit.
     """
-    if not sharded.units(model):
+    if not fsdp2.units(model):
         return change
     if any(not swap.resized and not swap.buffer for swap in change.swaps):
         raise GrowthError(
@@ -104,7 +104,7 @@ def shard(model: nn.Module, change: Change) -> Change:
 def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: list[str]) -> dict[int, Any]:
     """Shard a new module; what FSDP2 knows of its new parameters where it becomes a part of a unit."""
     path, neighbour = join(rewire.path, name), new.source or beside(module_at(model, rewire.path), rewire, name)
-    unit, lacking = sharded.is_unit(module_at(model, neighbour)), regrouped.missing(model)
+    unit, lacking = fsdp2.is_unit(module_at(model, neighbour)), fsdp2.missing_to_regroup(model)
     own = regrouped.gathered_in(model, neighbour) if not lacking and (not unit or neighbour == path) else set()
     tied = [n for n, p in new.module.named_parameters() if sharded.is_spread(p) and id(p) not in own]
     if tied:
@@ -116,9 +116,9 @@ def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: lis
         return regrouped.shard_into(new.module, neighbour, model)
     if not unit:
         remarks.append(f"{path} is an FSDP2 unit of its own, those beside it belong to the unit around them")
-    elif not sharded.can_set_up(model):
+    elif not fsdp2.can_set_up(model):
         remarks.append(
-            f"{path} is an FSDP2 root of its own, since this torch has no {' or '.join(sharded.OF_ROOT)}: right, but "
+            f"{path} is an FSDP2 root of its own, since this torch has no {' or '.join(fsdp2.OF_ROOT)}: right, but "
             "not prefetched, and not resharded after forward"
         )
     sharded.shard_like(new.module, neighbour, model)
@@ -127,14 +127,14 @@ def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: lis
 
 def _check_removed(model: nn.Module, rewire: Rewire) -> None:
     """Without private parts of torch a module that leaves must be a unit: the one around would go on gathering it."""
-    if not regrouped.missing(model):
+    if not fsdp2.missing_to_regroup(model):
         return
     kept = {child for _, child in rewire.children if isinstance(child, str)}
     for name, child in module_at(model, rewire.path)._modules.items():
         if (
             name not in kept
             and child is not None
-            and not sharded.is_unit(child)
+            and not fsdp2.is_unit(child)
             and any(True for _ in child.parameters())
         ):
             raise GrowthError(
@@ -147,8 +147,8 @@ def _check_alike(model: nn.Module, rewire: Rewire) -> None:
     """Blocks of one container must have one policy of precision and of offloading, which the new ones get."""
     known: dict[str, Any] = {}
     for name, child in module_at(model, rewire.path)._modules.items():
-        if sharded.is_unit(child):
-            _, policies = sharded.policies_of(child, model)
+        if fsdp2.is_unit(child):
+            _, policies = fsdp2.policies_of(child, model)
             known[name] = policies["mp_policy"], policies["offload_policy"]
     first = next(iter(known), "")
     for name, policies in known.items():
@@ -159,20 +159,20 @@ def _check_alike(model: nn.Module, rewire: Rewire) -> None:
             )
 
 
-@follow(f"{sharded.FSDP}:FSDPModule")
+@follow(f"{fsdp2.FSDP}:FSDPModule")
 def follow_root(root: Any, change: Change) -> Iterator[None]:
     """Let the root of a sharded network take in what is new, and let go of what leaves."""
-    before, known = sharded.states(root), regrouped.known_of(root) | dict(change.joined)
+    before, known = fsdp2.states(root), regrouped.known_of(root) | dict(change.joined)
     backs: list[Undo] = []
     yield
 
     def write() -> None:
         backs.append(regrouped.regroup(root, known))
-        sharded.set_up_again(root)
+        fsdp2.set_up_again(root)
 
     def back() -> None:
-        states = sharded.states(root)
+        states = fsdp2.states(root)
         undo(backs)
-        sharded.forget_root(root, [*before, *states])
+        fsdp2.forget_root(root, [*before, *states])
 
     yield from reversible(write, back)

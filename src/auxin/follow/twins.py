@@ -13,10 +13,10 @@ from auxin.anatomy.blocks import number, passes, replica
 from auxin.anatomy.zero_init import set_constants
 from auxin.axes import carried
 from auxin.change import Before, New
+from auxin.fsdp2 import is_unit, missing_to_regroup
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.listing import module_at
-from auxin.regrouped import missing
-from auxin.sharded import copy_plainly, is_unit, shard_like, unmark
+from auxin.sharded import copy_plainly, shard_like, unmark
 
 
 def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
@@ -62,7 +62,7 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
             close_gate(module)
             open_gate(module)
         like = new.source or neighbour
-        if is_unit(twin) and (is_unit(module_at(twin, like)) or missing(twin)):
+        if is_unit(twin) and (is_unit(module_at(twin, like)) or missing_to_regroup(twin)):
             shard_like(module, like, twin)  # else the unit around takes it in
         return module
 

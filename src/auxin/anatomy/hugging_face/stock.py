@@ -16,9 +16,9 @@ from auxin.anatomy.hugging_face.blueprint import configuration, configured, on_m
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.change import MISSING, Change
 from auxin.errors import GrowthError
+from auxin.fsdp2 import is_unit
 from auxin.listing import join, module_at
 from auxin.randomness import random_state
-from auxin.sharded import is_unit
 
 PLAIN = (int, float, str, bool)
 OWN = ("training", "gradient_checkpointing")  # how a module is run, not what it is

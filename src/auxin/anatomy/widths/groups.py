@@ -19,7 +19,7 @@ from auxin.anatomy.widths.sizes import Attribute, Size
 from auxin.anatomy.widths.terms import BORN, Term, atoms, copies, find, grown, parts
 from auxin.anatomy.widths.tracer import Event, Trace, traced
 from auxin.errors import GrowthError
-from auxin.sharded import units
+from auxin.fsdp2 import units
 
 CONSTRAINTS: dict[type, str] = {
     parametrizations._SpectralNorm: "spectral_norm",

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxin.anatomy.widths.sizes import Length, Size, remembered
 from auxin.anatomy.widths.terms import Mixed, Term, atoms, factors, find, split, unify
-from auxin.sharded import gathered_by
+from auxin.fsdp2 import gathered_by
 
 SHAPING = {  # functions whose whole numbers are lengths
     *("view", "reshape", "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "expand"),

@@ -18,8 +18,9 @@ from auxin.anatomy.probe import PlanContext, tensors_in, untouched
 from auxin.anatomy.tree import join
 from auxin.change import MISSING, Assign, Rewire, Swap, entries_of
 from auxin.errors import reason
+from auxin.fsdp2 import holders, resize, units
 from auxin.ranks import Ranks
-from auxin.sharded import group_of, holders, is_spread, resize, settle, units
+from auxin.sharded import group_of, is_spread, settle
 
 NOT_RUN = "the network would not run on the probe"
 CHANGES = "the outputs on the probe would change"
