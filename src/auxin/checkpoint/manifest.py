@@ -15,7 +15,7 @@ NAME = "manifest.json"
 LARGEST = 1 << 28  # bytes
 FORMAT = "auxin checkpoint"
 CRC = "crc32:"
-VERSION = 2  # 1: the SHA-256 of every file, instead of its CRC-32
+VERSION = 3  # 2: without the memory order of tensors; 1: the SHA-256 of every file, instead of its CRC-32
 
 
 class Damage(Exception):

@@ -1,4 +1,4 @@
-"""Named tensors in one safetensors file, and what that format cannot say: which of them share memory."""
+"""Named tensors in one safetensors file, and what that format cannot say: which share memory, and in which order."""
 
 from __future__ import annotations
 
@@ -41,10 +41,12 @@ class Layout:
     Attributes:
         aliases: name -> the name under which the same tensor is stored.
         raw: name -> [dtype, shape] of what is stored as bytes.
+        strides: name -> strides of what lies in memory without gaps, in another order than its axes have.
     """
 
     aliases: dict[str, str] = field(default_factory=dict)
     raw: dict[str, list[Any]] = field(default_factory=dict)
+    strides: dict[str, list[int]] = field(default_factory=dict)
 
 
 def save(write: Callable[[Any], None], tensors: Mapping[str, Tensor], blocks: Blocks | None = None) -> Layout:
@@ -74,6 +76,8 @@ def save(write: Callable[[Any], None], tensors: Mapping[str, Tensor], blocks: Bl
             stored[name] = tensor.detach()
             if tensor.dtype not in _NATIVE:
                 layout.raw[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            if _in_another_order(tensor):
+                layout.strides[name] = list(tensor.stride())
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ordered = sorted(stored.items(), key=lambda pair: -pair[1].element_size())  # so that each is aligned
     end = 0
@@ -116,6 +120,9 @@ def load(path: Path, layout: Layout, read: Read | None = None) -> dict[str, Tens
             found = dict(read(path, places(path)))
         for name, (dtype, shape) in layout.raw.items():
             found[name] = found[name].view(_RAW[dtype]).reshape(shape)
+        for name, strides in layout.strides.items():
+            one = found[name]
+            found[name] = torch.empty_strided(one.shape, strides, dtype=one.dtype, device=one.device).copy_(one)
         return found | {name: found[kept] for name, kept in layout.aliases.items()}
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise GrowthError(f"'{path}' is not what was written: {error}. Load an older checkpoint.") from error
@@ -164,6 +171,18 @@ def _check(name: str, tensor: Tensor) -> None:
     )
     if problem or name == "__metadata__":
         raise GrowthError(f"Cannot save the tensor {name!r}: {problem or 'its name is reserved by safetensors'}.")
+
+
+def _in_another_order(tensor: Tensor) -> bool:
+    """Whether its values fill their memory, but not in the order of its axes."""
+    if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
+        return False
+    filled = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != filled:
+            return False
+        filled *= size
+    return True
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
