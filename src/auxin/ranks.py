@@ -205,12 +205,10 @@ class Ranks:
         calls = [call for call, _, _ in heard]
         refused = [(rank, *told) for rank, (_, _, told) in enumerate(heard) if told is not None]
         apart = len({call.partition(":")[0] for call in calls}) > 1  # not only at different points of one call
-        if refused and not apart and (error is None or isinstance(error, GrowthError)):
-            refusal = _refusal(refused, self.size)
-            refusal.heard_of = True  # pyright: ignore[reportAttributeAccessIssue]
-            if _call.depth and len(set(calls)) > 1:
-                _call.left = refusal
-            raise refusal from error
+        if refused and not apart:
+            refusal = self._refused(refused, calls)
+            if error is None or isinstance(error, GrowthError):
+                raise refusal from error
         if apart or (len(set(calls)) > 1 and error is None):
             raise GrowthError(
                 f"the ranks are in different calls: {_grouped(calls)}. Every rank makes the same calls of auxin in the "
@@ -227,13 +225,21 @@ class Ranks:
         except Exception as missing:
             error.add_note(f"beside that: {missing}")
             raise error from missing
-        told = [json.loads(word)[2] for word in words]
-        refused = [(rank, *one) for rank, one in enumerate(told) if one is not None]
+        heard = [json.loads(word) for word in words]
+        refused = [(rank, *told) for rank, (_, _, told) in enumerate(heard) if told is not None]
         if len(refused) == self.size or not isinstance(error, Exception):
             raise error
+        raise self._refused(refused, [call for call, _, _ in heard]) from error
+
+    def _refused(self, refused: list[tuple[int, str, str]], calls: list[str]) -> GrowthError:
+        """What is raised for it on every rank; where they were at different points, they have left their call with it,
+        and those that have raised it have done so too.
+        """
         refusal = _refusal(refused, self.size)
         refusal.heard_of = True  # pyright: ignore[reportAttributeAccessIssue]
-        raise refusal from error
+        if _call.depth and len(set(calls)) > 1:
+            _call.left = refusal
+        return refusal
 
     def _gather(self, what: str, word: str, to_all: bool = True) -> list[str]:
         """The words of all ranks; with ``to_all=False``, and where none has raised, on rank 0 only, [] on the others.

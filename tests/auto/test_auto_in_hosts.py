@@ -79,9 +79,9 @@ def test_under_accelerate(plain):
             steps += 1
     same_run(model, grower, steps, plain)
     # a cosine over so many steps tells the budget
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD(small().parameters(), lr=0.1), T_max=100)
     model, opt, _, _ = prepared()
     model, opt = accelerator.prepare(model, opt)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(opt.optimizer, T_max=100)
     with pytest.warns(UserWarning, match="nothing will grow"), pytest.warns(UserWarning, match="counts 100 steps"):
         grower = auto(accelerator, model, opt, cosine, evidence=evidence())
     assert grower.budget == 100 * flops_of(model, loss, data())

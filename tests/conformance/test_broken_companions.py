@@ -30,6 +30,9 @@ def test_forgot_the_average(unguarded) -> None:
         yield
 
     unguarded.setitem(_registered, AveragedModel, dataclasses.replace(_registered[AveragedModel], follower=forgetful))
+    with pytest.raises(GrowthError, match="AveragedModel: blocks of its averaged network would hold the children"):
+        caught("average")  # the growth itself refuses it: averages are proved too
+    unguarded.setattr("auxin.engine.prove_averages", lambda averages, change, context: change)
     caught("average")
 
 
