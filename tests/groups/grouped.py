@@ -105,10 +105,14 @@ SETUPS = {**ONE_GROUP, **{f"{name} (two groups)": make for name, make in TWO_GRO
 
 
 class Run:
-    """A network, one or two groups, one schedule, and a grower with ``group=dict(lr=...)``."""
+    """A network, one or two groups, one schedule, and a grower with ``group=dict(lr=...)``.
 
-    def __init__(self, name, grow_at=(), ratio=RATIO, **options):
+    ``trained``: steps that have gradients; rates do not depend on them, and those behind cost a twentieth.
+    """
+
+    def __init__(self, name, grow_at=(), ratio=RATIO, trained=END, **options):
         torch.manual_seed(0)
+        self.trained = trained
         self.model = Net(dim=4, depth=1)
         if name in ONE_GROUP:
             self.optimizer = SGD(self.model.parameters(), lr=LR, momentum=0.9)
@@ -133,7 +137,11 @@ class Run:
     def step(self, number):
         """One step; the learning rates and momenta that it used."""
         used = [(float(group["lr"]), group["momentum"]) for group in self.optimizer.param_groups]
-        train(self.model, self.optimizer, seed=number)
+        if number < self.trained:
+            train(self.model, self.optimizer, seed=number)
+        else:
+            self.optimizer.zero_grad()
+            self.optimizer.step()
         metric = 1.0 / (1 + min(number, 2)) + (0.1 if number % 7 == 0 else 0.0)
         if self.schedule is not None:
             self.schedule.step(*([metric] if isinstance(self.schedule, lrs.ReduceLROnPlateau) else []))
