@@ -94,6 +94,16 @@ def test_what_shares_memory_is_copied_once(tmp_path: Path) -> None:
     assert found is not None and (found / "model.safetensors").stat().st_size < 1.1 * 300 * 32 * 4
 
 
+def test_memory_order_is_that_of_save(tmp_path: Path) -> None:
+    net = nn.Conv2d(3, 4, 1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.register_buffer("gaps", torch.arange(24.0).reshape(4, 6).t()[::2])
+    net.register_buffer("turned", torch.arange(6.0).reshape(3, 2).t())
+    grower = ax.Grower(net, edits=lambda model: [], when=ax.when.every(9))
+    ax.save(grower, tmp_path / "at once")
+    found = ax.async_save(grower, tmp_path / "later").result()
+    assert found is not None and files(found) == files(tmp_path / "at once/checkpoint-000001")
+
+
 def test_save_and_load_and_the_next_one_wait(tmp_path: Path, held: threading.Event) -> None:
     job = Job()
     job.train(1)

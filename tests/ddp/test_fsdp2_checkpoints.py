@@ -420,3 +420,33 @@ def written_in_background(rank: int, path: str) -> None:
 @pytest.mark.distributed
 def test_a_growth_before_a_checkpoint_is_written_in_the_background_does_not_reach_it(tmp_path: Path) -> None:
     on_ranks(2, written_in_background, str(tmp_path / "later"))
+
+
+def refused_on_one(rank: int, path: str) -> list[str]:
+    """What one rank alone cannot save is told on both at once, and the next checkpoint is written."""
+    job, told, gathered = Job(rank, 2), [], run._gathered
+
+    def failing(*args: Any) -> Any:
+        if rank == 1:
+            raise ZeroDivisionError("not gathered")
+        return gathered(*args)
+
+    for save in (ax.save, ax.async_save):
+        with pytest.raises(ax.GrowthError) as error:
+            save(job.grower, path, keep_last=1 - rank)
+        told.append(str(error.value))
+        run._gathered = failing
+        with pytest.raises((ax.GrowthError, ZeroDivisionError)) as raised:
+            save(job.grower, path)
+        told.append(str(raised.value))
+        run._gathered = gathered
+    ax.async_save(job.grower, path).result()
+    return told
+
+
+@pytest.mark.distributed
+def test_what_one_rank_cannot_save_is_told_on_both(tmp_path: Path) -> None:
+    for told in on_ranks(2, refused_on_one, str(tmp_path / "run"), patience=20):
+        assert ["keep_last=0" in text for text in told] == [True, False] * 2
+        assert ["not gathered" in text for text in told] == [False, True] * 2
+    assert [one.name for one in (tmp_path / "run").iterdir()] == ["checkpoint-000001"]

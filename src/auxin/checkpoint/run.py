@@ -57,8 +57,8 @@ def save(grower: Run, path: str | os.PathLike[str], extra: Any = None, keep_last
         GrowthError: the disk is full or not writable, something has no plain form, or a step or a growth is half-done;
             earlier checkpoints are untouched.
     """
-    ranks = _of_call(grower, path, keep_last)
-    parts = _parts_of_ranks(ranks, grower, extra)
+    ranks = _of_call(grower, path)
+    parts = _parts_of_ranks(ranks, grower, extra, keep_last)
     with ranks.agree("ax.save"):
         _write(path, *_gathered(grower, extra, parts), keep_last, ranks)
 
@@ -93,13 +93,13 @@ def async_save(grower: Run, path: str | os.PathLike[str], extra: Any = None, kee
         ...     written.result().name
         'checkpoint-000001'
     """
-    ranks = _of_call(grower, path, keep_last)
-    parts = _parts_of_ranks(ranks, grower, extra)
+    ranks = _of_call(grower, path)
+    parts = _parts_of_ranks(ranks, grower, extra, keep_last)
     with ranks.agree("ax.async_save"):
         files, spread = _gathered(grower, extra, parts)
         held = {name: copies(one) if isinstance(one, Mapping) else one for name, one in files.items()}
         shares = {name: tensor.detach().to("cpu", copy=True) for name, tensor in spread.items()}
-        apart = ranks.apart()
+    apart = ranks.apart()  # when all of them have their copy: each waits there for the others
 
     def write() -> Path | None:
         with apart.agree("ax.save"):
@@ -108,20 +108,20 @@ def async_save(grower: Run, path: str | os.PathLike[str], extra: Any = None, kee
     return background.begin(write)
 
 
-def _of_call(grower: Run, path: str | os.PathLike[str], keep_last: int) -> Ranks:
+def _of_call(grower: Run, path: str | os.PathLike[str]) -> Ranks:
     """The ranks of a save, when the one before is written."""
     if not hasattr(grower, "companions") or not isinstance(path, (str, os.PathLike)):
         kinds = f"{type(grower).__name__}, {type(path).__name__}"
         raise GrowthError(f"save(grower, path): got ({kinds}); pass the Grower first, then the directory.")
-    check_count(keep_last)
     background.wait()
     return Ranks.of(grower.companions)
 
 
-def _parts_of_ranks(ranks: Ranks, grower: Run, extra: Any) -> list[Any]:
+def _parts_of_ranks(ranks: Ranks, grower: Run, extra: Any, keep_last: int) -> list[Any]:
     """On rank 0 what is another one on each rank; [] on the others."""
 
     def own() -> dict[str, Any]:
+        check_count(keep_last)
         check_moment(grower)
         for network in (grower.model, *(copy for c in grower.companions for copy in networks_of(c))):
             settle(network)

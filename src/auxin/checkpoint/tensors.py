@@ -138,7 +138,9 @@ def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         _check(name, tensor)
         if (place := _place(tensor)) not in made:
-            made[place] = tensor.detach().to("cpu", copy=True)
+            # What has gaps is written by rows, so it is copied by rows.
+            order = torch.preserve_format if _in_another_order(tensor) else torch.contiguous_format
+            made[place] = tensor.detach().to("cpu", copy=True, memory_format=order)
     return {name: made[_place(tensor)] for name, tensor in tensors.items()}
 
 
