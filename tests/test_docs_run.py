@@ -60,9 +60,8 @@ ELSEWHERE = {
 # Excerpts of a longer program, or signatures: of `auxin.demo`, of companions that a user writes, of a log's reader.
 EXCERPTS = {"companions.md", "demo.md", "gradient_flow.md", "upscale.md"}
 SHOWN = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(
-    r"\d+\.?\d*(?:e-?\d+)?(?= ms|x|\))|\d+\.\d+"
-)  # times, ratios, rounding, losses: they differ by machine
+# Moments, times, ratios, rounding, losses: they differ by machine.
+NUMBER = re.compile(r"^\d+(?= )|\d+\.?\d*(?:e-?\d+)?(?= ms|x|\))|\d+\.\d+", re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES)
