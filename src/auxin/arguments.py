@@ -125,17 +125,47 @@ def warn_of_direction(when: Any) -> None:
 def checked_edits(given: Any) -> Any:
     """What a Grower may choose from: a list of edits, or the function that makes it at each decision."""
     if not callable(given) or is_edit(given) or isinstance(given, type):
-        found = listed(given)
-        if not found:
-            raise GrowthError(
-                "edits=[] holds no edit, so nothing would ever grow. Pass one, as in edits=auxin.Duplicate('blocks', "
-                "by=1); for a run that you change yourself, by grower.grow(edit) or grower.surgery(), write "
-                "edits=lambda model: []."
-            )
-        return found
+        return listed(given)
     if not _takes_one(given):
         raise GrowthError("edits takes no model; write it as edits=lambda model: [...]")
     return given
+
+
+class ByHand:
+    """The trigger of a Grower that was given none: it never fires."""
+
+    def __call__(self, reading: Any) -> bool:
+        """No growth now."""
+        return False
+
+    def __repr__(self) -> str:
+        return "grown by hand"
+
+
+def checked_choice(edits: Any, when: Any) -> tuple[Any, Any]:
+    """Edits and trigger of a Grower: both, or neither for a run that only its user grows.
+
+    Raises:
+        GrowthError: one of them was given alone, or is none.
+    """
+    found = [] if edits is None else checked_edits(edits)
+    if when is None:
+        if found:
+            raise GrowthError(
+                "Grower(edits=...) needs when=, which says at which of the steps one of them is made, as in "
+                "when=auxin.when.plateau(patience=3). To make one now, leave both out and call grower.grow(edit)."
+            )
+        return [], ByHand()
+    checked_trigger(when)
+    if edits is None:
+        raise GrowthError("Grower(when=...) needs edits=, as in edits=auxin.Duplicate('blocks', by=1).")
+    if not found:
+        warnings.warn(
+            f"edits={edits!r} holds no edit: nothing grows but by grower.grow(edit) and grower.surgery(). Where that "
+            "is meant, leave out when= as well.",
+            stacklevel=3,
+        )
+    return found, when
 
 
 MOST = 10_000  # edits of one decision

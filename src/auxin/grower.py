@@ -55,7 +55,7 @@ class Grower:
         model: the network; it stays the same object.
         companions: optimizers, schedulers, averages, scalers.
         edits: an edit, a list of edits, or ``callable(model) -> iterable`` of them. A list inside that list is one
-            growth by several edits, as in ``auxin.grow``.
+            growth by several edits, as in ``auxin.grow``. Left out together with ``when``: only its user grows it.
         when: a trigger, ``when(reading) -> bool``; see ``auxin.when``.
         choose: ``choose(edits, grower) -> edit or None``; see ``auxin.choose``. The default, ``first``, takes the
             first of several edits at every growth, until that one is set aside: ``cycle()`` takes them in turn.
@@ -104,8 +104,8 @@ class Grower:
         self,
         model: nn.Module,
         *companions: Any,
-        edits: Edit | Iterable[Edit | Sequence[Edit]] | Callable[[nn.Module], Iterable[Edit]],
-        when: Callable[[Reading], bool],
+        edits: Edit | Iterable[Edit | Sequence[Edit]] | Callable[[nn.Module], Iterable[Edit]] | None = None,
+        when: Callable[[Reading], bool] | None = None,
         choose: Callable[[Any, Grower], Edit | None] = first,
         probe: Probe = None,
         evidence: Evidence | None = None,
@@ -132,8 +132,7 @@ class Grower:
         self.probe, self.evidence, self.rewarm, self.stock = probe, evidence, rewarm, stock
         self.on_growth, self.on_undo, self.on_refused = on_growth, on_undo, on_refused
         self.group = checked(group, self.optimizers)
-        self._edits = arguments.checked_edits(edits)
-        arguments.checked_trigger(when)
+        self._edits, when = arguments.checked_choice(edits, when)
         arguments.checked_chooser(choose, evidence)
         arguments.check_judge(when, probation)
         arguments.warn_of_direction(when)

@@ -290,8 +290,9 @@ def _grower_of(
         known = model
     else:
         probe = Parts(evidence.batches, finest(unwrap(model), evidence))[0] if probe is None else probe
-        given = (lambda model: []) if isinstance(edits, (tuple, list)) and not edits else edits
-        known = Grower(model, *companions, edits=given, when=signal(), evidence=evidence, probe=probe, **options)
+        none = isinstance(edits, (tuple, list)) and not edits
+        chosen = {} if none else {"edits": edits, "when": signal()}
+        known = Grower(model, *companions, **chosen, evidence=evidence, probe=probe, **options)
     if not known.ranks.alone:
         raise GrowthError(
             f"verdict(...) judges in one process, and there are {known.ranks.size}: call it in one alone."

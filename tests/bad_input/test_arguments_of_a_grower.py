@@ -16,10 +16,23 @@ def grower(**words):
 
 
 @pytest.mark.parametrize("edits", [[], (), iter([])])
-def test_no_edits_are_refused_with_the_call_for_a_run_that_only_surgery_changes(edits):
-    with pytest.raises(ax.GrowthError, match=r"edits=\[\] holds no edit, so nothing .*edits=lambda model: \[\]\."):
-        grower(edits=edits)
+def test_no_edits_beside_a_trigger_are_told(edits):
+    with pytest.warns(UserWarning, match=r"holds no edit: nothing grows but by grower.grow\(edit\)"):
+        assert grower(edits=edits).edits() == []
     assert grower(edits=lambda model: []).edits() == []
+
+
+def test_without_edits_and_trigger_a_run_is_grown_by_hand():
+    by_hand = grower(edits=None, when=None)
+    assert "grown by hand" in repr(by_hand) and by_hand.step(1.0) is None and not by_hand.done
+    by_hand.grow(EDIT)
+    assert len(by_hand.model) == 3 and by_hand.step(1.0) is None
+
+
+@pytest.mark.parametrize(("words", "why"), [({"edits": None}, "needs edits="), ({"when": None}, "needs when=")])
+def test_edits_and_trigger_go_together(words, why):
+    with pytest.raises(ax.GrowthError, match=why):
+        grower(**words)
 
 
 NEED_ONE = {

@@ -90,8 +90,7 @@ class Bench:
         self.grower = ax.Grower(
             self.network,
             self.optimizer,
-            edits=[self.missing] if self.missing else lambda model: [],  # the one that starts anew has all of them
-            when=ax.when.signal(),
+            **({"edits": [self.missing], "when": ax.when.signal()} if self.missing else {}),  # who starts anew has them
             probe=example[0][:1],
             rewarm=setting.rewarm,
         )

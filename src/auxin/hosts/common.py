@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from auxin.arguments import checked_chooser, checked_edits, checked_trigger
+from auxin.arguments import checked_choice, checked_chooser
 from auxin.choose import first
 from auxin.errors import GrowthError
 from auxin.journal import references
@@ -41,8 +41,7 @@ def checked_parts(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         GrowthError: one of them is none.
     """
-    options["edits"] = checked_edits(options["edits"])
-    checked_trigger(options["when"])
+    options["edits"], options["when"] = checked_choice(options["edits"], options["when"])
     checked_chooser(options.get("choose", first), options.get("evidence"))
     return options
 

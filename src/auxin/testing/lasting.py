@@ -98,12 +98,7 @@ class Saved:
 
 
 def _grower(run: Run, grown: Grown) -> Grower:
-    words = {"edits": lambda model: [], "when": _never, "group": grown.group}  # it grows nothing itself
-    return Grower(run.model, *run.optimizers, *run.companions, **words)
-
-
-def _never(reading: Any) -> bool:
-    return False
+    return Grower(run.model, *run.optimizers, *run.companions, group=grown.group)  # it grows nothing itself
 
 
 def _contents(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
