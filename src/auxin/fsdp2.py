@@ -96,8 +96,47 @@ def groups_of(unit: Any) -> list[Any]:
 
 
 def shares_its_state(unit: Any) -> bool:
-    """Whether a unit is one together with other modules, or is sharded over several meshes."""
-    return len(groups_of(unit)) > 1 or any(len(group.modules) > 1 for group in groups_of(unit))
+    """Whether a unit is one together with other modules, passes of it apart, or is sharded over several meshes."""
+    groups = groups_of(unit)
+    together = [module for group in groups for module in group.modules if len(group.modules) > 1]
+    return len(groups) > 1 or not all(map(_own_hooks, together))
+
+
+def passes_of_units(root: nn.Module) -> list[list[Any]]:
+    """The modules of each unit in a network: one, or several where it runs again with the same weights."""
+    found: dict[int, list[Any]] = {}
+    for unit in units(root).values():
+        found.setdefault(id(_state(unit)), []).append(unit)
+    return list(found.values())
+
+
+def _own_hooks(unit: Any) -> dict[str, Any]:
+    """The hooks by which a unit gathers for the forward of this module alone, by the name of the list they are in."""
+    state = _state(unit)
+    return {name: hook for name, _, hook in their_hooks(unit) if getattr(hook, "__self__", None) is state}
+
+
+def missing_to_repeat(root: nn.Module) -> str:
+    """The first private part of FSDP2 that is needed to let a unit run again and not there, or ""."""
+    lacking = missing_to_regroup(root)
+    own = set(_own_hooks(root))
+    wanted = {"_forward_pre_hooks": "_pre_forward", "_forward_hooks": "_post_forward"}
+    return lacking or next((f"FSDPState.{hook}" for name, hook in wanted.items() if name not in own), "")
+
+
+def run_again(block: Any, unit: Any) -> None:
+    """Make a plain copy of a unit, which holds its very parameters, a further pass of it.
+
+    Both gather and reduce by one state, each around its own forward.
+    """
+    from torch.distributed._composable_state import _insert_module_state
+
+    hooks = _own_hooks(unit)
+    vars(block).update({name: value for name, value in vars(unit).items() if is_mark(name)})
+    block.__class__ = type(unit)
+    _insert_module_state(block, _state(unit))
+    block.register_forward_pre_hook(hooks["_forward_pre_hooks"], prepend=True, with_kwargs=True)
+    block.register_forward_hook(hooks["_forward_hooks"])
 
 
 def reduces_gradients(unit: Any) -> bool:
@@ -380,7 +419,8 @@ def missing_to_regroup(root: nn.Module) -> str:
 def example_for(unit: Any, root: nn.Module) -> Known:
     """What FSDP2 knows of a parameter: of one of this unit, if it gathers any."""
     found = holders(root)
-    return next((one for one in found.values() if one[1].modules == (unit,)), next(iter(found.values())))
+    own = (one for one in found.values() if any(module is unit for module in one[1].modules))
+    return next(own, next(iter(found.values())))
 
 
 def places_of(known: Any) -> Places:
@@ -435,10 +475,16 @@ def mark(module: nn.Module) -> None:
     vars(module).update(dict.fromkeys(MARKS, True))
 
 
-def gather(groups: list[Any], now: list[Any], group: Any, parameters: list[Any]) -> None:
-    """Let a unit have these groups, and one of them these parameters; the next forward sees to what follows."""
-    groups[:] = now
+def modules_of(unit: Any) -> tuple[Any, ...]:
+    """The modules of a unit, as FSDP2 knows them."""
+    return _state(unit)._modules
+
+
+def gather(unit: Any, groups: list[Any], group: Any, parameters: list[Any], modules: tuple[Any, ...]) -> None:
+    """Let a unit have these groups, one of them these parameters, and these modules; the next forward does the rest."""
+    groups_of(unit)[:] = groups
     group.fsdp_params = parameters
+    _state(unit)._modules = group.modules = modules
     for name in SAVING:  # a module that came has no hook yet, by which its state_dict holds shards
         for handle in getattr(group, name).values():
             handle.remove()

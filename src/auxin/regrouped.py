@@ -26,7 +26,9 @@ from auxin.fsdp2 import (
     made_of,
     mark,
     missing_to_regroup,
+    modules_of,
     new_group,
+    passes_of_units,
     places_of,
     stand,
     units,
@@ -45,7 +47,8 @@ def unit_around(root: nn.Module, path: str) -> str:
 
 def gathered_in(root: nn.Module, path: str) -> set[int]:
     """Ids of the parameters that a module and its unit gather."""
-    return set(_held(units(root)[unit_around(root, path)]))
+    unit = units(root)[unit_around(root, path)]
+    return set(_held(*next(together for together in passes_of_units(root) if any(one is unit for one in together))))
 
 
 def known_of(root: nn.Module) -> dict[int, Known]:
@@ -91,22 +94,22 @@ def regroup(root: nn.Module, known: Mapping[int, Known]) -> Callable[[], None]:
     if not units(root) or missing_to_regroup(root):
         return lambda: None
     backs: list[Callable[[], object]] = []
-    found, known = list(units(root).values()), {**known, **holders(root)}
-    for unit in found:
+    found, known = passes_of_units(root), {**known, **holders(root)}
+    for unit, *_ in found:
         unit.reshard()
-    for unit in found:
-        held, groups = _held(unit), groups_of(unit)
+    for unit, *again in found:
+        held, groups = _held(unit, *again), list(groups_of(unit))
         if _is_as_it_was(unit, held):
             continue
         example = next((known[key] for key in held if key in known), None) or example_for(unit, root)
         now = [known[key][0] if key in known else made_of(p, at, example, None) for key, (p, at) in held.items()]
         group = groups[0] if groups else new_group(unit, example)
-        backs.append(functools.partial(gather, groups, list(groups), group, gathered(group)))
+        backs.append(functools.partial(gather, unit, groups, group, gathered(group), modules_of(unit)))
         for one, (_, places) in zip(now, held.values(), strict=True):
             backs.append(functools.partial(stand, one, places_of(one)))
             stand(one, places)
-        gather(groups, [group] if now else [], group, now)
-        for module in modules_in(unit):
+        gather(unit, [group] if now else [], group, now, (unit, *again))
+        for module in (inner for one in (unit, *again) for inner in modules_in(one)):
             mark(module)
 
     def back() -> None:
@@ -116,13 +119,14 @@ def regroup(root: nn.Module, known: Mapping[int, Known]) -> Callable[[], None]:
     return back
 
 
-def _held(unit: nn.Module) -> dict[int, tuple[Any, Places]]:
+def _held(*passes: nn.Module) -> dict[int, tuple[Any, Places]]:
     """The parameters of a unit, not of units inside it, by ``id``, and where each stands, in the order of torch."""
     found: dict[int, tuple[Any, Places]] = {}
-    seen, left = set(), [unit]
+    own = set(map(id, passes))
+    seen, left = set(), list(reversed(passes))
     while left:
         module = left.pop()
-        if id(module) in seen or (module is not unit and is_unit(module)):
+        if id(module) in seen or (id(module) not in own and is_unit(module)):
             continue
         seen.add(id(module))
         for name, p in module._parameters.items():

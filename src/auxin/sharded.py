@@ -27,6 +27,7 @@ from auxin.fsdp2 import (
     policies_of,
     put,
     reduces_gradients,
+    run_again,
     shares_its_state,
     their_hooks,
     units,
@@ -308,6 +309,14 @@ def shard_like(block: nn.Module, beside: str, root: nn.Module) -> dict[int, nn.P
         fully_shard(own[path], mesh=mesh, shard_placement_fn=placing, ignored_params=taken, **policies)
     after = named_parameters(block)
     return {id(p): after[name] for name, p in before.items()}
+
+
+def pass_again(block: nn.Module, of: nn.Module) -> None:
+    """Let a plain copy of a block, which holds its very parameters, be gathered as it is: by its units, if any."""
+    for path, unit in units(of).items():
+        again = block.get_submodule(path)
+        if not is_unit(again):  # else something outside holds it too
+            run_again(again, unit)
 
 
 def _placing(block: nn.Module, neighbour: nn.Module, path: str) -> Any:

@@ -15,6 +15,8 @@ from under_fsdp import PROBE, built, full, same, set_up, shards
 import auxin as ax
 from auxin import fsdp2
 
+COPIES = ax.Replace("blocks.0", nn.Identity, init="copies")
+
 
 def refused(rank: int, model: Any, optimizer: Any, call: Any) -> str:
     """The text; the network is as it was, and trains on."""
@@ -82,14 +84,18 @@ def by_name(rank: int) -> dict[str, str]:
         "own": lambda: ax.grow(model, ax.Widen("blocks.0.up", by=2, init=own_start), optimizer, probe=PROBE),
         "experts": lambda: ax.grow(model, ax.Widen("inp", by=2, unit="experts"), optimizer, probe=PROBE),
         "uneven": lambda: ax.grow(columns, ax.Widen("blocks.0.up", by=3), adam(columns), probe=PROBE),
-        "several": lambda: ax.grow(model, [FIRST, ax.Untie("blocks")], optimizer, probe=PROBE),
-        "Repeat": lambda: ax.grow(model, ax.Repeat("blocks", blocks=(0, 1)), optimizer, probe=PROBE),
-        "Untie": lambda: ax.grow(model, ax.Untie("blocks"), optimizer, probe=PROBE),
+        "several": lambda: ax.grow(model, [FIRST, COPIES], optimizer, probe=PROBE),
+        "copies": lambda: ax.grow(model, COPIES, optimizer, probe=PROBE),
         "surgery": lambda: ax.surgery(model, optimizer).__enter__(),
         "no sync": without_sync,
     }
     texts = {name: refused(rank, model, optimizer, call) for name, call in calls.items()}
     twice = ax.Duplicate("tail", by=1)
+    ax.grow(model, ax.Repeat("blocks"), optimizer, probe=PROBE)
+    again = ax.Replace("blocks.2", functools.partial(Block, 8))
+    with pytest.raises(ax.GrowthError) as error:
+        ax.grow(model, again, optimizer, probe=PROBE)
+    texts["again"] = str(error.value)
     texts["shared"] = refused(rank, shares, copied, lambda: ax.grow(shares, twice, copied, probe=PROBE))
     return texts
 
@@ -99,9 +105,9 @@ NAMES = {
     "own": "Widen('blocks.0.up'): not under FSDP2 (fully_shard): init=own_start works with all of the network",
     "experts": "Widen('inp'): not under FSDP2 (fully_shard): unit='experts' is not done there",
     "uneven": "shards it along axis 1 (shard_placement_fn=), which must be a multiple of the 2 ranks, and would be 19",
-    "several": "Untie('blocks'): not under FSDP2",
-    "Repeat": "Repeat('blocks'): not under FSDP2 (fully_shard): the blocks are units",
-    "Untie": "Untie('blocks'): not under FSDP2 (fully_shard): the blocks are units",
+    "several": "Replace('blocks.0'): not under FSDP2",
+    "copies": "Replace('blocks.0'): not under FSDP2 (fully_shard): init='copies' is not done there",
+    "again": "blocks.2: its norm.weight is shared with the network, whose FSDP2 unit holds it already. Give it weights",
     "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put other",
     "shared": "tail.0.up.weight is shared by the block that is to be copied and a module outside of it: not under",
     "held": "not now: the model holds gradients from while set_requires_gradient_sync or set_requires_all_reduce was",
@@ -209,9 +215,11 @@ def without_private_parts(rank: int) -> Any:
     fsdp2.OF_ROOT, fsdp2.OF_STATE = fsdp2.OF_ROOT[:1], fsdp2.OF_STATE[:-1]
     fsdp2.MAKING = (*fsdp2.MAKING, "and_more")
     optimizer.zero_grad()
+    with pytest.raises(ax.GrowthError) as again:
+        ax.grow(model, ax.Repeat("blocks"), optimizer, probe=PROBE)
     with pytest.raises(ax.GrowthError) as wider:
         ax.grow(model, ax.Widen("blocks.0.up", by=2), optimizer, probe=PROBE)
-    return str(change), str(error.value), weights, str(wider.value)
+    return str(change), str(error.value), weights, str(wider.value), str(again.value)
 
 
 def test_a_torch_whose_private_parts_have_moved() -> None:
@@ -225,7 +233,8 @@ def test_a_torch_whose_private_parts_have_moved() -> None:
         if step == 0:
             optimizer.zero_grad()
             ax.grow(model, FIRST, optimizer, probe=PROBE)
-    for change, text, weights, wider in on_ranks(2, without_private_parts, timeout=300):
+    for change, text, weights, wider, again in on_ranks(2, without_private_parts, timeout=300):
+        assert "Repeat('blocks'): not under FSDP2 (fully_shard): for that auxin needs the private FSDPParam(" in again
         assert "resizes tensors, for which auxin needs the private FSDPParam(param, module_info" in wider
         assert (
             "blocks.2 is an FSDP2 root of its own, since this torch has no _is_root or _moved: right, but not" in change

@@ -163,21 +163,26 @@ def replica(model: nn.Module, block: nn.Module, tied: bool = False, apart: Itera
     return twin
 
 
-def in_full(model: nn.Module, block: nn.Module) -> nn.Module:
+def in_full(model: nn.Module, block: nn.Module, apart: Iterable[nn.Module] = ()) -> nn.Module:
     """A block in tensors that can be computed with here and now: itself, or a copy where it is spread over ranks.
+
+    Args:
+        model: the network.
+        block: of it.
+        apart: further blocks, with which it may share parameters.
 
     Raises:
         GrowthError: it is spread, and shares a parameter with the rest of the network.
     """
     spread = {id(p): p for p in block.parameters() if is_spread(p)}
-    shared = _shared(model, block) if spread else {}
+    shared = {id(p) for p in parameters_of(modules_beside(model, block, *apart))} if spread else set()
     for name, p in named_parameters(model).items() if shared else ():
         if id(p) in spread and id(p) in shared:
             raise GrowthError(
                 f"{name} is shared by the block that is to be copied and a module outside of it: not under FSDP2 "
                 f"(fully_shard), where a copy is tried in plain tensors. {AT_A_CHECKPOINT}"
             )
-    return replica(model, block) if spread else block
+    return replica(model, block, apart=apart) if spread else block
 
 
 def _shared(model: nn.Module, block: nn.Module) -> dict[int, Any]:

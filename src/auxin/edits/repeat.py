@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from auxin.anatomy.blocks import Container, number, passes
+from auxin.anatomy.blocks import Container, in_full, number, passes
 from auxin.anatomy.depth import followed, numbered, numbers
 from auxin.anatomy.probe import Call, PlanContext
 from auxin.change import Change, New, Rewire
 from auxin.edits.duplicate import shared_hooks, twin_of
 from auxin.edits.start import fade_in, finish
 from auxin.errors import GrowthError
-from auxin.gate import close_gates, gated
+from auxin.gate import close_gates, gated, open_gate
 from auxin.listing import join, named_parameters
 
 ORDERS = ("stack", "interleave")
@@ -105,7 +105,7 @@ class Repeat:
             path = join(container.path, container.names[source])
             twin = twin_of(model, container.child(source), f"Repeat(at={self.at!r}): {path}", tied=True)
             close_gates(twin)  # of a block that is fading in itself
-            if fades and (source not in calls or not fade_in(twin, calls[source])):
+            if fades and not (source in calls and _fades_in(model, container, source, twin, calls[source])):
                 raise GrowthError(
                     f"Repeat(at={self.at!r}, fade={self.fade}): a further pass of {path} cannot fade in: for that it "
                     "must return one tensor of the shape of its input, which the network hands on as it is, and hold "
@@ -133,6 +133,20 @@ class Repeat:
             raise GrowthError(self.needs_probe)
         seen, _ = context.calls({name: container.child(i) for i, name in enumerate(container.names)})
         return {i: seen[name] for i, name in enumerate(container.names) if name in seen}
+
+
+def _fades_in(model: nn.Module, container: Container, source: int, twin: nn.Module, call: Call) -> bool:
+    """Whether a further pass of a block can fade in; then it gets its gate."""
+    block, name = container.child(source), container.names[source]
+    others = next((again.values() for again in passes(container.module) if name in again), ())
+    tried = in_full(model, block, others)
+    if tried is block:  # not spread over ranks
+        return fade_in(twin, call)
+    close_gates(tried)
+    fades = fade_in(tried, call)
+    if fades:
+        open_gate(twin)
+    return fades
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ from auxin.follow import follow
 from auxin.listing import join, module_at, named_parameters
 from auxin.structure import Undo, beside, reversible, undo
 
-EDITS = ("After", "Duplicate", "Insert", "Remove", "Replace", "Widen")
 PASSES = ("Repeat", "Untie")  # of blocks that run again with the same weights
+EDITS = ("After", "Duplicate", "Insert", "Remove", "Replace", *PASSES, "Widen")
 
 
 def check_edit(model: nn.Module, edit: Any) -> None:
@@ -41,16 +41,13 @@ def check_edit(model: nn.Module, edit: Any) -> None:
             why = f"init={told} works with all of the network; one of {', '.join(STARTS)} does not"
     elif kind == "Replace" and edit.init == "copies":
         why = "init='copies' is not done there"
+    elif kind in PASSES:
+        lacking = fsdp2.missing_to_repeat(model) if fsdp2.units(module_at(model, edit.at)) else ""
+        if not lacking:
+            return
+        why = f"for that auxin needs the private {lacking} of FSDP2, and torch {torch.__version__} does not have it"
     elif kind in EDITS:
         return
-    elif kind in PASSES:
-        if not any(map(fsdp2.is_unit, module_at(model, edit.at).children())):
-            return
-        why = (
-            "the blocks are units (fully_shard), and a further pass would be a second one over the same weights. Of "
-            "blocks that belong to the unit around them it works, and in a network that is grown before it is sharded, "
-            "by fully_shard([block, pass])"
-        )
     else:
         why = "it is not known how"
     raise GrowthError(
@@ -104,14 +101,17 @@ def shard(model: nn.Module, change: Change) -> Change:
 def _sharded(model: nn.Module, rewire: Rewire, name: str, new: New, remarks: list[str]) -> dict[int, Any]:
     """Shard a new module; what FSDP2 knows of its new parameters where it becomes a part of a unit."""
     path, neighbour = join(rewire.path, name), new.source or beside(module_at(model, rewire.path), rewire, name)
+    if new.tied:
+        sharded.pass_again(new.module, module_at(model, neighbour))
+        return {}
     unit, lacking = fsdp2.is_unit(module_at(model, neighbour)), fsdp2.missing_to_regroup(model)
-    own = regrouped.gathered_in(model, neighbour) if not lacking and (not unit or neighbour == path) else set()
+    again = unit and len(fsdp2.modules_of(module_at(model, neighbour))) > 1  # what leaves runs elsewhere too
+    leaves = neighbour == path and not again
+    own = regrouped.gathered_in(model, neighbour) if not lacking and (leaves or not unit) else set()
     tied = [n for n, p in new.module.named_parameters() if sharded.is_spread(p) and id(p) not in own]
     if tied:
-        raise GrowthError(
-            f"{path}: its {tied[0]} is shared with the network, whose FSDP2 unit holds it already. "
-            f"{sharded.AT_A_CHECKPOINT}"
-        )
+        way = f"Give it weights of its own first: Untie({rewire.path!r})." if again else sharded.AT_A_CHECKPOINT
+        raise GrowthError(f"{path}: its {tied[0]} is shared with the network, whose FSDP2 unit holds it already. {way}")
     if not unit and not lacking:
         return regrouped.shard_into(new.module, neighbour, model)
     if not unit:

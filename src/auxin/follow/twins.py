@@ -16,7 +16,7 @@ from auxin.change import Before, New
 from auxin.fsdp2 import is_unit, missing_to_regroup
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.listing import module_at
-from auxin.sharded import copy_plainly, shard_like, unmark
+from auxin.sharded import copy_plainly, pass_again, shard_like, unmark
 
 
 def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
@@ -62,7 +62,9 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
             close_gate(module)
             open_gate(module)
         like = new.source or neighbour
-        if is_unit(twin) and (is_unit(module_at(twin, like)) or missing_to_regroup(twin)):
+        if new.tied:
+            pass_again(module, module_at(twin, like))
+        elif is_unit(twin) and (is_unit(module_at(twin, like)) or missing_to_regroup(twin)):
             shard_like(module, like, twin)  # else the unit around takes it in
         return module
 
