@@ -226,29 +226,29 @@ def test_a_width_is_named_by_a_layer_where_one_makes_it() -> None:
     assert [one.subject for one in found.edits] == ["Widen('patch', by=2)"]
 
 
-class Scaled(nn.Module):
-    """A residual branch under a LayerScale, whose gains are all alike as long as nothing has been trained."""
+class PostNorm(nn.Module):
+    """What is added to the output of a norm, whose gains are all alike as long as nothing has been trained."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.norm, self.branch, self.out = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 1)
-        self.gain = nn.Parameter(0.5 * torch.ones(8))
+        self.inp, self.branch, self.out = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.first, self.norm = nn.LayerNorm(8), nn.LayerNorm(8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.inp(x)
-        return self.out(self.norm(x + self.gain * self.branch(x)))
+        x = self.first(self.inp(x))
+        return self.out(self.norm(x + self.branch(x)))
 
 
 def test_a_stream_that_grows_only_until_its_gains_have_been_trained_does_not_work() -> None:
     torch.manual_seed(0)
-    model, x = Scaled(), torch.randn(4, 4)
+    model, x = PostNorm(), torch.randn(4, 4)
     assert ax.grow(model, ax.Widen("inp", by=2), probe=x, dry_run=True).preserves
     before = copy.deepcopy(model.state_dict())
     found = examine(model, probe=x)
     assert found.edits[-1].subject == "Widen('inp', to=16, init='tile')" and found.edits[-1].works and not found.widths
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
-        model.gain += 0.1 * torch.randn(8)
-    with pytest.raises(ax.GrowthError, match="norm takes a norm over it"):
+        model.first.weight += 0.1 * torch.randn(8)
+    with pytest.raises(ax.GrowthError, match="what first gives, with a gain for each entry, is added"):
         ax.grow(model, ax.Widen("inp", by=2), probe=x)
     assert ax.grow(model, found.edits[-1].edit, probe=x).preserves

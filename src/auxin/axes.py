@@ -30,6 +30,8 @@ class Axis:
             times the old ones.
         mean: whether new entries are the mean of the old ones, as where LayerNorm reads a wider residual stream; of a
             value only, states of new entries start fresh.
+        gains: (name, value at new entries) of vectors that the network multiplies the entries by before they are read
+            (LayerScale): a new entry is then the mean of the multiplied old ones, divided by the values.
         shift: float64 of shape (new size,), added to old values after they were multiplied (a router's bias, less the
             logarithm of how often each expert was copied); None: nothing.
 
@@ -43,6 +45,7 @@ class Axis:
     gradient: Tensor | None = None
     mean: bool = False
     shift: Tensor | None = None
+    gains: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         index = self.index
@@ -160,6 +163,7 @@ class Axis:
         scales = {"value": self.value, "gradient": self.gradient, "shift": self.shift}
         told = {name: _short(scale.tolist()) for name, scale in scales.items() if scale is not None}
         told |= {"mean": True} if self.mean else {}
+        told |= {"gains": [list(gain) for gain in self.gains]} if self.gains else {}
         return {"size": self.size, "runs": [list(run) for run in self.runs], **told}
 
     @classmethod
@@ -174,7 +178,8 @@ class Axis:
             for start, length in data["runs"]:
                 index += [BORN] * length if start < 0 else range(start, start + length)
             axis = cls.of(index, data["size"], data.get("value"), data.get("gradient"), data.get("mean", False))
-            return replace(axis, shift=_scale(data.get("shift"), len(index)))
+            gains = tuple((str(name), float(value)) for name, value in data.get("gains", ()))
+            return replace(axis, shift=_scale(data.get("shift"), len(index)), gains=gains)
         except (KeyError, TypeError, ValueError) as error:
             raise GrowthError(f"this is not an axis: {data!r:.80} ({type(error).__name__}: {error}).") from error
 
@@ -213,7 +218,9 @@ def check(name: str, axes: Axes, old: Sequence[int], new: Sequence[int]) -> None
 
 
 @torch.no_grad()
-def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Tensor:
+def carried(
+    old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value", gains: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """What a tensor holds after its axes have changed: old entries where they continue, ``fresh`` where they are born.
 
     Every value that moves in a growth comes through here: parameters and buffers, averages (from their own values),
@@ -225,6 +232,7 @@ def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Ten
         fresh: of the shape after, with the values of entries that are born. It gives dtype, device and memory order.
         kind: what the entries are, which says how they are scaled: a "value" by ``Axis.value``, what is linear in the
             gradient ("gradient") by ``Axis.gradient``, its "square" by the square of that, "plain" by nothing.
+        gains: the vectors that ``Axis.gains`` names, as they were before, of the network that ``old`` is of.
 
     Returns:
         A new tensor like ``fresh``.
@@ -234,7 +242,7 @@ def carried(old: Tensor, axes: Axes, fresh: Tensor, kind: Kind = "value") -> Ten
     """
     check("carried", axes, old.shape, fresh.shape)
     if kind == "value":
-        old, axes = _with_means(old.detach(), axes)
+        old, axes = _with_means(old.detach(), axes, gains or {})
     region = old.detach().to(device=fresh.device, dtype=fresh.dtype)
     for number, axis in enumerate(axes):
         if not axis.keeps_all:
@@ -289,12 +297,16 @@ def put(tensor: Tensor, places: Sequence[At], value: Tensor) -> None:
     tensor[tuple(grid)] = value.to(tensor.dtype)
 
 
-def _with_means(old: Tensor, axes: Axes) -> tuple[Tensor, Axes]:
+def _with_means(old: Tensor, axes: Axes, gains: Mapping[str, Tensor]) -> tuple[Tensor, Axes]:
     """The mean along an axis as one more entry of it, which the new ones continue."""
     result = list(axes)
     for number, axis in enumerate(axes):
         if axis.mean and axis.born.any():
-            old = torch.cat([old, old.double().mean(number, keepdim=True).to(old.dtype)], number)
+            entries = old.double()
+            for name, at_new in axis.gains:
+                shape = [-1 if a == number else 1 for a in range(len(axes))]
+                entries = entries * (gains[name].to(old.device).double() / at_new).view(shape)
+            old = torch.cat([old, entries.mean(number, keepdim=True).to(old.dtype)], number)
             index = torch.where(axis.born, axis.size, axis.index)
             result[number] = Axis(index, axis.size + 1, axis.value, axis.gradient)
     return old, tuple(result)

@@ -127,7 +127,8 @@ def examine(
 def _as_in_training(model: nn.Module) -> Iterator[nn.Module]:
     """For a while without the gradients that a factory has left, and with gains that are not all alike.
 
-    A LayerScale that is the same everywhere hides that a stream under it cannot grow once it has been trained.
+    A norm whose gains are the same everywhere hides that a stream which it is part of (BERT) cannot grow once it has
+    been trained.
     """
     grads = [(p, p.grad) for p in model.parameters()]
     gains = [p for p in model.parameters() if type(p) is nn.Parameter and _alike(p)]

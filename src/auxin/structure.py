@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auxin.axes import carried, check
+from auxin.axes import Axis, carried, check
 from auxin.change import MISSING, Assign, Before, Change, New, Rewire, Swap, entries_of
 from auxin.errors import GrowthError
 from auxin.fsdp2 import holders, resize
@@ -50,6 +50,7 @@ def apply(
     twins: dict[int, Tensor] | None = None if build is None else {}
     own = {} if build is None or not change.swaps else _stand_ins(model, change)
     sharded = holders(model) if change.swaps else {}
+    gains = {} if build is None else gains_of(model, (axis for swap in change.swaps for axis in swap.axes or ()))
 
     def of(new: New, neighbour: str) -> nn.Module:
         if id(new.module) not in made:
@@ -69,7 +70,7 @@ def apply(
     for assign in change.assigns:
         assign_to(modules[assign.path], assign, undos)
     for swap in change.swaps:
-        _swap(modules[swap.path], swap, (twins, own, sharded), undos)
+        _swap(modules[swap.path], swap, (twins, own, sharded, gains), undos)
     for p, trains in flags:
         _train(p, trains, undos)
     for path in change.gates:
@@ -220,13 +221,22 @@ def _stand_ins(twin: nn.Module, change: Change) -> dict[int, Tensor]:
     return {id(old[n]): t for n, t in {**own.buffers, **own.parameters}.items() if n in old}
 
 
-def _swap(module: nn.Module, swap: Swap, known: tuple[Any, dict[int, Tensor], Any], undos: list[Undo]) -> None:
+def gains_of(model: nn.Module, axes: Iterable[Axis]) -> dict[str, Tensor]:
+    """The vectors by which means are weighted along axes, by name, as they are now; see ``Axis.gains``."""
+    names = dict.fromkeys(name for axis in axes for name, _ in axis.gains)
+    pairs = ((name, *name.rpartition(".")[::2]) for name in names)
+    return {name: whole(module_at(model, path)._parameters[leaf]).detach() for name, path, leaf in pairs}
+
+
+def _swap(
+    module: nn.Module, swap: Swap, known: tuple[Any, dict[int, Tensor], Any, dict[str, Tensor]], undos: list[Undo]
+) -> None:
     """Put a replaced or resized tensor in place; a copy of the network keeps its own values where they fit.
 
     ``known``: what stands, in a copy, for each new tensor already (ties), None in the network itself; what stands there
-    for each old one, which may change its place; what FSDP2 knows of each parameter.
+    for each old one, which may change its place; what FSDP2 knows of each parameter; gains that weight means.
     """
-    twins, own, sharded = known
+    twins, own, sharded, gains = known
     held: dict[str, Any] = module._buffers if swap.buffer else module._parameters
     names, before = list(held), held.get(swap.name, MISSING)
     value: Tensor | None = swap.value
@@ -234,7 +244,7 @@ def _swap(module: nn.Module, swap: Swap, known: tuple[Any, dict[int, Tensor], An
         value = own[id(value)]
     elif twins is not None and value is not None:
         if id(value) not in twins:
-            twins[id(value)] = _own(swap, value, before)
+            twins[id(value)] = _own(swap, value, before, gains)
         value = twins[id(value)]
     if swap.resized and isinstance(before, Tensor) and value is not None:
         if is_spread(before):
@@ -273,13 +283,13 @@ def _gate(block: nn.Module, undos: list[Undo]) -> None:
         open_gate(block)
 
 
-def _own(swap: Swap, value: Tensor, before: Any) -> Tensor:
+def _own(swap: Swap, value: Tensor, before: Any, gains: Mapping[str, Tensor]) -> Tensor:
     """What a copy of the network holds for ``value``: its own old entries where they continue."""
     fresh = value.detach().clone()
     if isinstance(before, Tensor):
         fresh = fresh.to(device=before.device, dtype=before.dtype)
         if swap.axes is not None:
-            fresh = carried(whole(before), swap.axes, fresh)
+            fresh = carried(whole(before), swap.axes, fresh, gains=gains)
     trains = before.requires_grad if isinstance(before, nn.Parameter) else value.requires_grad
     return fresh if swap.buffer else nn.Parameter(fresh, requires_grad=trains)
 

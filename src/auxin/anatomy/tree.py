@@ -17,6 +17,7 @@ from auxin.companion import original_of
 from auxin.errors import GrowthError
 from auxin.listing import Listing, join, module_at
 from auxin.sharded import whole
+from auxin.structure import gains_of
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 AT_A_CHECKPOINT = (
@@ -197,7 +198,8 @@ def resized(
         fresh = torch.full_like(before.new_empty(shape_after(maps)), fresh)
     check(name, maps, before.shape, fresh.shape)
     fresh = _ordered_like(before, fresh)
-    return Swap(path, leaf, carried(before, maps, fresh), maps, buffer=leaf in owner._buffers, resized=True)
+    value = carried(before, maps, fresh, gains=gains_of(model, maps))
+    return Swap(path, leaf, value, maps, buffer=leaf in owner._buffers, resized=True)
 
 
 def _ordered_like(old: Tensor, fresh: Tensor) -> Tensor:

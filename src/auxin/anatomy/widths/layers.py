@@ -178,6 +178,10 @@ def _attention(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given
         tracer.meet(k[axis], v[axis], "attention")
     tracer.meet(k[-2], v[-2], "attention")
     tracer.meet(q[-1], k[-1], "attention")
+    for mask in given[3:4]:  # or a bias of each head
+        for term, own in ends([*q[:-1], k[-2]], mask.terms):
+            if find(term).size == find(own).size:
+                tracer.meet(term, own, "attention")
     tracer.event("product", q[-1], "attention", *given[:2])
     tracer.trace.attended = tracer.trace.attended.union(*(axes.writers for axes in given[:3]))
     tracer.trace.work += [(2, (*q, k[-2])), (2, (*q[:-1], k[-2], v[-1]))]

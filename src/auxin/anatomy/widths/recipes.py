@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from auxin.anatomy.widths.groups import Member, Width
 from auxin.anatomy.widths.terms import Term, contains, factors, find, parts, pieces
 from auxin.change import Assign
+from auxin.sharded import in_one_piece
 
+Gains = tuple[tuple[str, float], ...]
 Slots = list[list[tuple[str, int, Tensor]]]  # by part of a weight's output: of it and its bias name, axis and mask
 MANY = 3  # writers of a width inside a block
 EPSILON = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps", "norm_eps")
@@ -31,7 +33,8 @@ class Recipe:
         free: axes that are read, of which new entries need not be zero: what they read is.
         scale: factors of old entries, over the entries after.
         shift: what is added to old entries then.
-        mean: axes of which new entries are the mean of the old ones.
+        mean: axes of which new entries are the mean of the old ones, with the gains by which that is weighted: the name
+            of each, and its value at new entries.
         assigns: attributes that change.
         last: whether it is for where nothing else keeps the function.
     """
@@ -41,9 +44,14 @@ class Recipe:
     free: set[tuple[str, int]] = field(default_factory=set)
     scale: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     shift: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    mean: set[tuple[str, int]] = field(default_factory=set)
+    mean: dict[tuple[str, int], Gains] = field(default_factory=dict)
     assigns: list[Assign] = field(default_factory=list)
     last: bool = False
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """The values at new entries of the gains by which means are weighted."""
+        return dict(gain for gains in self.mean.values() for gain in gains)
 
 
 def recipes(model: nn.Module, width: Width, init: str) -> Iterator[Recipe]:
@@ -60,7 +68,7 @@ def recipes(model: nn.Module, width: Width, init: str) -> Iterator[Recipe]:
 
 def needed(width: Width) -> list[str]:
     """What along the width a plain start would change, in words."""
-    found = []
+    found = _without_a_mean(width)
     for event in width.mixing:
         at = event.module or "the network"
         if event.kind in ("norm", "reduce"):
@@ -70,6 +78,24 @@ def needed(width: Width) -> list[str]:
     scaled = {(m.name, m.axis) for m in width.members} & width.trace.scaled
     found += [f"{name} is divided by its norm along it (weight_norm)" for name, _ in sorted(scaled)]
     return list(dict.fromkeys(found))
+
+
+def _without_a_mean(width: Width) -> list[str]:
+    """What keeps a new entry of a stream from being the mean of the others, which norms that subtract one ask for."""
+    norms = {event.module for event in width.mixing if event.kind == "norm" and "rms" not in event.detail}
+    if not norms:
+        return []
+    made = {m.name.rpartition(".")[0] for m in width.members if m.role == "out"}
+    reads = {m.name.rpartition(".")[0] for m in width.members if m.role == "in"}
+    apart = [path for path, _ in width.groups if path in made - reads - norms]
+    added = sorted((norms | {"the network"}) & width.trace.residues)
+    of_places = dict.fromkeys(e.module for e in width.mixing if e.kind == "norm" and e.detail == "group norm")
+    told = "so that a new entry cannot be the mean of the others"
+    return [
+        *(f"{path} convolves each entry by itself, {told} behind it" for path in apart),
+        *(f"what {path} gives, with a gain for each entry, is added to something else, {told} there" for path in added),
+        *(f"{path} takes one mean over entries and places, which new entries change" for path in of_places),
+    ]
 
 
 # ---- the size of a head
@@ -221,9 +247,9 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
     if any(_offset(width, member, shrink) for member in width.members):
         yield _stream(model, width, shrink, subtracts, None, offset=True)
     if not all(_adjustable(model, width, path) for path in shrink):
-        yield _longer(width, shrink, subtracts)
+        yield _longer(model, width, shrink, subtracts)
         if all(_gains(width, path) for path in shrink):
-            yield _longer(width, shrink, subtracts, tied=True)
+            yield _longer(model, width, shrink, subtracts, tied=True)
     if not subtracts:  # what divides by a mean, and not by the root of one, shrinks by all of it
         yield _stream(model, width, shrink, subtracts, None, power=1.0)
     if any(_of_heads(width, member) for member in width.members):
@@ -271,7 +297,7 @@ def _stream(
             continue
         elif subtracts:
             if member.name not in width.trace.attended:  # queries, keys and values of new heads, which nothing reads
-                recipe.mean.add(key)
+                recipe.mean[key] = _gained(model, width, member, shrink)
         elif only is None or member.name in only:
             recipe.zero[key] = everything
     for path, share in shrink.items():
@@ -286,6 +312,22 @@ def _stream(
                 eps = torch.finfo(weight.dtype if weight is not None else torch.float32).eps
                 recipe.assigns.append(Assign(path, name, None, eps * share))
     return recipe
+
+
+def _gained(model: nn.Module, width: Width, member: Member, norms: Mapping[str, float]) -> Gains:
+    """The gains between what makes entries of a stream and the stream, by which the mean of the latter is weighted.
+
+    At new entries each has the root mean square of its old ones, which is not small where they have both signs.
+    """
+    along = {m.name: m for m in width.members if m.role == "gain"}
+    found = []
+    for name in width.trace.gained.get(width.trace.first[member.name], ()):
+        gain = along.get(name)
+        if gain is not None and name.rpartition(".")[0] not in norms and name != member.name:
+            values = in_one_piece(model.get_parameter(name)).detach().double()
+            if values.numel() == member.size:
+                found.append((name, float(values.square().mean().sqrt()) or 1.0))
+    return tuple(found)
 
 
 def _offset(width: Width, member: Member, norms: Mapping[str, float]) -> bool:
@@ -323,7 +365,7 @@ def _gains(width: Width, path: str) -> bool:
     return any(m.role == "gain" and m.name.rpartition(".")[0] == path for m in width.members)
 
 
-def _longer(width: Width, norms: Mapping[str, float], subtracts: bool, tied: bool = False) -> Recipe:
+def _longer(model: nn.Module, width: Width, norms: Mapping[str, float], subtracts: bool, tied: bool = False) -> Recipe:
     """All that is written to the width is multiplied by the root of new / old, and all that reads it divided by it.
 
     The root mean square is what it was then, and the deviation too, whatever a norm does with it. ``tied``: a head is
@@ -346,7 +388,7 @@ def _longer(width: Width, norms: Mapping[str, float], subtracts: bool, tied: boo
                 recipe.scale[key] = everything / factor**2
         else:
             if subtracts and not of_norm:
-                recipe.mean.add(key)
+                recipe.mean[key] = _gained(model, width, member, norms)
             else:
                 recipe.zero[key] = everything.bool()
             if not _offset(width, member, norms):

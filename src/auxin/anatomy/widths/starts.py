@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -141,13 +141,13 @@ def _shares(index: Sequence[int], n: int, generator: torch.Generator | None) -> 
 def _axis(member: Member, width: Width, entries: Entries, reset: bool, recipe: Recipe) -> Axis:
     term, key = width.trace.tensors[member.name][member.axis], (member.name, member.axis)
     index = grown(term, entries.index)
+    mean = key in recipe.mean and member.name not in recipe.gains
     if key in recipe.scale:
         scale = recipe.scale[key]
-        return Axis(
-            torch.tensor(index), member.size, scale, 1 / scale, mean=key in recipe.mean, shift=recipe.shift.get(key)
-        )
+        own = Axis(torch.tensor(index), member.size, scale, 1 / scale, shift=recipe.shift.get(key))
+        return replace(own, mean=mean, gains=recipe.mean.get(key, ()))
     if not entries.share:
-        return Axis.of(index, member.size, mean=key in recipe.mean)
+        return replace(Axis.of(index, member.size), mean=mean, gains=recipe.mean.get(key, ()))
     share = torch.tensor(along(term, entries.share), dtype=torch.float64)
     new = _copies(term, width, index)
     if member.role == "in":
@@ -183,6 +183,8 @@ def _fresh(
         return 1.0
     if "mean" in roles or (roles == {"bias"} and old.dim() == 1):
         return 0.0
+    if members[0].name in recipe.gains:
+        return recipe.gains[members[0].name]
     if roles == {"gain"}:
         return float(old.detach().double().mean()) if old.dim() == 1 else 1.0
     shape = [len(axes[n].index) if n in axes else size for n, size in enumerate(old.shape)]

@@ -49,13 +49,14 @@ SUMMING = (
 class Axes:
     """What is known of a tensor: a term for each axis, and the parameter that it is a view of.
 
-    ``centred``: a norm that subtracts a mean has made it, and so far only operations entry by entry went over it.
+    ``centred``: the norm that has made it, if that subtracts a mean and so far only operations entry by entry went over
+    it; else "".
     ``writers``: names of the parameters of the last layers that have made it. ``mean_of``: what it is the mean of.
     """
 
     terms: list[Term]
     source: str | None = None
-    centred: bool = False
+    centred: str = ""
     writers: frozenset[str] = frozenset()
     mean_of: Axes | None = None
 
@@ -95,8 +96,11 @@ class Trace:
         outputs: terms of the axes of the tensors that the network gave.
         direct: by (name, axis) the axes along which a weight reads what no norm has centred before.
         centring: paths of the modules that subtract a mean.
+        residues: norms that subtract a mean of which the result is added to something else that is not such a result.
         reads: by (name, axis) which layers make what a weight reads along the axis.
         attended: names of the parameters that make queries, keys and values.
+        gained: by name of a parameter, those that multiply what its layer makes entry by entry before anything else
+            does (LayerScale).
         scaled: by (name, axis) the axes along which a weight is divided by its norm, as ``weight_norm`` does.
         groups: modules whose number of groups is a length (grouped convolutions, group norms, heads of attention).
         work: floating-point operations of products and convolutions: each a factor, times the lengths of axes.
@@ -111,8 +115,10 @@ class Trace:
     direct: set[tuple[str, int]] = field(default_factory=set)
     scaled: set[tuple[str, int]] = field(default_factory=set)
     centring: set[str] = field(default_factory=set)
+    residues: set[str] = field(default_factory=set)
     reads: dict[tuple[str, int], set[str]] = field(default_factory=dict)
     attended: set[str] = field(default_factory=set)
+    gained: dict[str, list[str]] = field(default_factory=dict)
     groups: list[tuple[str, Term]] = field(default_factory=list)
     work: list[tuple[float, tuple[Term, ...]]] = field(default_factory=list)
     _inside: dict[int, tuple[Term, frozenset[int]]] = field(default_factory=dict)
@@ -225,12 +231,21 @@ class Tracer(TorchDispatchMode):
         activations = [axes for axes in given if axes.source is None]
         own = frozenset(axes.source for axes in given if axes.source is not None)
         if name in SUMMING and own:
-            centred, writers = False, own
+            centred, writers = "", own
         else:
             each = [axes.centred for axes in activations]
-            kept = any(each) if name in ("mul", "mul_", "div") else bool(each) and all(each)
-            centred = name in CENTRING or subtracted or (kept and name not in SUMMING)
+            kept = any(each) if name in ("mul", "mul_", "div") else all(each)
+            centred = next(filter(None, each), "") if kept and name not in SUMMING else ""
+            if name in CENTRING or subtracted:
+                centred = self.place()[1] or "the network"
+            if name in ("add", "add_") and not kept:
+                self.trace.residues.update(filter(None, each))
             writers = frozenset().union(*(axes.writers for axes in activations))
+            multiplied = given[1:] if name in ("addcmul", "addcmul_") else given if name in ("mul", "mul_") else ()
+            for axes, gain in itertools.permutations(multiplied, 2):
+                if gain.source in self.parameters and axes.source is None and not axes.centred:
+                    for one in axes.writers:
+                        self.trace.gained.setdefault(one, []).append(gain.source)
         for tensor in made:
             if id(tensor) not in self.owned:
                 axes = self.axes(tensor)
@@ -258,7 +273,7 @@ class Tracer(TorchDispatchMode):
                 continue
             a, b = find(length.term), find(term)
             alike = "atom" in (a.kind, b.kind) or [f.size for f in factors(a)] == [f.size for f in factors(b)]
-            if alike and not {*map(id, atoms(a))} & {*map(id, atoms(b))}:
+            if alike and _in_order(a, b):
                 with contextlib.suppress(Mixed):
                     unify(a, b)
 
@@ -268,6 +283,13 @@ class Tracer(TorchDispatchMode):
             return
         assert len(terms) == tensor.dim()
         self.known[tensor] = Axes(list(terms), source)
+
+
+def _in_order(a: Term, b: Term) -> bool:
+    """Whether what two axes have in common, as the halves of rotary heads, stands at the same places of both."""
+    both = {*map(id, atoms(a))} & {*map(id, atoms(b))}
+    first, second = ([both & {*map(id, atoms(part))} for part in factors(term)] for term in (a, b))
+    return not both or first == second
 
 
 class Sizes(TorchFunctionMode):
