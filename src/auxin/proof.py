@@ -13,6 +13,7 @@ from auxin.anatomy.blocks import CONTAINERS, Container, beside, counters
 from auxin.anatomy.gradients import gradients_of, probe_loss
 from auxin.anatomy.placed import parts, registrations
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
+from auxin.anatomy.rounding import Outputs, by_rounding, distance, tolerance
 from auxin.anatomy.shaken import asleep, multiplied_by_zero, run_with_other_weights
 from auxin.anatomy.tree import join, module_at, runs_by_parts
 from auxin.anatomy.widths.mixtures import router_of
@@ -23,13 +24,8 @@ from auxin.flow import counterparts, distinct, inside, ratio, sizes, units
 from auxin.fsdp2 import is_unit
 from auxin.gate import set_gate
 from auxin.listing import in_words
-from auxin.randomness import random_state
 from auxin.record import Record
-from auxin.sharded import here, spread_like, whole
-
-Outputs = list[Tensor]
-FAR, SHAKES, OVER = 64.0, 3, 4.0  # how far rounding is looked for, in how many tries, and what is granted over them
-EPSILONS = 64.0  # of the output's dtype: above what another order of summation does, below what a changed weight does
+from auxin.sharded import spread_like, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,66 +348,6 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], 
     return difference
 
 
-def distance(before: Outputs, after: Outputs) -> float:
-    """Return the largest absolute difference of outputs; it is infinite where shapes or whole numbers differ."""
-    difference = 0.0
-    if [t.shape for t in before] != [t.shape for t in after]:
-        return float("inf")
-    for a, b in zip(before, after, strict=True):
-        if a.is_floating_point() or a.is_complex():
-            gap = (a - b).abs()
-            gap = gap[~(a.isnan() & b.isnan())] if a.is_floating_point() else gap
-            gap = gap[~((a == b) & a.isinf())] if gap.shape == a.shape else gap
-            difference = max(difference, float(gap.max()) if gap.numel() else 0.0)
-        elif not torch.equal(a, b):
-            difference = float("inf")
-    return difference
-
-
-def tolerance(before: Outputs) -> float:
-    """Return how far equal outputs may lie apart because sums are taken in another order."""
-    limit = 0.0
-    for t in before:
-        if t.is_floating_point() or t.is_complex():
-            size = float(t[t.isfinite()].abs().max()) if t.isfinite().any() else 0.0
-            limit = max(limit, EPSILONS * torch.finfo(t.dtype).eps * max(1.0, size))
-    return limit
-
-
-def outputs_of_copy(copy: nn.Module, context: PlanContext) -> Outputs | None:
-    """The output tensors of a copy of the network on the probe, in eval mode; None where it does not run."""
-    try:
-        with untouched(copy), torch.no_grad():
-            return [t.detach().clone() for t in tensors_in(context.run_of(copy))]
-    except Exception:  # whatever a user's forward raises, on another device, say
-        return None
-
-
-def by_rounding(network: nn.Module, outputs: Outputs, difference: float, limit: float, context: PlanContext) -> float:
-    """Return how far outputs lie apart when every weight moves by less than a rounding error; 0 where that cannot
-    explain the difference.
-
-    Sums over a wider axis are taken in another order. A deep network may enlarge that far beyond what one sum does, and
-    this measures by how much.
-    """
-    if not difference <= FAR * limit:
-        return 0.0
-    kept = [(t := here(p.detach()), t.clone()) for p in network.parameters() if p.is_floating_point() and not p.is_meta]
-    worst = 0.0
-    try:
-        for seed in range(SHAKES):
-            with torch.no_grad(), random_state(seed):
-                for p, value in kept:
-                    p.copy_(value * (1 + torch.finfo(p.dtype).eps * (2 * torch.rand_like(value) - 1)))
-            again = outputs_of_copy(network, context)
-            worst = max(worst, 0.0 if again is None else distance(outputs, again))
-    finally:
-        with torch.no_grad():
-            for p, value in kept:
-                p.copy_(value)
-    return OVER * worst
-
-
 def _with_other_outputs(change: Change) -> str:
     """What to do where a network returns something of each layer."""
     network = change.before.modules.get("")
@@ -424,7 +360,7 @@ def _with_other_outputs(change: Change) -> str:
 
 def _suspects(change: Change, often: list[str]) -> str:
     if not change.added:
-        return "A norm's epsilon or a scale in the code goes by the width, or float32 stands in float64; init='random'"
+        return "A norm's epsilon or a scale in the code goes by the width; init='random'"
     shared = f". In one forward {', '.join(often[:3])}: of weights shared over the depth a copy takes over some of "
     return (
         "Something outside the block depends on the number of layers, or uses more of what each of them gives than the "

@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from auxin.anatomy.probe import PlanContext, untouched
+from auxin.anatomy.rounding import Outputs, by_rounding, distance, outputs_of_copy, tolerance
 from auxin.anatomy.wrappers import networks_of
 from auxin.change import Alias, Change, New
 from auxin.companion import registered
 from auxin.errors import GrowthError
 from auxin.listing import join, module_at, modules_in
-from auxin.proof import Outputs, by_rounding, distance, outputs_of_copy, tolerance
 from auxin.record import storage_of, version_of
 from auxin.sharded import is_spread, settle
 

@@ -253,6 +253,61 @@ def test_a_width_that_cannot_keep_the_function_exactly_names_what_may_be_in_the_
         ax.grow(model, ax.Widen("embed", by=1), probe=IDS)
 
 
+class Response(nn.Module):
+    """Global response normalisation, as in ConvNeXt v2: by the mean over the channels."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.weight, self.bias = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+        if known:
+            self.eps = 1e-6
+
+    def forward(self, x):
+        x = F.gelu(self.inp(x))
+        size = x.norm(dim=1, keepdim=True)
+        part = size / (size.mean(-1, keepdim=True) + (self.eps if "eps" in vars(self) else 1e-6))
+        return self.out(x + torch.addcmul(self.bias, self.weight, x * part))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_the_list_of_widths_offers_is_what_grows(known):
+    """An epsilon in the code changes the outputs by a millionth: that is rounding in float32, and not in float64."""
+    torch.manual_seed(0)
+    model, x = Response(known).double(), torch.randn(3, 5, 4, dtype=torch.float64)
+    width = next(w for w in ax.sites(model, x).widths if w.at == "inp")
+    assert bool(width.fits) == known
+    if known:
+        assert ax.grow(model, width.edit, torch.optim.SGD(model.parameters(), lr=0.1), probe=x).max_difference < 1e-14
+    else:
+        assert "a norm's epsilon or a scale in the code goes by the width" in width.why_not
+        with pytest.raises(ax.GrowthError, match="a norm's epsilon or a scale in the code goes by the width"):
+            ax.grow(model, ax.Widen("inp", by=1), probe=x)
+    again = Response(known)
+    assert ax.grow(again, ax.Widen("inp", by=1), torch.optim.SGD(again.parameters(), lr=0.1), probe=x.float()).preserves
+
+
+class InFloat32(nn.Module):
+    """A norm that computes in float32 whatever it is given, as those of Llama."""
+
+    def __init__(self):
+        super().__init__()
+        self.eps, self.weight = 1e-6, nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        y = x.float()
+        return self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def test_norms_in_float32_of_a_network_in_float64():
+    torch.manual_seed(0)
+    model = Text(InFloat32).double()
+    before = model(IDS).detach()
+    (width,) = (w for w in ax.sites(model, IDS).widths if w.at == "embed" and w.edit.unit is None)
+    change = ax.grow(model, width.edit, torch.optim.SGD(model.parameters(), lr=0.1), probe=IDS)
+    assert change.preserves and 0 < float((model(IDS).detach() - before).norm() / before.norm()) < 1e-6
+
+
 @pytest.mark.parametrize("norm", [NanoNorm, Written])
 def test_a_tied_head_goes_on_behind_norms_whose_epsilon_cannot_follow(norm):
     torch.manual_seed(0)

@@ -177,7 +177,8 @@ class Widen:
         Raises:
             GrowthError: there is none; says what stands in the way of each.
         """
-        wrong: list[str] = []
+        wrong: list[tuple[str, float]] = []
+        missing: list[str] = []
         for width in self.widths(model, context):
             best: tuple[float, Begun, list[Assign]] | None = None
             own = None if isinstance(self.init, str) else self.init
@@ -201,15 +202,17 @@ class Widen:
                         now = tried(context, begun.swaps, fewer, same=begun.preserves)
                         if not now[0] or why.startswith(NOT_RUN):
                             (why, difference), assigns = now, fewer
-                wrong += [why] if why else []
+                wrong += [(why, difference)] if why else []
                 if not why and (best is None or CLEARLY * difference < best[0]):
                     best = difference, begun, assigns
                 if best is not None and best[0] == 0:
                     break
             if best is not None:
                 return width, *best[1:]
-            wrong += needed(width) if self.init != "random" else []
-        raise GrowthError(f"{self._where}: cannot grow: {'; '.join(list(dict.fromkeys(wrong))[:3])}.")
+            missing += needed(width) if self.init != "random" else []
+        nearest = min((off for _, off in wrong), default=inf)  # of the starts that run
+        told = [why for why, off in wrong if off in (nearest, inf)] + missing
+        raise GrowthError(f"{self._where}: cannot grow: {'; '.join(list(dict.fromkeys(told))[:3])}.")
 
     def _instead(self, model: nn.Module, context: PlanContext) -> str:
         """What grows this width, where the start that was asked for does not keep the function."""

@@ -13,10 +13,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from auxin.anatomy.probe import PlanContext, tensors_in
+from auxin.anatomy.rounding import EPSILONS
 from auxin.anatomy.wrappers import networks_of
 from auxin.change import Change, Edit, Grouping
 from auxin.listing import join, module_at
-from auxin.proof import EPSILONS
 from auxin.randomness import random_state
 from auxin.testing.before import Before, Facts, changed_by, counts_of, hooks_of, name_after, state_of
 from auxin.testing.exact import digest, exact

@@ -17,6 +17,7 @@ __all__ = ["apply", "layers", "shapes"]  # the two register their rules
 SAME = ("alias", "detach", "clone", "_to_copy", "contiguous", "lift_fresh", "view_of", "_conj", "resolve_conj", "to")
 MADE = ("zeros", "ones", "full", "empty", "rand", "randn", "arange", "new_zeros", "new_ones", "new_full", "new_empty")
 GAINS, BIASES = ("mul", "mul_", "div", "div_"), ("add", "add_", "sub", "sub_", "rsub")
+ROLES = {**dict.fromkeys(GAINS, "gain"), **dict.fromkeys(BIASES, "bias")}  # of a vector that is combined with another
 NORMALISED = ("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
 REDUCED = ("sum", "mean", "amax", "amin", "prod", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "argmax")
 REDUCED = (*REDUCED, "argmin", "any", "all", "max", "min", "var_mean", "std_mean", "median", "nansum", "count_nonzero")
@@ -86,6 +87,9 @@ def _made(tracer: Tracer, name: str, made: list[Tensor], given: list[Axes]) -> N
 def _elementwise(tracer: Tracer, name: str, args: Any, made: list[Tensor], given: list[Axes]) -> None:
     """The default: what broadcasts to the result's shape goes through entry by entry, anything else is unknown."""
     main = _scaled(tracer, name, given)
+    roles = {id(axes): ROLES.get(name) for axes in given}
+    if name in ("addcmul", "addcmul_") and len(given) == 3:
+        roles = dict(zip(map(id, given), ("bias", "gain", "gain"), strict=True))
     for tensor in made:
         shape = list(tensor.shape)
         fitting = [axes for axes in given if _broadcasts([find(t).size for t in axes.terms], shape)]
@@ -113,9 +117,9 @@ def _elementwise(tracer: Tracer, name: str, args: Any, made: list[Tensor], given
                         terms[offset + number].link = find(term) if find(term) is not terms[offset + number] else None
                     else:
                         tracer.meet(term, terms[offset + number], name)
-            if axes.source not in (None, main) and name in GAINS + BIASES and len(given) > 1:
+            role = roles[id(axes)]
+            if axes.source not in (None, main) and role is not None and len(given) > 1:
                 for number in range(len(tracer.trace.tensors[axes.source])):
-                    role = "gain" if name in GAINS else "bias"
                     tracer.trace.roles.setdefault((axes.source, number), role)
         tracer.give(tensor, terms, main)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from auxin.anatomy.holders import aliases
 from auxin.anatomy.placed import spliced
 from auxin.anatomy.probe import PlanContext, tensors_in, untouched
+from auxin.anatomy.rounding import FAR, by_rounding, distance, tolerance
 from auxin.anatomy.tree import join
 from auxin.change import MISSING, Assign, Rewire, Swap, entries_of
 from auxin.errors import reason
@@ -24,6 +25,7 @@ from auxin.sharded import group_of, is_spread, settle
 
 NOT_RUN = "the network would not run on the probe"
 CHANGES = "the outputs on the probe would change"
+SUSPECT = "a norm's epsilon or a scale in the code goes by the width"
 ROUNDING = 256.0  # of the epsilon of the outputs' dtype (at best float32's), times their size
 FINE = 16.0  # where the outputs are float64: what computes in float32 inside rounds less often
 
@@ -104,10 +106,7 @@ def _tried(
         context.calls({})
     before = context.outputs or []
     try:
-        with untouched(context.model), contextlib.ExitStack() as inside, torch.no_grad():
-            for rewire in rewires:
-                inside.enter_context(spliced(context.model, rewire, aliases(context.model, rewire), ()))
-            inside.enter_context(standing(context.model, swaps, assigns))
+        with _wider(context, swaps, assigns, rewires), torch.no_grad():
             after = [t.detach().clone() for t in tensors_in(context.run())]
     except Exception as error:  # whatever a user's forward raises
         return f"{NOT_RUN}: {reason(error)}{_place(error)}", math.inf
@@ -123,7 +122,27 @@ def _tried(
     fine = all(t.dtype == torch.float64 for t in before if t.is_floating_point())
     if worst > (FINE if fine else ROUNDING):
         return f"{CHANGES} (by {worst:.2g} units of rounding)", worst
+    off, limit = distance(before, after), tolerance(before)  # as the proof will ask
+    if off > limit and units(context.model):
+        limit *= FAR  # the proof measures it, on all ranks alike
+    elif off > limit:
+        with _wider(context, swaps, assigns, rewires):
+            limit = max(limit, by_rounding(context.model, after, off, limit, context))
+    if off > limit:
+        return f"{CHANGES} (by {off:.2g}, of which rounding is {limit:.1g}: {SUSPECT})", worst
     return "", worst
+
+
+@contextlib.contextmanager
+def _wider(
+    context: PlanContext, swaps: Iterable[Swap], assigns: Iterable[Assign], rewires: Iterable[Rewire]
+) -> Iterator[None]:
+    """Let the network be the wider one inside, in eval mode; afterwards all is as before."""
+    with untouched(context.model), contextlib.ExitStack() as inside:
+        for rewire in rewires:
+            inside.enter_context(spliced(context.model, rewire, aliases(context.model, rewire), ()))
+        inside.enter_context(standing(context.model, swaps, assigns))
+        yield
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
