@@ -165,8 +165,8 @@ def begin(
                 if not made and context.has_probe:  # after the plan, whose forward serves for it too
                     before = baseline_of(context)
                     order = reaching(context) if mask and not fsdp2.units(model) else None
-                if not made and before is not None and change.preserves:
-                    averages = averaged(context, companions, change if len(edits) == 1 else None)
+                if not made:
+                    averages = averaged(context, companions, change, whole=len(edits) == 1)
                 said += [] if ranks.alone else agreed.plan(change)
             share_values(ranks, change, companions)
             with ranks.agree("grow: the change"):
@@ -177,7 +177,7 @@ def begin(
         with ranks.agree("grow: the proof"):
             change = joined(model, edit, seed, made)
             change = _proved(model, change, context, before, companions, stock)
-            change = prove_averages(averages if change.preserves else [], change, context)
+            change = prove_averages(averages, change, context)
             if mask:
                 change = _in_order(change, context, mask, order)
             if stock:

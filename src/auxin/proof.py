@@ -337,6 +337,13 @@ def _compare(before: Outputs, after: Outputs, change: Change, often: list[str], 
             f"the network's output would change from {old} to {new}.{wanted} give the layer equal input and output "
             "widths."
         )
+    lost = [int((b.isnan() & ~a.isnan()).sum()) for a, b in zip(before, after, strict=True)]
+    if sum(lost):
+        raise GrowthError(
+            f"{type(change.edit).__name__}: {sum(lost)} of the {sum(t.numel() for t in after)} numbers that the "
+            "network returns would be NaN on the probe, and they are not now; no network trains on from there. Look "
+            "at what fills the new weights (init=...), and at what the new layer does with what arrives there."
+        )
     difference, limit = distance(before, after), tolerance(before)
     if change.preserves and not difference <= limit and any(move.reshaped for move in change.moves):
         limit = max(limit, by_rounding(context.model, after, difference, limit, context))

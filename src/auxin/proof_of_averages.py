@@ -1,7 +1,8 @@
 """The proof of a growth on averages: the copies of the network that they hold still compute what they did.
 
 They are run on the probe before and after. That is spared where a growth only adds blocks of which each can be told by
-itself that it changes nothing: then all else has to be what it was, tensor by tensor.
+itself that it changes nothing: then all else has to be what it was, tensor by tensor. Where the function of the network
+changes, or nothing is run, what stays as it is in the network has to stay as it is in its averages.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from auxin.anatomy.probe import PlanContext, untouched
-from auxin.anatomy.rounding import Outputs, by_rounding, distance, outputs_of_copy, tolerance
+from auxin.anatomy.rounding import Outputs, by_rounding, distance, if_it_runs, outputs_of_copy, tolerance
 from auxin.anatomy.wrappers import networks_of
 from auxin.change import Alias, Change, New
 from auxin.companion import registered
-from auxin.errors import GrowthError
-from auxin.listing import join, module_at, modules_in
+from auxin.errors import GrowthError, reason
+from auxin.listing import join, listing, module_at, modules_in
+from auxin.ranks import checksum
 from auxin.record import storage_of, version_of
 from auxin.sharded import is_spread, settle
 
@@ -35,6 +38,23 @@ class Rest:
 
 
 @dataclasses.dataclass(frozen=True)
+class Twins:
+    """What tells of each tensor of an average whether it and its twin in the network have stayed as they are.
+
+    Attributes:
+        network: the tensors of the network, by name.
+        copy: those of the average.
+        stamps: of both, by name, see ``_stamps``.
+        sums: over the bits of the average's tensors, by name, where its follower may do anything; else empty.
+    """
+
+    network: dict[str, Tensor]
+    copy: dict[str, Tensor]
+    stamps: tuple[dict[str, Any], ...]
+    sums: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Average:
     """A copy of the network in a companion of a kind, before the growth.
 
@@ -43,31 +63,39 @@ class Average:
         copy: the copy.
         rest: what must stay as it is; None: it is judged by its outputs.
         outputs: on the probe; None where it does not run.
+        twins: by which it is judged where outputs tell nothing; None: they do.
     """
 
     kind: str
     copy: nn.Module
     rest: Rest | None
     outputs: Outputs | None
+    twins: Twins | None
 
 
-def averaged(context: PlanContext, companions: Sequence[Any], change: Change | None = None) -> list[Average]:
+def averaged(
+    context: PlanContext, companions: Sequence[Any], change: Change | None = None, whole: bool = False
+) -> list[Average]:
     """What the copies of the network that averages hold are, or give on the probe, before the growth.
 
     Args:
         context: the network on the probe.
         companions: all of them.
-        change: the whole growth, if it is known already.
+        change: the growth, or the first edit of it, if it is known already.
+        whole: whether that is all of it.
     """
     found: list[Average] = []
-    alone = change is not None and _only_adds_what_rests(change, context)
+    preserves = context.has_probe and (change is None or change.preserves)
+    alone = whole and preserves and change is not None and _only_adds_what_rests(change, context)
     for companion in companions:
         for copy in networks_of(companion):
-            spared = alone and _writes_to_nothing(companion) and _floats_as(copy) == _floats_as(context.model)
+            ours = _writes_to_nothing(companion)
+            spared = alone and ours and _floats_as(copy) == _floats_as(context.model)
             held = _tensors(copy) if spared else []
             rest = Rest(held, _stamps(held)) if spared else None
-            outputs = None if spared else outputs_of_copy(copy, context)
-            found.append(Average(type(companion).__name__, copy, rest, outputs))
+            outputs = if_it_runs(copy, context) if preserves and not spared else None
+            twins = None if change is None or (preserves and whole) else _twins(context.model, copy, ours)
+            found.append(Average(type(companion).__name__, copy, rest, outputs, twins))
     return found
 
 
@@ -82,8 +110,10 @@ def prove_averages(before: Sequence[Average], change: Change, context: PlanConte
         _check_order(average, change, context.model)
         if average.rest is not None:
             runs = _check_alone(average, average.rest, change, context)
-        else:
+        elif average.twins is None or (change.preserves and context.has_probe):
             runs = _check_outputs(average, change, context)
+        else:
+            runs = _check_twins(average, average.twins, context.model)
         if not runs:
             idle.append(f"{average.kind} does not run on the probe, so its outputs were not compared")
     return change.with_measured(*idle)
@@ -136,7 +166,11 @@ def _stamps(tensors: Sequence[Tensor]) -> list[Any]:
             return [*map(_version, tensors), *map(Tensor.data_ptr, tensors)]
     except RuntimeError:  # made in inference mode; sparse ones
         pass
-    return [None if is_spread(t) else (version_of(t), storage_of(t)) for t in tensors]
+    return list(map(_stamp, tensors))
+
+
+def _stamp(tensor: Tensor) -> Any:
+    return None if is_spread(tensor) else (version_of(tensor), storage_of(tensor))
 
 
 def _check_alone(average: Average, rest: Rest, change: Change, context: PlanContext) -> bool:
@@ -159,15 +193,57 @@ def _check_alone(average: Average, rest: Rest, change: Change, context: PlanCont
 def _check_outputs(average: Average, change: Change, context: PlanContext) -> bool:
     """Check that the outputs of an average are as they were; whether it runs on the probe."""
     before = average.outputs
-    after = None if before is None else outputs_of_copy(average.copy, context)
-    if before is None or after is None:
+    if before is None:
         return False
+    try:
+        after = outputs_of_copy(average.copy, context)
+    except Exception as error:  # whatever a user's forward raises
+        raise GrowthError(
+            f"{average.kind}: its averaged network runs on the probe, and would not run on it after this growth: "
+            f"{reason(error)}. {_anew(average.kind)}"
+        ) from error
     difference, limit = distance(before, after), tolerance(before)
     if not difference <= limit and any(move.reshaped for move in change.moves):
         limit = max(limit, by_rounding(average.copy, after, difference, limit, context))
     if not difference <= limit:
         raise _moved(average.kind, f"change by {difference:.3g} (at most {limit:.1g} was expected)", change)
     return True
+
+
+def _twins(model: nn.Module, copy: nn.Module, ours: bool) -> Twins:
+    settle(copy)
+    network, own = _named_tensors(model), _named_tensors(copy)
+    stamps = tuple({name: _stamp(t) for name, t in held.items()} for held in (network, own))
+    return Twins(network, own, stamps, {} if ours else {name: _sum(t) for name, t in own.items()})
+
+
+def _check_twins(average: Average, twins: Twins, model: nn.Module) -> bool:
+    """Check that what stays as it is in the network stays as it is in an average, under the name that it has now."""
+    settle(average.copy)
+    called = {id(t): name for name, t in _named_tensors(model).items()}
+    held = _named_tensors(average.copy)
+    kept = {name for name, t in twins.network.items() if id(t) in called and _stamp(t) == twins.stamps[0][name]}
+    for name in kept & twins.copy.keys():
+        mine, now = twins.copy[name], held.get(called[id(twins.network[name])])
+        same = now is mine and _stamp(mine) == twins.stamps[1][name]
+        if now is None or not (_sum(now) == twins.sums[name] if twins.sums else same):
+            raise GrowthError(
+                f"{average.kind}: {name} of its averaged network would have other values or another place, and that of "
+                f"the network stays as it is. {_anew(average.kind)}"
+            )
+    return True
+
+
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    held = listing(network)
+    return {**held.parameters, **held.buffers}
+
+
+def _sum(tensor: Tensor) -> Any:
+    """Equal where a tensor's dtype, shape and bits are."""
+    kind = [str(tensor.dtype), list(tensor.shape)]
+    plain = tensor.layout is torch.strided and not tensor.is_meta and not is_spread(tensor)
+    return [*kind, checksum(tensor)] if plain else kind
 
 
 def _check_order(average: Average, change: Change, model: nn.Module) -> None:
@@ -179,8 +255,7 @@ def _check_order(average: Average, change: Change, model: nn.Module) -> None:
         if mine != own:
             raise GrowthError(
                 f"{average.kind}: {path or 'the network'} of its averaged network would hold {what} {own}, and that of "
-                f"the network {mine}. What follows a {average.kind} has to make the same change on the copy; leave it "
-                f"out of this growth, and build it anew afterwards: {average.kind}(model, ...)."
+                f"the network {mine}. {_anew(average.kind)}"
             )
 
 
@@ -212,6 +287,13 @@ def _at(tree: nn.Module, path: str) -> nn.Module | None:
         return module_at(tree, path)
     except GrowthError:
         return None
+
+
+def _anew(kind: str) -> str:
+    return (
+        f"What follows a {kind} has to make the same change on the copy; leave it out of this growth, and build it "
+        f"anew afterwards: {kind}(model, ...)."
+    )
 
 
 def _moved(kind: str, how: str, change: Change) -> GrowthError:

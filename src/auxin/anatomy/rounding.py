@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -21,18 +22,20 @@ EPSILONS = 64.0  # of the output's dtype: above what another order of summation 
 
 
 def distance(before: Outputs, after: Outputs) -> float:
-    """Return the largest absolute difference of outputs; it is infinite where shapes or whole numbers differ."""
+    """Return the largest absolute difference of outputs.
+
+    It is infinite where shapes or whole numbers differ, or where only one of both is NaN.
+    """
     difference = 0.0
     if [t.shape for t in before] != [t.shape for t in after]:
-        return float("inf")
+        return math.inf
     for a, b in zip(before, after, strict=True):
         if a.is_floating_point() or a.is_complex():
-            gap = (a - b).abs()
-            gap = gap[~(a.isnan() & b.isnan())] if a.is_floating_point() else gap
-            gap = gap[~((a == b) & a.isinf())] if gap.shape == a.shape else gap
-            difference = max(difference, float(gap.max()) if gap.numel() else 0.0)
+            gap = torch.where((a == b) | (a.isnan() & b.isnan()), 0, (a - b).abs())
+            largest = float(gap.max()) if gap.numel() else 0.0
+            difference = max(difference, math.inf if math.isnan(largest) else largest)
         elif not torch.equal(a, b):
-            difference = float("inf")
+            difference = math.inf
     return difference
 
 
@@ -46,11 +49,16 @@ def tolerance(before: Outputs) -> float:
     return limit
 
 
-def outputs_of_copy(copy: nn.Module, context: PlanContext) -> Outputs | None:
-    """The output tensors of a copy of the network on the probe, in eval mode; None where it does not run."""
+def outputs_of_copy(copy: nn.Module, context: PlanContext) -> Outputs:
+    """The output tensors of a copy of the network on the probe, in eval mode; raises what its forward raises."""
+    with untouched(copy), torch.no_grad():
+        return [t.detach().clone() for t in tensors_in(context.run_of(copy))]
+
+
+def if_it_runs(copy: nn.Module, context: PlanContext) -> Outputs | None:
+    """``outputs_of_copy``; None where it does not run."""
     try:
-        with untouched(copy), torch.no_grad():
-            return [t.detach().clone() for t in tensors_in(context.run_of(copy))]
+        return outputs_of_copy(copy, context)
     except Exception:  # whatever a user's forward raises, on another device, say
         return None
 
@@ -87,7 +95,7 @@ def by_rounding(network: nn.Module, outputs: Outputs, difference: float, limit: 
 
 def _outputs_under(narrow: _Narrower | None, network: nn.Module, context: PlanContext) -> Outputs | None:
     with narrow or contextlib.nullcontext():
-        return outputs_of_copy(network, context)
+        return if_it_runs(network, context)
 
 
 class _Narrower(TorchDispatchMode):
