@@ -1,9 +1,11 @@
 """A checkpoint that is written while the run goes on holds the moment at which it was asked for."""
 
+import gc
 import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import auxin as ax
 from auxin.checkpoint import background, run
+from auxin.checkpoint.tensors import copies
 
 
 class Job:
@@ -164,3 +167,80 @@ def test_a_process_does_not_end_before(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True, timeout=300)
     net = nn.Sequential(nn.Linear(1000, 3000))
     ax.load(tmp_path / "checkpoint-000001", net)
+
+
+def test_the_directory_is_that_of_the_call(
+    tmp_path: Path, held: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    written = ax.async_save(Job().grower, "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    held.set()
+    assert written.result() == tmp_path / "run/checkpoint-000001"
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Weak references to all that is copied."""
+    found: list[Any] = []
+
+    def copied(tensors: Any) -> Any:
+        made = copies(tensors)
+        found.extend(map(weakref.ref, made.values()))
+        return made
+
+    monkeypatch.setattr(run, "copies", copied)
+    return found
+
+
+def test_the_copy_is_let_go_of(tmp_path: Path, kept: list[Any]) -> None:
+    (tmp_path / "a file").write_text("")
+    job = Job()
+    assert ax.async_save(job.grower, tmp_path / "run").result() is not None
+    with warnings.catch_warnings(record=True):
+        failed = ax.async_save(job.grower, tmp_path / "a file")
+        with pytest.raises(ax.GrowthError) as told:
+            failed.result()
+    gc.collect()
+    assert kept and not any(one() is not None for one in kept)
+    assert told.value.__cause__ is not None
+
+
+def test_every_failure_is_told(tmp_path: Path) -> None:
+    """Also one of which the very same words were said before, as where a disk stays full."""
+    (tmp_path / "a file").write_text("")
+    job = Job()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            with pytest.raises(ax.GrowthError, match="Cannot save to .*a file"):
+                ax.async_save(job.grower, tmp_path / "a file").result()
+    assert [str(one.message).partition(". ")[0] for one in heard] == 3 * ["ax.async_save has written nothing"]
+
+
+def test_where_warnings_are_errors_the_future_says_what_has_happened(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ax.GrowthError, match="Cannot save to .*a file"):
+            ax.async_save(Job().grower, tmp_path / "a file").result()
+
+
+def test_where_no_thread_can_be_started_it_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[Any]
+) -> None:
+    def none_left(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    (tmp_path / "a file").write_text("")
+    job = Job()
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    written = ax.async_save(job.grower, tmp_path)
+    assert written.done() and written.result() == tmp_path / "checkpoint-000001"
+    with warnings.catch_warnings(record=True):
+        failed = ax.async_save(job.grower, tmp_path / "a file")
+    with pytest.raises(ax.GrowthError, match="Cannot save to .*a file"):
+        failed.result()
+    gc.collect()
+    assert kept and not any(one() is not None for one in kept)

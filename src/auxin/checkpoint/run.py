@@ -100,10 +100,11 @@ def async_save(grower: Run, path: str | os.PathLike[str], extra: Any = None, kee
         held = {name: copies(one) if isinstance(one, Mapping) else one for name, one in files.items()}
         shares = {name: tensor.detach().to("cpu", copy=True) for name, tensor in spread.items()}
     apart = ranks.apart()  # when all of them have their copy: each waits there for the others
+    place = os.path.abspath(path)  # of now: the loop may change the working directory
 
     def write() -> Path | None:
         with apart.agree("ax.save"):
-            return _write(path, held, shares, keep_last, apart)
+            return _write(place, held, shares, keep_last, apart)
 
     return background.begin(write)
 
