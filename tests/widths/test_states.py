@@ -536,3 +536,37 @@ def test_the_memory_order_of_every_tensor_stays():
         held = opt.state[p]["exp_avg"], opt.state[p]["exp_avg_sq"], average.module.get_parameter(name)
         assert {t.stride() for t in (p, *held)} == {own.stride()}, name
     assert net[0].weight.stride()[1] == 1 and net[4].weight.stride() == (1, 5)
+
+
+class Words(nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
+        if tied:
+            self.head.weight = self.words.weight
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.words(tokens)))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("init", ["tile", "split"])
+@pytest.mark.parametrize(
+    ("tied", "at", "words"),
+    [(False, "head", {"outputs": True}), (False, "words", {"unit": "rows"}), (True, "words", {"unit": "rows"})],
+)
+def test_copies_of_classes_and_of_words_share_nothing(tied, at, words, init, reset):
+    """Nothing sums over them, so an old one goes on as before, and a copy begins as its original: METHODS 4.1."""
+    torch.manual_seed(0)
+    net = Words(tied)
+    words = {**words, "outputs": words.get("outputs", tied), "state": "reset" if reset else "map"}
+    opt, tokens = still(net), torch.tensor([[0, 1], [3, 4]])
+    watched(net, [tokens], opt)
+    names = [name for name, p in net.named_parameters() if name.startswith(at) or (tied and p.shape[0] == 5)]
+    before = {name: opt.state[net.get_parameter(name)]["exp_avg_sq"].clone() for name in names}
+    change = ax.grow(net, ax.Widen(at, by=3, init=init, **words), opt, probe=tokens)
+    assert {move.name for move in change.moves if move.reshaped} == set(names)
+    for name, old in before.items():
+        state, axis = opt.state[net.get_parameter(name)], next(m for m in change.moves if m.name == name).axes[0]
+        assert torch.equal(state["exp_avg_sq"][:5], old) and old.any()
+        assert torch.equal(state["exp_avg_sq"][5:], torch.zeros_like(old[:3]) if reset else old[axis.index[5:]])

@@ -109,6 +109,11 @@ class Width:
         terms = (part for m in self.members for part in parts(self.trace.tensors[m.name][m.axis]))
         return {(find(term).size, self.length(term)) for term in terms if self.grows(term)}
 
+    @property
+    def is_summed(self) -> bool:
+        """Whether anything sums over it; nothing does over classes and the words of a vocabulary."""
+        return bool(self.mixing) or any(member.role == "in" for member in self.members)
+
     def length(self, term: Term) -> int:
         """Of an axis after the growth."""
         return len(grown(term, self.sizes)) if self.grows(term) else find(term).size

@@ -154,6 +154,8 @@ def _axis(member: Member, width: Width, entries: Entries, reset: bool, recipe: R
         return Axis(torch.tensor(index), member.size, share, torch.where(new, 0.0, 1.0).double() if reset else None)
     if member.role in ("mean", "var"):
         return Axis.of(index, member.size)
+    if not width.is_summed:
+        return Axis(torch.tensor(index), member.size, None, torch.where(new, 0.0, 1.0).double() if reset else None)
     return Axis(torch.tensor(index), member.size, None, torch.where(new, 0.0, share) if reset else share)
 
 
