@@ -197,7 +197,8 @@ def replayed(
                     edits = steps(entry.edit, entry.seed)
                     for (edit, seed), way in zip(edits, ways_back(own, len(edits)), strict=True):
                         change = shard(model, edit.plan(model, PlanContext(model, seed=seed, structural=True)))
-                        stack.enter_context(transaction(model, change, companions, group, keep=way))
+                        asked = group if change.starting else None  # where nothing is new as a whole it says nothing
+                        stack.enter_context(transaction(model, change, companions, asked, keep=way))
                 except Exception as error:  # whatever a hostile journal brings about
                     raise GrowthError(
                         f"growth {number} of the journal ({entry.summary}) does not fit this model: {error} If the "

@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler as lrs
 
 import auxin as ax
 from auxin.journal import Journal
+from auxin.structure_history import StructureHistory
 
 EDIT = ax.Duplicate("blocks", by=1)
 
@@ -323,6 +324,36 @@ def test_undo_after_training_on(keep):
     run.grower.undo()
     assert_same(before, picture(run.model, *run.companions))
     assert run.steps(12) == alone[5:]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_growth_that_also_widens_comes_back_from_a_checkpoint(order, tmp_path):
+    """Of several edits as one, those that only resize have nothing for the own group."""
+
+    def built():
+        model, _, companions = ready(schedule=lambda o: lrs.ExponentialLR(o, 0.9))
+        when = {"edits": EDIT, "when": ax.when.every(10**6), "probe": batch()[0]}
+        grower = ax.Grower(model, *companions, group=dict(lr=0.01), **when)
+        grower.history = StructureHistory()
+        return grower
+
+    def groups(grower):
+        names = {id(p): name for name, p in grower.model.named_parameters()}
+        return [[names[id(p)] for p in g["params"]] + [g["lr"]] for g in grower.optimizers[0].param_groups]
+
+    grower, fresh = built(), built()
+    before, old = grower.state_dict(), groups(grower)
+    grower.grow([EDIT, ax.Widen("blocks.*.up", by=2)][::order])
+    grown = groups(grower)
+    assert len(grown) == 2 and grown[1][-1] == 0.01
+    ax.save(grower, tmp_path)
+    ax.load(tmp_path, fresh)
+    assert groups(fresh) == grown
+    after = grower.state_dict()
+    grower.go_to(before)
+    assert groups(grower) == old
+    grower.go_to(after)
+    assert groups(grower) == grown
 
 
 def test_undo_after_the_schedule_has_stepped():

@@ -155,7 +155,8 @@ def joined(model: nn.Module, edit: Any, seed: int, parts: Sequence[Change]) -> C
     axes = [(id(m.new), m.axes) for part in settled for m in part.moves if m.reshaped]
     once = {i: found for i, found in axes if [other for other, _ in axes].count(i) == 1}
     joins = {i: join for part in settled for i, join in part.joins.items()}
-    groups = tuple(group for part in settled for group in part.groups)
+    groups = tuple(one for part in settled for one in part.groups)
+    group = next((part.group for part in settled if part.group is not None), None)  # parts that only resize have none
     moves = moves_between(first.parameters, last.after, first.shapes, sources, touched)
     return dataclasses.replace(
         last,
@@ -177,7 +178,7 @@ def joined(model: nn.Module, edit: Any, seed: int, parts: Sequence[Change]) -> C
         gates=tuple(gate for part in settled for gate in part.gates),
         fade=max((part.fade for part in settled if part.gates), default=0),
         remarks=tuple(dict.fromkeys(note for part in settled for note in part.notes)),
-        placement=Placement(last.optimizers, last.group, joins, groups, last.placement.rewarm),
+        placement=Placement(last.optimizers, group, joins, groups, last.placement.rewarm),
         measured=Measured(compiling=next((p.compiling for p in settled if p.compiling is not None), None)),
     )
 
