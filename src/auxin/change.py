@@ -493,7 +493,7 @@ class Change:
         renamed = self.renamed
         asleep = {id(module.layer) for module in old.values() if isinstance(module, Dormant)}
         for path, new in self.added:
-            kind = type(new.module).__name__.removeprefix("FSDP" if is_unit(new.module) else "")
+            kind = _kind(new.module)
             if path.rpartition(".")[2] == GROWN and isinstance(new.module, nn.Sequential):
                 path, kind = f"{path}.0", type(new.module[0]).__name__
             if new.source == path and new.tied is False:
@@ -505,7 +505,7 @@ class Change:
             elif id(new.module) in asleep:
                 yield f"{path} wakes: {kind}"
             elif path in old and path not in renamed:
-                yield f"{path}: {type(old[path]).__name__} replaced by {kind}"
+                yield f"{path}: {_kind(old[path])} replaced by {kind}"
             else:
                 yield f"{path} <- {kind}"
 
@@ -514,6 +514,11 @@ def _keeps_values(move: Move) -> bool:
     """Whether nothing but a state changes, as where copies take a part of the gradient."""
     plain = move.axes is not None and all(a.keeps_all and a.value is None and a.shift is None for a in move.axes)
     return plain and move.old is move.new
+
+
+def _kind(module: nn.Module) -> str:
+    """The user's class of a module."""
+    return type(module).__name__.removeprefix("FSDP" if is_unit(module) else "")
 
 
 def _resizes(moves: Sequence[Move]) -> Iterator[str]:

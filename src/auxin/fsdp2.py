@@ -398,9 +398,10 @@ def shapes_of(unit: Any) -> Callable[[], None]:
 
 
 def put(p: Any, value: Any) -> None:
-    """Let a DTensor hold what another one holds, in its shape."""
+    """Let a tensor, a DTensor too, hold what another one holds, in its shape."""
     p.data = value
-    p._local_tensor, p._spec = value._local_tensor, value._spec
+    if hasattr(value, "_spec"):
+        p._local_tensor, p._spec = value._local_tensor, value._spec
 
 
 # ---- other parameters in a unit

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxin.fsdp2 import shapes_of
+from auxin.fsdp2 import put, shapes_of
 from auxin.listing import BARE, COMPOSED, named_modules, own_names
 from auxin.output_hook import rehooking
 from auxin.randomness import generator_state, is_generator, random_data, restore_random, set_generator_state
@@ -208,7 +208,7 @@ class Record:
     def _restore_tensors(self) -> None:
         for tensor, storage in zip(self._tensors, self._storages, strict=True):
             if storage_of(tensor) != storage_of(storage):
-                tensor.data = storage
+                put(tensor, storage)
             if tensor.is_leaf and tensor.requires_grad != self.requires_grad[id(tensor)]:
                 tensor.requires_grad_(self.requires_grad[id(tensor)])
             for kind in HOOKS:
@@ -475,7 +475,7 @@ def contents_of(roots: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
             stack += value
         elif isinstance(own, (dict, list, set, collections.deque)):
             found.append((own, content_of(own)))
-            stack += own.values() if isinstance(own, dict) else own
+            stack += [v for k, v in own.items() if not str(k).startswith(COMPOSED)] if isinstance(own, dict) else own
     return found
 
 
@@ -561,8 +561,8 @@ def storage_of(tensor: Tensor) -> Any:
     """Where a tensor's values live, and how they are laid out."""
     if tensor.layout != torch.strided:
         return tensor.layout
-    tensor = here(tensor)
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    local = here(tensor)
+    return local.data_ptr(), tensor.shape, local.shape, local.stride(), local.dtype
 
 
 def _are_where(tensors: list[Tensor], stored: list[Tensor]) -> bool:

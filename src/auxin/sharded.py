@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -182,16 +182,6 @@ def _check_meshes(model: nn.Module, spread: dict[str, Any]) -> None:
         )
 
 
-def refuse(model: nn.Module, call: str, way: str) -> None:
-    """Refuse a call that does not know of networks under FSDP2.
-
-    Raises:
-        GrowthError: says what to do.
-    """
-    if units(model):
-        raise GrowthError(f"{call}: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. {way}")
-
-
 def why_not_now(model: nn.Module) -> str | None:
     """The reason why a sharded network must not be changed at this moment, or None."""
     for path, unit in units(model).items():
@@ -266,9 +256,11 @@ def copy_plainly(block: nn.Module, memo: dict[int, Any]) -> None:
             vars(twin).update(copy.deepcopy(own, memo))
 
 
-def unmark(block: nn.Module) -> None:
-    """Take from a plain copy what FSDP2 has hung on the modules of the original."""
+def unmark(block: nn.Module, kept: Collection[int] = ()) -> None:
+    """Take from a plain copy what FSDP2 has hung on the modules of the original, but for those of the ids ``kept``."""
     for module in block.modules() if FSDP in sys.modules else ():
+        if id(module) in kept:
+            continue
         for name in [name for name in module.__dict__ if is_mark(name)]:
             del module.__dict__[name]
         for hooks, key, _ in list(their_hooks(module)):

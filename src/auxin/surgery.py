@@ -26,7 +26,9 @@ from auxin.edits.surgery import describe
 from auxin.engine import check_moment, seed_of, share_values, transaction
 from auxin.errors import GrowthError
 from auxin.follow.ddp import take_hold_again
+from auxin.follow.fsdp import shard
 from auxin.follow.own_groups import optimizers_in
+from auxin.fsdp2 import units
 from auxin.listing import join, named_modules
 from auxin.proof import baseline_of, distance, outputs_of, prove, tolerance
 from auxin.proof_of_averages import averaged, prove_averages
@@ -34,8 +36,9 @@ from auxin.randomness import random_state
 from auxin.ranks import Ranks
 from auxin.record import Record, Sight
 from auxin.safe_point import StepWatch
-from auxin.sharded import refuse
+from auxin.sharded import settle
 from auxin.structure import Undo, forget_shape, noted
+from auxin.surgery_of_shards import alike_on_ranks, followed_by, put_before
 from auxin.verify import verify_here
 
 OWN = {"_parameters", "_buffers", "_modules", "training"}
@@ -83,11 +86,7 @@ class surgery:
         standing: bool = False,
     ):
         self.model, self.companions = unwrap(model), with_wrappers(model, companions)
-        refuse(
-            self.model,
-            "surgery",
-            "Put other modules in by an edit: Replace(at, layer), Insert(at, layer), Duplicate(at), Remove(at).",
-        )
+        self._sharded = bool(units(self.model))
         self.group, self.probe, self.watch = group, probe, watch
         self._standing = standing  # ``group`` is for whatever grows, not asked for this once
         self._ranks = Ranks.of(self.companions)
@@ -104,7 +103,8 @@ class surgery:
             self._averages = averaged(self._context, self.companions) if self._context.has_probe else []
             said += [] if self._ranks.alone else agreed.structure(self.model, optimizers_in(self.companions))
             self._mask = masked(named_modules(self.model))
-            self._order = reaching(self._context) if self._mask and self._context.has_probe else None
+            looks = self._mask and self._context.has_probe and not self._sharded
+            self._order = reaching(self._context) if looks else None
         self._before = Before.of(self.model)
         self._started = time.perf_counter()
         self._operation = self._operate()
@@ -133,17 +133,20 @@ class surgery:
                     with random_state(self._seed):
                         with self._ranks.agree("surgery: what was changed") as said:
                             yield self
-                            change = found(self.model, tree, self._before, self._seed, self._unchanged)
+                            notes = alike_on_ranks(self.model, tree, self._ranks) if self._sharded else ()
+                            change = found(self.model, tree, self._before, self._seed, self._unchanged, notes)
                             said += [] if self._ranks.alone else agreed.plan(change)
                         _settle_modes(change, tree)
-                        share_values(self._ranks, change, self.companions)
+                        if not self._sharded:
+                            share_values(self._ranks, change, self.companions)
                         with self._ranks.agree("surgery: the proof"):
-                            self.change = self._follow(change, held)
+                            self.change = self._follow(change, held, tree)
                     if self._then is not None:
                         self._then(self.change)
             except BaseException:
                 self.change = None
                 tree.restore()
+                settle(self.model)
                 companions.restore()  # what the code has added to, taken from or written into companions itself
                 if change is not None and any(swap.resized for swap in change.swaps):
                     take_hold_again(self.companions)
@@ -156,16 +159,21 @@ class surgery:
         now = outputs_of(self._context.seeded(self._seed))  # a context remembers what it has seen
         return distance(self._baseline.outputs, now) <= tolerance(self._baseline.outputs)
 
-    def _follow(self, change: Change, held: contextlib.ExitStack) -> Change:
+    def _follow(self, change: Change, held: contextlib.ExitStack, tree: Record) -> Change:
         _refuse_repeated_numbers(change)
+        edit = describe(change)
         for swap in change.swaps:
             if swap.resized and swap.value is not None:
                 if swap.value.is_leaf:
                     swap.value.grad = None  # of the old shape, or of other entries: a step has used it
                 forget_shape(swap.value)
-        undos = self._differences()
+        undos, keep = self._differences(), self._keep
+        if self._sharded:  # new modules are sharded before they stand in the network
+            put_before(change, tree)
+            change = shard(self.model, change)
+            undos, keep = None, keep and followed_by(keep, undos)
         group = self.group if change.starting or not self._standing else None
-        change = held.enter_context(transaction(self.model, change, self.companions, group, undos, self._keep))
+        change = held.enter_context(transaction(self.model, change, self.companions, group, undos, keep))
         verify_here(self.model, *self.companions)
         if self._baseline is not None:
             change = prove(self.model, change, self._context, self._baseline)
@@ -173,7 +181,7 @@ class surgery:
                 change = prove_averages(self._averages, change, self._context)
         if self._mask:
             change = self._in_order(change)
-        change = dataclasses.replace(change, edit=describe(change))
+        change = dataclasses.replace(change, edit=edit)
         return change.with_measured(seconds=time.perf_counter() - self._started)
 
     def _in_order(self, change: Change) -> Change:
@@ -197,7 +205,12 @@ class surgery:
 
 
 def found(
-    model: nn.Module, tree: Record, before: Before, seed: int, unchanged: Callable[[], bool] = lambda: False
+    model: nn.Module,
+    tree: Record,
+    before: Before,
+    seed: int,
+    unchanged: Callable[[], bool] = lambda: False,
+    remarks: Sequence[str] = (),
 ) -> Change:
     """What differs between the network now and its record, as a change.
 
@@ -207,6 +220,7 @@ def found(
         before: as it was, by name.
         seed: of the surgery.
         unchanged: whether the outputs on the probe are what they were; asked where tensors were rescaled or copied.
+        remarks: what else is to be said of it.
 
     Raises:
         GrowthError: a plain list beside a container was left behind, so its new layers would not run.
@@ -256,7 +270,7 @@ def found(
         after=after,
         outputs=True,
         how="surgery",
-        remarks=(*_untied(model, tree), *come.notes),
+        remarks=(*_untied(model, tree), *come.notes, *remarks),
     )
 
 

@@ -86,7 +86,6 @@ def by_name(rank: int) -> dict[str, str]:
         "uneven": lambda: ax.grow(columns, ax.Widen("blocks.0.up", by=3), adam(columns), probe=PROBE),
         "several": lambda: ax.grow(model, [FIRST, COPIES], optimizer, probe=PROBE),
         "copies": lambda: ax.grow(model, COPIES, optimizer, probe=PROBE),
-        "surgery": lambda: ax.surgery(model, optimizer).__enter__(),
         "no sync": without_sync,
     }
     texts = {name: refused(rank, model, optimizer, call) for name, call in calls.items()}
@@ -108,7 +107,6 @@ NAMES = {
     "several": "Replace('blocks.0'): not under FSDP2",
     "copies": "Replace('blocks.0'): not under FSDP2 (fully_shard): init='copies' is not done there",
     "again": "blocks.2: its norm.weight is shared with the network, whose FSDP2 unit holds it already. Give it weights",
-    "surgery": "surgery: not under FSDP2 (fully_shard), where each rank holds a part of every tensor. Put other",
     "shared": "tail.0.up.weight is shared by the block that is to be copied and a module outside of it: not under",
     "held": "not now: the model holds gradients from while set_requires_gradient_sync or set_requires_all_reduce was",
     "saved": "save: the model holds gradients from while set_requires_gradient_sync or set_requires_all_reduce was",

@@ -14,6 +14,7 @@ from auxin.axes import BORN, Axes, Axis
 from auxin.change import Continued
 from auxin.listing import join
 from auxin.record import Record
+from auxin.sharded import is_spread, whole
 
 ROUNDING = 1e-6
 
@@ -87,8 +88,11 @@ class Origins:
 def origins(model: nn.Module, tree: Record) -> Origins:
     """Compare a network with its record (taken with values).
 
+    Under FSDP2 every rank must call it: old tensors are gathered, one after the other. Sharded tensors that are still
+    there are taken for what they were.
+
     Args:
-        model: as it is now.
+        model: as it is now; under FSDP2 new tensors are plain, and hold the same values on every rank.
         tree: as it was.
     """
     return _Search(model, tree).found
@@ -127,9 +131,14 @@ class _Search:
                 continue
             value = self.tree.value_of(old)
             written = isinstance(tensor, nn.Parameter) or value is None or value.shape != tensor.shape
+            written = written and not is_spread(tensor)
             if value is not None and (old is not tensor or (written and not self.tree.holds(old))):
                 self.names.setdefault(id(old), join(path, leaf))
                 yield self.names[id(old)], path, tensor, old
+
+    def _value(self, old: Tensor) -> Tensor | None:
+        """The recorded values of a tensor, all of them."""
+        return whole(self.tree.value_of(old))
 
     def _before(self, known: str | None, path: str, leaf: str) -> Tensor | None:
         """The tensor that stood in the same module, or under the same name in a module that has been replaced."""
@@ -139,7 +148,7 @@ class _Search:
         return self.old.get(join(path, leaf))
 
     def _match(self, name: str, path: str, new: Tensor, old: Tensor, later: list[Any] | None = None) -> None:
-        value = self.tree.value_of(old)
+        value = self._value(old)
         assert value is not None
         found = match(value, new, self.maps, path)
         if found is None:
@@ -193,7 +202,7 @@ class _Search:
         telling, found, inside = 0, {}, self._inside(path, buffers=True)
         for name, tensor in new.items():
             old = inside.get(name)
-            value = None if old is None or id(tensor) in self.names else self.tree.value_of(old)
+            value = None if old is None or id(tensor) in self.names else self._value(old)
             one = None if value is None else in_place(value, tensor)
             if one is None:
                 continue
@@ -213,8 +222,8 @@ class _Search:
             if id(tensor) in self.names or id(tensor) in self.found.continued or not isinstance(tensor, nn.Parameter):
                 continue
             for name, old in gone.items():
-                value = self.tree.value_of(old)
-                if name.rpartition(".")[2] != leaf or value is None:
+                value = self._value(old) if name.rpartition(".")[2] == leaf else None
+                if value is None:
                     continue
                 found = match(value, tensor, self.maps, path)
                 if found is not None and found.sure and not any(axis.value is not None for axis in found.axes):

@@ -46,7 +46,7 @@ def check_edit(model: nn.Module, edit: Any) -> None:
         if not lacking:
             return
         why = f"for that auxin needs the private {lacking} of FSDP2, and torch {torch.__version__} does not have it"
-    elif kind in EDITS:
+    elif kind in (*EDITS, "Surgery"):
         return
     else:
         why = "it is not known how"

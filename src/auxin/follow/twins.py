@@ -16,7 +16,7 @@ from auxin.change import Before, New
 from auxin.fsdp2 import is_unit, missing_to_regroup
 from auxin.gate import close_gate, close_gates, open_gate
 from auxin.listing import module_at
-from auxin.sharded import copy_plainly, pass_again, shard_like, unmark
+from auxin.sharded import copy_plainly, pass_again, shard_like, unmark, whole
 
 
 def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
@@ -51,13 +51,13 @@ def builder(live: Before, twin: nn.Module) -> Callable[[New, str], nn.Module]:
             own, memo, there = stood()
             copy_plainly(new.module, memo)
             module = copy.deepcopy(new.module, memo)
-            unmark(module)
+            unmark(module, set(map(id, own.modules.values())))
             _settle(module, new.module, neighbour, own, live, there)
             old = {**own.buffers, **own.parameters} if new.continues else {}
             tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())} if new.continues else {}
             for name, continued in new.continues.items():
                 tensor = tensors[name]
-                tensor.data = carried(old[continued.old], continued.axes, tensor)
+                tensor.data = carried(whole(old[continued.old]), continued.axes, tensor)
         if new.gated:
             close_gate(module)
             open_gate(module)
