@@ -203,9 +203,13 @@ def test_a_refusal_names_the_start_that_keeps_the_function():
 
 def test_a_length_is_a_plain_number_to_all_that_is_computed_from_it():
     term, size = Term(12), Size.of(Attribute("", "dim", 0, 4))
-    length = Length(12, term)
+    noted = []
+    length = Length(12, term, noted.append)
     for made in (length + 1, length - 1, length * 2, length // 2, 1 + length, 24 // length, -length, length % 5):
         assert type(made) is int
+    assert length**2 == 144 and not noted
+    assert (length**0.5, length**-1, length / 2, 24 / length) == (12**0.5, 1 / 12, 6.0, 2.0) and len(noted) == 4
+    assert math.sqrt(length) == math.sqrt(12) and noted == [term] * 5
     for made in (length * size, size * length, length + size, size + length, length - size):
         assert isinstance(made, Size) and made.attributes == size.attributes
     assert (length - size, length * size, (48 * size) // length) == (8, 48, 16)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from auxin.anatomy.widths.registry import ends, rule
-from auxin.anatomy.widths.terms import Term, contains, find, product, split
+from auxin.anatomy.widths.registry import rule
+from auxin.anatomy.widths.terms import Term, contains, ends, find, product, split
 from auxin.anatomy.widths.tracer import Axes, Tracer
 
 
@@ -22,6 +22,7 @@ def _contracted(tracer: Tracer, a: Axes, b: Axes, x: Term, y: Term, what: str) -
                 n for n, t in enumerate(own) if find(t) is find(term)
             ]
             here = here or [n for n, t in enumerate(own) if contains(t, term)]
+            here = here or [n for n, t in enumerate(own) if contains(term, t)]  # heads and their entries, flattened
             for number in here:  # a square matrix may have one width along both axes: the axis itself tells
                 if tracer.trace.roles.get((axes.source, number)) != "embedding":
                     tracer.trace.roles[axes.source, number] = "in"

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from auxin.anatomy.widths import layers, shapes
-from auxin.anatomy.widths.registry import RULES, axis_of, ends
+from auxin.anatomy.widths.registry import RULES, axis_of
 from auxin.anatomy.widths.sizes import Size
-from auxin.anatomy.widths.terms import Term, find
+from auxin.anatomy.widths.terms import Term, ends, find
 from auxin.anatomy.widths.tracer import Axes, Tracer
 
 __all__ = ["apply", "layers", "shapes"]  # the two register their rules

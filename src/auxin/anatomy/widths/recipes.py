@@ -5,7 +5,7 @@ the width, and where norms look at all of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from auxin.anatomy.widths.groups import Member, Width
 from auxin.anatomy.widths.terms import Term, contains, factors, find, parts, pieces
+from auxin.anatomy.widths.tracer import Event
 from auxin.change import Assign
 from auxin.sharded import in_one_piece
 
@@ -68,7 +69,14 @@ def recipes(model: nn.Module, width: Width, init: str) -> Iterator[Recipe]:
 
 def needed(width: Width) -> list[str]:
     """What along the width a plain start would change, in words."""
-    found = _without_a_mean(width)
+    norms = [event for event in width.mixing if event.kind in ("norm", "reduce")]
+    found = _without_a_mean(width, norms)
+    lines = dict.fromkeys(line for term, line in width.trace.scales if width.grows(term))
+    found += [f"forward computes a number from a length that grows ({line})" for line in lines]
+    made = {width.trace.first[m.name] for m in width.members if m.role in ("out", "bias")}
+    if norms and _of_no_use(width, made):
+        never = "could only begin with zeros, since norms look at them, and would never learn"
+        found.append(f"both factors of a product {never}")
     for event in width.mixing:
         at = event.module or "the network"
         if event.kind in ("norm", "reduce"):
@@ -80,20 +88,31 @@ def needed(width: Width) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _without_a_mean(width: Width) -> list[str]:
+def _without_a_mean(width: Width, every: Sequence[Event]) -> list[str]:
     """What keeps a new entry of a stream from being the mean of the others, which norms that subtract one ask for."""
-    norms = {event.module for event in width.mixing if event.kind == "norm" and "rms" not in event.detail}
+    centring = width.trace.centring
+    kinds = {e.module: "rms" not in e.detail and (e.kind == "norm" or e.module in centring) for e in every}
+    norms = {path for path, subtracts in kinds.items() if subtracts}
+    called = {path or "the network" for path in norms}
     if not norms:
         return []
+    if len(norms) < len(kinds):
+        other = next(path for path, subtracts in kinds.items() if not subtracts) or "the network"
+        return [f"{min(called)} subtracts a mean, which new entries must be then, and {other} does not"]
     made = {m.name.rpartition(".")[0] for m in width.members if m.role == "out"}
     reads = {m.name.rpartition(".")[0] for m in width.members if m.role == "in"}
     apart = [path for path, _ in width.groups if path in made - reads - norms]
-    added = sorted((norms | {"the network"}) & width.trace.residues)
-    of_places = dict.fromkeys(e.module for e in width.mixing if e.kind == "norm" and e.detail == "group norm")
+    added, modulated = sorted(called & width.trace.residues), sorted(called & width.trace.modulated)
+    gated = dict.fromkeys((path or "the network", line) for term, path, line in width.trace.gates if width.grows(term))
+    widest = max((m.size for m in width.members if m.role == "out"), default=0)
+    over = [e for e in every if e.kind == "norm" and (e.detail == "group norm" or find(e.term).size > widest)]
+    of_places = dict.fromkeys(event.module or "the network" for event in over)
     told = "so that a new entry cannot be the mean of the others"
     return [
         *(f"{path} convolves each entry by itself, {told} behind it" for path in apart),
         *(f"what {path} gives, with a gain for each entry, is added to something else, {told} there" for path in added),
+        *(f"{path} multiplies two activations entry by entry ({line}), {told}" for path, line in gated),
+        *(f"what {path} gives is multiplied by another activation, which does not follow" for path in modulated),
         *(f"{path} takes one mean over entries and places, which new entries change" for path in of_places),
     ]
 
@@ -254,7 +273,7 @@ def _streams(model: nn.Module, width: Width) -> Iterator[Recipe]:
         yield _stream(model, width, shrink, subtracts, None, power=1.0)
     if any(_of_heads(width, member) for member in width.members):
         recipe = replace(_stream(model, width, shrink, subtracts, None, heads=False), last=True)
-        if not _of_no_use(width, recipe):
+        if not _of_no_use(width, {width.trace.first[name] for name, _ in recipe.zero}):
             yield recipe
 
 
@@ -343,14 +362,17 @@ def _of_heads(width: Width, member: Member) -> bool:
     return bool(made) and made <= width.trace.attended
 
 
-def _of_no_use(width: Width, recipe: Recipe) -> bool:
-    """Whether queries and keys that nothing else reads would both be zero: each gets its gradient from the other."""
-    trace, zero = width.trace, {width.trace.first[name] for name, _ in recipe.zero}
+def _of_no_use(width: Width, zero: Set[str]) -> bool:
+    """Whether queries and keys that nothing else reads would both be zero: each gets its gradient from the other.
+
+    ``zero``: names of the tensors of which all new entries would be.
+    """
+    trace = width.trace
     for one, other in (event.writers for event in trace.events if event.kind == "product"):
         both = one | other
         readers = [made for made in trace.reads.values() if made & both]
-        if one and other and not one & other and both <= zero:
-            if all(made <= trace.attended and made - both for made in readers):  # values are made by others
+        if one and other and both <= zero:  # values are made by others, or all three by one projection
+            if all(made <= trace.attended and (made - both or one == other) for made in readers):
                 return True
     return False
 

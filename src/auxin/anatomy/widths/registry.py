@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from auxin.anatomy.widths.tracer import Axes, Tracer
 
 Rule = Callable[[Tracer, Any, Any, "list[Tensor]", "list[Axes]"], None]
 RULES: dict[str, Rule] = {}
-Item = TypeVar("Item")
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -26,12 +25,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-def ends(a: Sequence[Item], b: Sequence[Item]) -> Iterator[tuple[Item, Item]]:
-    """Pairs from the end on, as long as there are two: the way tensors are broadcast."""
-    count = min(len(a), len(b))
-    return zip(reversed(a[len(a) - count :]), reversed(b[len(b) - count :]), strict=True)
 
 
 def axis_of(axis: int, count: int) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from auxin.anatomy.widths.registry import axis_of, ends, rule
+from auxin.anatomy.widths.registry import axis_of, rule
 from auxin.anatomy.widths.sizes import Size
-from auxin.anatomy.widths.terms import Mixed, Term, concatenation, cut, find, product, split
+from auxin.anatomy.widths.terms import Mixed, Term, concatenation, cut, ends, find, product, split
 from auxin.anatomy.widths.tracer import Axes, Tracer
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -137,15 +137,38 @@ class Length(_Remembering):
 
     Attributes:
         term: of the axis.
+        note: called with the term where a number with a fraction is computed from it.
     """
 
     term: Term
+    note: Callable[[Term], None]
 
-    def __new__(cls, value: int, term: Term) -> Length:
+    def __new__(cls, value: int, term: Term, note: Callable[[Term], None]) -> Length:
         """Make one."""
         made = super().__new__(cls, value)
-        made.term = term
+        made.term, made.note = term, note
         return made
+
+    def __float__(self) -> float:
+        """Note it, as ``math.sqrt`` does that."""
+        self.note(self.term)
+        return float(int(self))
+
+    def __pow__(self, other: Any, mod: Any = None) -> Any:
+        """Note a root, or one over the length."""
+        if not isinstance(other, int) or other < 0:
+            self.note(self.term)
+        return pow(int(self), other, mod)
+
+    def __truediv__(self, other: Any) -> Any:
+        """Note it."""
+        self.note(self.term)
+        return int(self) / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        """Note it."""
+        self.note(self.term)
+        return other / int(self)
 
     def __add__(self, other: Any) -> Any:
         """Forget, but let the other number remember."""

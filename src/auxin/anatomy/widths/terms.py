@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 BORN = -1
+Item = TypeVar("Item")
 
 
 class Mixed(Exception):
@@ -312,3 +313,9 @@ def copies(term: Term, atom: Term) -> int:
     if term.kind == "atom":
         return 0
     return len(grown(term, {id(atom): [*range(atom.size), BORN]})) - term.size
+
+
+def ends(a: Sequence[Item], b: Sequence[Item]) -> Iterator[tuple[Item, Item]]:
+    """Pairs from the end on, as long as there are two: the way tensors are broadcast."""
+    count = min(len(a), len(b))
+    return zip(reversed(a[len(a) - count :]), reversed(b[len(b) - count :]), strict=True)

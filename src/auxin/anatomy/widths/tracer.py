@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from auxin.anatomy.widths.sizes import Length, Size, remembered
-from auxin.anatomy.widths.terms import Mixed, Term, atoms, factors, find, split, unify
+from auxin.anatomy.widths.terms import Mixed, Term, atoms, ends, factors, find, split, unify
 from auxin.fsdp2 import gathered_by
 
 SHAPING = {  # functions whose whole numbers are lengths
@@ -50,13 +50,14 @@ class Axes:
     """What is known of a tensor: a term for each axis, and the parameter that it is a view of.
 
     ``centred``: the norm that has made it, if that subtracts a mean and so far only operations entry by entry went over
-    it; else "".
+    it; else "". ``added``: such norms of which the result has been added to something else.
     ``writers``: names of the parameters of the last layers that have made it. ``mean_of``: what it is the mean of.
     """
 
     terms: list[Term]
     source: str | None = None
     centred: str = ""
+    added: frozenset[str] = frozenset()
     writers: frozenset[str] = frozenset()
     mean_of: Axes | None = None
 
@@ -96,7 +97,10 @@ class Trace:
         outputs: terms of the axes of the tensors that the network gave.
         direct: by (name, axis) the axes along which a weight reads what no norm has centred before.
         centring: paths of the modules that subtract a mean.
-        residues: norms that subtract a mean of which the result is added to something else that is not such a result.
+        residues: norms that subtract a mean of which the result is added to something else, and a norm taken over that.
+        gates: axes along which two activations are multiplied that no norm has centred, with the module and the line.
+        modulated: norms that subtract a mean of which the result is multiplied by another activation (adaptive norms).
+        scales: axes of the lengths of which forward makes numbers with fractions, with the line.
         reads: by (name, axis) which layers make what a weight reads along the axis.
         attended: names of the parameters that make queries, keys and values.
         gained: by name of a parameter, those that multiply what its layer makes entry by entry before anything else
@@ -116,6 +120,9 @@ class Trace:
     scaled: set[tuple[str, int]] = field(default_factory=set)
     centring: set[str] = field(default_factory=set)
     residues: set[str] = field(default_factory=set)
+    gates: list[tuple[Term, str, str]] = field(default_factory=list)
+    modulated: set[str] = field(default_factory=set)
+    scales: list[tuple[Term, str]] = field(default_factory=list)
     reads: dict[tuple[str, int], set[str]] = field(default_factory=dict)
     attended: set[str] = field(default_factory=set)
     gained: dict[str, list[str]] = field(default_factory=dict)
@@ -230,27 +237,43 @@ class Tracer(TorchDispatchMode):
             self.trace.centring.add(self.place()[1])
         activations = [axes for axes in given if axes.source is None]
         own = frozenset(axes.source for axes in given if axes.source is not None)
-        if name in SUMMING and own:
-            centred, writers = "", own
-        else:
+        found = Axes([], writers=own)
+        if name not in SUMMING or not own:
             each = [axes.centred for axes in activations]
             kept = any(each) if name in ("mul", "mul_", "div") else all(each)
-            centred = next(filter(None, each), "") if kept and name not in SUMMING else ""
-            if name in CENTRING or subtracted:
-                centred = self.place()[1] or "the network"
+            found.writers = frozenset().union(*(axes.writers for axes in activations))
+            found.added = frozenset().union(*(axes.added for axes in activations))
+            found.centred = next(filter(None, each), "") if kept and name not in SUMMING else ""
             if name in ("add", "add_") and not kept:
-                self.trace.residues.update(filter(None, each))
-            writers = frozenset().union(*(axes.writers for axes in activations))
-            multiplied = given[1:] if name in ("addcmul", "addcmul_") else given if name in ("mul", "mul_") else ()
-            for axes, gain in itertools.permutations(multiplied, 2):
-                if gain.source in self.parameters and axes.source is None and not axes.centred:
-                    for one in axes.writers:
-                        self.trace.gained.setdefault(one, []).append(gain.source)
+                found.added |= frozenset(filter(None, each))
+            if name in CENTRING or subtracted:
+                self.trace.residues |= found.added
+                found.centred, found.added = self.place()[1] or "the network", frozenset()
+            self._note_factors(name, given)
         for tensor in made:
             if id(tensor) not in self.owned:
                 axes = self.axes(tensor)
-                axes.centred, axes.writers = centred, writers
+                axes.centred, axes.writers, axes.added = found.centred, found.writers, found.added
                 axes.mean_of = given[0] if name == "mean" and given else None
+
+    def _note_factors(self, name: str, given: Sequence[Axes]) -> None:
+        """Note what is multiplied entry by entry: what a layer makes by a parameter, or two activations."""
+        factors = given[1:] if name in ("addcmul", "addcmul_") else given if name in ("mul", "mul_") else ()
+        if len(factors) != 2 or factors[0] is factors[1]:
+            return
+        centred = [axes.centred for axes in factors if axes.centred]
+        if centred:
+            self.trace.modulated.update(centred if not any(axes.source for axes in factors) else ())
+            return
+        for axes, gain in itertools.permutations(factors):
+            if gain.source in self.parameters and axes.source is None:
+                for one in axes.writers:
+                    self.trace.gained.setdefault(one, []).append(gain.source)
+        if not any(axes.source for axes in factors):
+            where, module = self.place()
+            for one, other in ends(factors[0].terms, factors[1].terms):
+                if find(one).size == find(other).size > 1:
+                    self.trace.gates.append((one, module, where))
 
     def heads(self, count: int, query: Tensor, weight: Tensor) -> None:
         """Note the heads of ``nn.MultiheadAttention``: their entries are as many as it reads, and as it makes."""
@@ -276,6 +299,18 @@ class Tracer(TorchDispatchMode):
             if alike and _in_order(a, b):
                 with contextlib.suppress(Mixed):
                     unify(a, b)
+
+    def note_scale(self, term: Term) -> None:
+        """Forward makes a number with a fraction of the length of an axis."""
+        self.trace.scales.append((term, self.place()[0]))
+
+    def chunked(self, made: Sequence[Tensor], axis: int) -> None:
+        """Parts that are equally long, however long the whole is: all of them get longer, or none."""
+        first, *others = (self.axes(t).terms[axis] for t in made)
+        for other in others:
+            if find(other).size == find(first).size:
+                with contextlib.suppress(Mixed):
+                    unify(first, other)
 
     def give(self, tensor: Tensor, terms: Sequence[Term], source: str | None = None) -> None:
         """Say what the axes of a new tensor are."""
@@ -317,6 +352,8 @@ class Sizes(TorchFunctionMode):
                 self.tracer.heads(int(args[4]), args[0], args[11])
             if isinstance(result, Tensor) and (name in ("view", "reshape") or name.removeprefix("new_") in MADE):
                 self.tracer.shaped(result, list(_numbers(args)))
+            if name == "chunk" and isinstance(result, tuple):
+                self.tracer.chunked(result, args[2] if len(args) > 2 else kwargs.get("dim", 0))
             if name in ALIKE and isinstance(result, Tensor):
                 for a, b in zip(self.tracer.axes(result).terms, self.tracer.axes(args[1]).terms, strict=True):
                     self.tracer.meet(a, b, name)
@@ -331,10 +368,12 @@ class Sizes(TorchFunctionMode):
             return result
         if isinstance(result, torch.Size):
             pairs = zip(result, self.tracer.axes(args[0]).terms, strict=True)
-            return torch.Size(Length(length, term) if length > 1 else length for length, term in pairs)
+            note = self.tracer.note_scale
+            return torch.Size(Length(length, term, note) if length > 1 else length for length, term in pairs)
         if type(result) is int and name == "size" and result > 1:
             axis = args[1] if len(args) > 1 else kwargs.get("dim")
-            return Length(result, self.tracer.axes(args[0]).terms[axis]) if type(axis) is int else result
+            if type(axis) is int:
+                return Length(result, self.tracer.axes(args[0]).terms[axis], self.tracer.note_scale)
         return result
 
 
