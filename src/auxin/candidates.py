@@ -79,7 +79,12 @@ class Candidates:
         frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         for width, _ in widths.having(lambda width: not _rests(width, frozen)).patterns():
             edit = width.edit
-            if edit is None or edit.outputs or edit.unit in ("rows", "head_dim") or width.start.startswith("head size"):
+            if (
+                edit is None
+                or edit.outputs
+                or edit.unit in ("rows", "head_dim", "experts")
+                or width.start.startswith("head size")
+            ):
                 continue
             assert edit.by is not None
             doubled = dataclasses.replace(edit, by=edit.by * (width.size // width.step))

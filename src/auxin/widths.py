@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import html
 import math
@@ -12,7 +13,9 @@ from typing import Any
 from torch import nn
 
 from auxin.anatomy.probe import PlanContext, tensors_in
+from auxin.anatomy.tree import join
 from auxin.anatomy.widths import groups
+from auxin.anatomy.widths.mixtures import mixture_of
 from auxin.anatomy.widths.recipes import needed
 from auxin.anatomy.widths.terms import Term, find
 from auxin.anatomy.widths.tracer import Trace
@@ -180,6 +183,8 @@ def widths_of(context: PlanContext) -> Widths:
     told = {key for key, one in found.items() if not one.fits and (one.at, one.makes, one.reads) in grows}
     told |= {key for key, one in found.items() if not one.fits and any(key < other for other in found)}
     shown = [width for key, width in found.items() if key not in told]
+    experts = {width.at: width for path in modules for width in _of_experts(path, trace, context, costs, tries)}
+    shown = [*(width for width in shown if width.fits or width.at not in experts), *experts.values()]
     return Widths(sorted(shown, key=lambda width: order[width.at]), paths=list(modules))
 
 
@@ -255,6 +260,55 @@ def _width(place: _Place, width: groups.Width, context: PlanContext, costs: _Cos
     )
 
 
+def _of_experts(path: str, trace: Trace, context: PlanContext, costs: _Costs, tries: dict[Any, Any]) -> Iterator[Width]:
+    """The experts that a layer chooses among, where more copies of them keep the function."""
+    chosen = [trace.inside(event.term) for event in trace.events if event.kind in ("softmax", "sort")]
+    try:
+        term = groups.output_axis(trace, context.model, path)
+    except GrowthError:
+        return
+    mixture = None
+    if any(trace.inside(term) & inside for inside in chosen):
+        mixture = mixture_of(context.model, path)
+    if mixture is None or mixture.size != find(term).size:
+        return
+    held = [join(one.path, name) for one in mixture.lists for name, _ in one.module.named_parameters()]
+    members = _once((*mixture.tensors, *held))
+    key = "experts", unnumbered(path), mixture.size, frozenset(map(unnumbered, members))
+    if key not in tries:
+        tries[key] = mixture.path, _more_experts(path, mixture.size, context)
+    first, change = tries[key]
+    if change is None:
+        return
+    edit = replace(change.edit, at=path, axes=(), assigns=())
+    made = [name for name in mixture.tensors if name.rpartition(".")[0] in mixture.routers]
+    inside = ((a, a.path.startswith(first)) for a in change.assigns)  # of one like it
+    numbers = ((mixture.path + a.path[len(first) :] if within else a.path, a) for a, within in inside)
+    yield Width(
+        at=path,
+        size=mixture.size,
+        step=edit.by,
+        parameters=change.added_parameters,
+        flops=costs.flops_with(members) * edit.by / mixture.size,
+        makes=_once(made),
+        reads=(),
+        along=_once(name for name in members if name not in made),
+        attributes=_once(f"{join(at, a.name)} {a.old} -> {a.value}" for at, a in numbers),
+        start="experts: copies",
+        edit=edit,
+        fits=(_written(edit),),
+        why_not="",
+    )
+
+
+def _more_experts(path: str, size: int, context: PlanContext) -> Any:
+    """The change by as few more experts as keep the function, one or as many again; None where neither does."""
+    for by in (1, size):
+        with contextlib.suppress(GrowthError):
+            return Widen(path, by=by, unit="experts", init="tile").plan(context.model, context)
+    return None
+
+
 def _by_the_smallest_step(
     place: _Place, width: groups.Width, context: PlanContext, tries: dict[Any, Any]
 ) -> tuple[Widen | None, str, str, groups.Width]:
@@ -277,7 +331,8 @@ def _by_the_smallest_step(
 def _written(edit: Widen) -> str:
     """An edit as one would write it."""
     unit = f", unit={edit.unit!r}" if edit.unit else ""
-    return f"Widen({edit.at!r}, by={edit.by}{unit}{', outputs=True' * edit.outputs})"
+    init = f", init={edit.init!r}" if edit.init != "zero" else ""
+    return f"Widen({edit.at!r}, by={edit.by}{unit}{init}{', outputs=True' * edit.outputs})"
 
 
 def _tried(place: _Place, width: groups.Width, context: PlanContext) -> tuple[Widen | None, str, str]:
@@ -315,7 +370,8 @@ class _Costs:
 
     def __init__(self, model: nn.Module, trace: Trace, batch: int):
         self.named, self.batch = dict(model.named_parameters()), batch
-        self.work = [(factor, terms, frozenset().union(*map(trace.inside, terms))) for factor, terms in trace.work]
+        self.first, self.by_weight = trace.first, trace.work
+        self.work = [(factor, terms, frozenset().union(*map(trace.inside, terms))) for factor, terms, _ in trace.work]
 
     def parameters(self, width: groups.Width) -> int:
         """Scalars that are added."""
@@ -336,4 +392,10 @@ class _Costs:
             if not inside.isdisjoint(width.growth):
                 total += factor * math.prod(width.length(term) for term in terms)
                 total -= factor * math.prod(find(term).size for term in terms)
+        return total / self.batch
+
+    def flops_with(self, tensors: Iterable[str]) -> float:
+        """Of one forward, per sample, by these weights."""
+        names = {self.first[name] for name in tensors if name in self.first}
+        total = sum(f * math.prod(find(t).size for t in terms) for f, terms, name in self.by_weight if name in names)
         return total / self.batch

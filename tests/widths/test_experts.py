@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from test_listed import flops
 from test_states import MOMENTS, still, watched
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -185,6 +186,37 @@ def test_copies_of_experts_keep_the_function(case):
     assert net.moe.top_k == top_k
     trained(net, opt)
     ax.verify(net, opt)
+
+
+@pytest.mark.parametrize(
+    ("options", "edit", "says"),
+    [
+        (
+            {},
+            TILE("moe.router", by=4),
+            ("moe.router.out_features 4 -> 8", "moe.top_k 2 -> 4", "moe.num_experts 4 -> 8"),
+        ),
+        ({"mixture": Fused}, TILE("moe.gate", by=4), ("moe.gate.out_features 4 -> 8", "moe.top_k 2 -> 4")),
+        ({"weigh": "all", "bias": True}, TILE("moe.router", by=1), ("moe.router.out_features 4 -> 5",)),
+        ({"weigh": "sigmoid"}, None, ()),
+    ],
+    ids=["modules", "fused", "soft", "not divided by their sum"],
+)
+def test_experts_are_listed_where_copies_keep_the_function(options, edit, says):
+    """By the fewest that do; what the row says is what happens."""
+    net = net_of(**options)
+    found = [w for w in ax.sites(net, X).widths if w.edit is not None and w.edit.unit == "experts"]
+    assert [w.edit for w in found] == ([edit] if edit else [])
+    for width in found:
+        assert f"{width.fits[0]}  " in str(ax.sites(net, X).widths) and "init='tile'" in width.fits[0]
+        names, before, spent = dict(net.state_dict()), net(X).detach(), flops(net, X)
+        shapes = {name: t.shape for name, t in names.items()}
+        change = ax.grow(net, eval(width.fits[0], {"Widen": ax.Widen}), probe=X)
+        assert change.preserves and apart(net(X).detach(), before) < 1e-13
+        assert change.added_parameters == width.parameters and set(says) <= set(width.attributes)
+        assert flops(net, X) - spent == pytest.approx(width.flops)
+        resized = {name for name, t in net.state_dict().items() if name in shapes and t.shape != shapes[name]}
+        assert resized <= {*width.makes, *width.along}
 
 
 def test_numbers_in_a_configuration_and_names_of_a_dictionary_follow():

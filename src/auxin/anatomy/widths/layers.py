@@ -45,7 +45,7 @@ def _mm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: list[
             own = tracer.trace.tensors.get(axes.source or "", [])
             if own and find(own[0]) is find(axes.terms[0]):  # einsum puts an axis of 1 in front
                 tracer.trace.roles[axes.source or "", 0] = "batch"
-    tracer.trace.work.append((2, (*a.terms, b.terms[-1])))
+    tracer.note_work(2, (*a.terms, b.terms[-1]), *given)
     tracer.give(made[0], [*a.terms[:-1], b.terms[-1]])
 
 
@@ -57,7 +57,7 @@ def _grouped_mm(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], give
     if b.source is not None:
         tracer.trace.roles[b.source, 0] = "batch"
         tracer.event("sort", b.terms[0], "a choice of experts")
-    tracer.trace.work.append((2, (*a.terms[: made[0].dim()], b.terms[-1])))
+    tracer.note_work(2, (*a.terms[: made[0].dim()], b.terms[-1]), *given)
     tracer.give(made[0], [*a.terms[: made[0].dim() - 1], b.terms[-1]])
 
 
@@ -79,7 +79,7 @@ def _linear(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given: l
     _contracted(tracer, x, weight, x.terms[-1], weight.terms[-1], "linear")
     if len(given) > 2:
         tracer.meet(weight.terms[0], given[2].terms[0], "bias")
-    tracer.trace.work.append((2, (*x.terms, weight.terms[0])))
+    tracer.note_work(2, (*x.terms, weight.terms[0]), weight)
     tracer.give(made[0], [*x.terms[:-1], *weight.terms[:-1]])
 
 
@@ -103,7 +103,7 @@ def _bilinear(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given:
     _contracted(tracer, a, weight, a.terms[-1], weight.terms[1], "bilinear")
     _contracted(tracer, weight, b, weight.terms[2], b.terms[-1], "bilinear")
     tracer.meet(a.terms[0], b.terms[0], "bilinear")
-    tracer.trace.work.append((2, (*a.terms, b.terms[-1], weight.terms[0])))
+    tracer.note_work(2, (*a.terms, b.terms[-1], weight.terms[0]), weight)
     tracer.give(made[0], [a.terms[0], weight.terms[0]])
 
 
@@ -138,7 +138,7 @@ def _convolution(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], giv
             tracer.trace.roles.setdefault((given[2].source, 0), "bias")
     shape = made[0].shape[2:]
     places = math.prod(x.terms[n].size for n in range(2, len(x.terms))) if transposed else math.prod(shape)
-    tracer.trace.work.append((2 * places, (x.terms[0], *weight.terms)))
+    tracer.note_work(2 * places, (x.terms[0], *weight.terms), weight)
     tracer.give(made[0], [x.terms[0], out, *(Term(size) for size in shape)])
 
 
@@ -185,7 +185,8 @@ def _attention(tracer: Tracer, args: Any, kwargs: Any, made: list[Tensor], given
                 tracer.meet(term, own, "attention")
     tracer.event("product", q[-1], "attention", *given[:2])
     tracer.trace.attended = tracer.trace.attended.union(*(axes.writers for axes in given[:3]))
-    tracer.trace.work += [(2, (*q, k[-2])), (2, (*q[:-1], k[-2], v[-1]))]
+    tracer.note_work(2, (*q, k[-2]))
+    tracer.note_work(2, (*q[:-1], k[-2], v[-1]))
     tracer.give(made[0], [*q[:-1], v[-1]])
     for tensor in made[1:]:
         tracer.give(tensor, [Term(size) for size in tensor.shape])

@@ -107,7 +107,8 @@ class Trace:
             does (LayerScale).
         scaled: by (name, axis) the axes along which a weight is divided by its norm, as ``weight_norm`` does.
         groups: modules whose number of groups is a length (grouped convolutions, group norms, heads of attention).
-        work: floating-point operations of products and convolutions: each a factor, times the lengths of axes.
+        work: floating-point operations of products and convolutions: each a factor, times the lengths of axes, with the
+            name of the weight, "" where there is none.
     """
 
     tensors: dict[str, list[Term]] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class Trace:
     attended: set[str] = field(default_factory=set)
     gained: dict[str, list[str]] = field(default_factory=dict)
     groups: list[tuple[str, Term]] = field(default_factory=list)
-    work: list[tuple[float, tuple[Term, ...]]] = field(default_factory=list)
+    work: list[tuple[float, tuple[Term, ...], str]] = field(default_factory=list)
     _inside: dict[int, tuple[Term, frozenset[int]]] = field(default_factory=dict)
 
     def inside(self, term: Term) -> frozenset[int]:
@@ -299,6 +300,11 @@ class Tracer(TorchDispatchMode):
             if alike and _in_order(a, b):
                 with contextlib.suppress(Mixed):
                     unify(a, b)
+
+    def note_work(self, factor: float, terms: tuple[Term, ...], *given: Axes) -> None:
+        """Note the operations of a product; ``given``: what it is of, where that may be a weight."""
+        source = next((axes.source for axes in given if axes.source is not None), "")
+        self.trace.work.append((factor, terms, source))
 
     def note_scale(self, term: Term) -> None:
         """Forward makes a number with a fraction of the length of an axis."""
