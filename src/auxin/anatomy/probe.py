@@ -30,7 +30,9 @@ Probe = Any  # a tensor, a tuple or list of arguments, a dict of keywords, or a 
 class Call:
     """What one module was given and gave back, the first time it ran.
 
-    ``kept`` is a deepcopy memo of what the module is given as it is: modules and parameters of the network.
+    Attributes:
+        kept: a deepcopy memo of what the module is given as it is: modules and parameters of the network.
+        amplified: a block, constants of its tensors, and what ``amplification`` has said of them on this call.
     """
 
     args: tuple[Any, ...]
@@ -38,6 +40,9 @@ class Call:
     output: Any
     count: int = 1
     kept: dict[int, Any] = dataclasses.field(default_factory=dict, repr=False)
+    amplified: tuple[nn.Module, Mapping[str, float], dict[str, float]] | None = dataclasses.field(
+        default=None, repr=False
+    )
 
     def run(self, module: nn.Module) -> Any:
         """What ``module`` gives back on it. It gets copies: it may write into them, as into a cache of keys."""
@@ -272,11 +277,22 @@ def _recorders(seen: dict[str, Call], name: str, kept: dict[int, Any]) -> tuple[
 
 def taken(value: Any, kept: dict[int, Any]) -> Any:
     """A deep copy, but for the objects in the deepcopy memo ``kept``; what cannot be copied so stays what it is."""
+    if type(value) is tuple and len(value) == 2 and not value[1] and _one_tensor(value[0], kept):
+        return (value[0][0].clone(),), {}  # as most modules are called, and as often as anything in a plan
     try:
         memo: Any = ChainMap({}, kept)  # not a copy of what is kept, which is the whole network
         return copy.deepcopy(value, memo)
     except Exception:  # a generator, a lock, a tensor in the middle of a graph
         return _copied(value)
+
+
+def _one_tensor(args: Any, kept: dict[int, Any]) -> bool:
+    """Whether these are one plain tensor, of which a clone is all that a deep copy would be."""
+    if type(args) is not tuple or len(args) != 1:
+        return False
+    x = args[0]
+    plain = type(x) is Tensor and not x.requires_grad and x.layout is torch.strided and not x.is_quantized
+    return plain and x.is_contiguous() and not x.is_complex() and not x.__dict__ and id(x) not in kept
 
 
 def _copied(value: Any) -> Any:

@@ -13,6 +13,7 @@ used later; one that is stored as 1 + w is closed at -1 and is looked for afterw
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from auxin.anatomy.gradients import gradients_of, nodes_behind
 from auxin.anatomy.probe import Call, tensors_in
 from auxin.dynamo import kept_in_copies
-from auxin.listing import named_parameters
+from auxin.listing import modules_in, named_parameters
 from auxin.randomness import random_state
 
 NOISE = 0.02
@@ -126,9 +127,12 @@ def _still(twin: nn.Module) -> nn.Module:
 def copy_of(block: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy that also takes blocks holding computed tensors (old-style ``weight_norm``)."""
     memo = {**kept_in_copies(block), **(memo or {})}
-    for module in block.modules():
+    for module in modules_in(block):
         for value in module.__dict__.values():
-            if isinstance(value, Tensor) and not value.is_leaf:
+            if type(value) is OrderedDict:
+                if not value:  # of hooks, a dozen in each module: deepcopy takes ten times as long to make another
+                    memo.setdefault(id(value), OrderedDict())
+            elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(block, memo)
 
@@ -167,9 +171,12 @@ def last_writers(block: nn.Module, call: Call) -> dict[str, float] | None:
         if not zeroed:
             return None if zeroed is None else {}
         plain = dict.fromkeys(zeroed, 0.0)
-        hot = tuple(name for name, ratio in amplification(block, call, plain).items() if ratio > AMPLIFIED)
+        ratios = amplification(block, call, plain)
+        call.amplified = block, plain, ratios  # whoever warns of norms asks for them again
+        hot = tuple(name for name, ratio in ratios.items() if ratio > AMPLIFIED)
         closed = _with_gains(block, call, zeroed, hot) if hot else plain
-        if closed != plain and max(amplification(block, call, closed).values()) <= AMPLIFIED:
+        if closed != plain and max((ratios := amplification(block, call, closed)).values()) <= AMPLIFIED:
+            call.amplified = block, closed, ratios
             return closed
         return plain
 
@@ -190,7 +197,9 @@ def amplification(block: nn.Module, call: Call, constants: Mapping[str, float]) 
 def amplified_by_a_norm(block: nn.Module, call: Call, constants: Mapping[str, float]) -> dict[str, float]:
     """Those zeroed tensors whose gradient starts too large because a norm follows them, with the factor."""
     with random_state(seed=0):
-        ratios = amplification(block, call, constants)
+        known = call.amplified
+        same = known is not None and known[0] is block and known[1] == constants
+        ratios = known[2] if known is not None and same else amplification(block, call, constants)
         hot = tuple(name for name, ratio in ratios.items() if AMPLIFIED < ratio < float("inf"))
         return {name: ratios[name] for name in hot} if hot and _scale_vanishes(block, call, hot) else {}
 
