@@ -39,32 +39,34 @@ def listing(model: nn.Module) -> Listing:
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """``dict(model.named_modules())``."""
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    found: dict[str, nn.Module] = {"": model}
+    seen = {id(model)}
+    waiting = [("", iter(model._modules.items()))]
     while waiting:
-        path, module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            found[path] = module
-            if module._modules:
-                prefix = f"{path}." if path else ""
-                waiting += [
-                    (prefix + name, child) for name, child in reversed(module._modules.items()) if child is not None
-                ]
+        prefix, children = waiting[-1]
+        for name, child in children:
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                path = prefix + name
+                found[path] = child
+                if child._modules:  # most have none, and are not walked into
+                    waiting.append((f"{path}.", iter(child._modules.items())))
+                    break
+        else:
+            waiting.pop()
     return found
 
 
 def modules_in(module: nn.Module) -> list[nn.Module]:
     """The modules that ``module.modules()`` gives, in no order worth mentioning."""
-    found: dict[int, nn.Module] = {}
+    found = {id(module): module}
     waiting = [module]
     while waiting:
-        current = waiting.pop()
-        if id(current) not in found:
-            found[id(current)] = current
-            if current._modules:
-                waiting += [child for child in current._modules.values() if child is not None]
+        for child in waiting.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                if child._modules:
+                    waiting.append(child)
     return list(found.values())
 
 

@@ -368,13 +368,13 @@ class Sight:
 
     def _visit(self, value: Any, objects: float = math.inf) -> None:
         """Walk on from ``value``, into as many objects of unknown classes within each other as ``objects`` says."""
+        if type(value) in PLAIN or id(value) in self._seen or isinstance(value, LEAVES):  # the first is told at once
+            return
         if isinstance(value, Tensor):
             self._tensor(value)
             return
-        if isinstance(value, LEAVES) or id(value) in self._seen:
-            return
         self._seen[id(value)] = value
-        if is_generator(value):
+        if not isinstance(value, HOLDERS) and is_generator(value):
             self._generators.append((value, generator_state(value)))
         if isinstance(value, CONTAINERS):
             content = list(value.items()) if isinstance(value, dict) else list(value)
