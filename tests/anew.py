@@ -15,6 +15,7 @@ import sys
 import tempfile
 import types
 import warnings
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def start(
     process = _server().Process(target=_program, args=(words, files, str(cwd or os.getcwd()), strict, env or {}))
     process.start()
     return process
+
+
+def talking(function: Callable[[Any], None]) -> tuple[Any, Any]:
+    """A process that runs ``function`` of one end of a connection, and the other end."""
+    ours, theirs = _server().Pipe()
+    process = _server().Process(target=function, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
 
 
 def _program(command: list[str], files: list[str], cwd: str, strict: Any, env: dict[str, str]) -> None:

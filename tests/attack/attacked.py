@@ -21,6 +21,16 @@ from auxin.progress import Standing
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType)
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
+KINDS: dict[str, tuple[type, ...]] = {
+    "tensor": (Tensor,),
+    "module": (nn.Module,),
+    "generator": (torch.Generator, random.Random),
+    "plain": PLAIN,
+    "code": CODE,
+    "method": (types.MethodType,),
+    "mapping": (Mapping,),
+    "items": (list, tuple, set, frozenset, collections.deque),
+}
 OWN_AFFAIR = (
     "rollback",
     "watch",
@@ -58,7 +68,7 @@ def picture(*roots: Any) -> dict[str, Any]:
         path, value = stack.pop()
         known = id(value) in seen
         facts[path] = _fact(value)
-        if known or isinstance(value, (*PLAIN, *CODE)):
+        if known or kind_of(type(value)) in ("plain", "code"):
             continue
         seen[id(value)] = value
         stack += reversed([(f"{path}{name}", item) for name, item in _inside(value)])
@@ -81,22 +91,29 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
+@functools.cache
+def kind_of(cls: type) -> str:
+    """Which of ``KINDS`` objects of a class are; asked once for each class, not for each of thousands."""
+    return next((kind for kind, classes in KINDS.items() if issubclass(cls, classes)), "object")
+
+
 def _fact(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    kind = kind_of(type(value))
+    if kind == "tensor":
         hooks = [list(h.items()) if h else None for h in (value._backward_hooks, _after_hooks(value))]
         grad = value.grad if value.is_leaf else None
         held = None if grad is None else (id(grad), bits(grad))
         place = value.data_ptr() if value.layout is torch.strided else 0
         return id(value), place, bits(value), value.requires_grad, held, hooks
-    if isinstance(value, (torch.Generator, random.Random)):
+    if kind == "generator":
         return bits(value.get_state()) if isinstance(value, torch.Generator) else hash(value.getstate())
-    if isinstance(value, PLAIN):
+    if kind == "plain":
         return type(value).__name__, repr(value)
-    if isinstance(value, types.MethodType):
+    if kind == "method":
         return id(value.__self__), id(value.__func__)
-    if isinstance(value, Mapping):
-        return id(value), tuple(id(k) if isinstance(k, (Tensor, nn.Module)) else repr(k) for k in value)
-    if isinstance(value, (list, tuple, set, frozenset, collections.deque)):
+    if kind == "mapping":
+        return id(value), tuple(id(k) if kind_of(type(k)) in ("tensor", "module") else repr(k) for k in value)
+    if kind == "items":
         return None if isinstance(value, tuple) else id(value), len(value)
     return type(value).__name__, id(value)
 
@@ -106,13 +123,14 @@ def _after_hooks(value: Tensor) -> Any:
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
+    kind = kind_of(type(value))
+    if kind == "mapping":
         for number, (key, item) in enumerate(value.items()):
             yield f"[{key if isinstance(key, (str, int)) else f'#{number}'}]", item
-    elif isinstance(value, (list, tuple, collections.deque)):
+    elif kind == "items" and not isinstance(value, (set, frozenset)):
         for number, item in enumerate(value):
             yield f"[{number}]", item
-    elif isinstance(value, (Tensor, types.MethodType, torch.Generator, random.Random)):
+    elif kind in ("tensor", "method", "generator"):
         return
     elif isinstance(value, functools.partial):
         yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -396,18 +394,16 @@ def resumed(words: dict[str, Any], folder: str, steps: int) -> dict[str, Any]:
     return {"extra": extra, "losses": run.train(steps)}
 
 
-def serve(lines: Iterable[str]) -> None:
-    """Answer requests, one per line of JSON, for as long as there are any."""
+def serve(theirs: Any) -> None:
+    """Answer requests, each a line of JSON, for as long as there are any."""
     torch.set_num_threads(1)
-    for line in lines:
+    while True:
         try:
-            answer = resumed(*json.loads(line))
+            words = json.loads(theirs.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = resumed(*words)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    import random_runs  # classes under the name that they have in the tests
-
-    random_runs.serve(sys.stdin)
+        theirs.send_bytes(json.dumps(answer).encode())

@@ -8,10 +8,7 @@ import collections
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,8 +23,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from random_runs import OPTIMIZERS, SCHEDULES, Run, resumed
+from random_runs import OPTIMIZERS, SCHEDULES, Run, resumed, serve
 
+import anew
 import auxin as ax
 
 torch.set_num_threads(1)
@@ -61,29 +59,24 @@ class Other:
     Asked again after its death it used to fail in another way than at first, which hypothesis takes for a flaky test.
     """
 
-    process = None
+    process = ours = None
 
     @classmethod
     def resume(cls, words, folder, steps):
-        if cls.process is None or cls.process.poll() is not None:
-            here = Path(__file__).parent
-            cls.process = subprocess.Popen(
-                [sys.executable, here / "random_runs.py"],
-                cwd=here,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        print(json.dumps([words, folder, steps]), file=cls.process.stdin, flush=True)
-        answer = cls.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the other process has ended: {cls.process.wait()}")
-        return json.loads(answer)
+        if cls.process is None or not cls.process.is_alive():
+            cls.process, cls.ours = anew.talking(serve)
+        cls.ours.send_bytes(json.dumps([words, folder, steps]).encode())
+        try:
+            return json.loads(cls.ours.recv_bytes())
+        except EOFError:
+            cls.process.join()
+            raise RuntimeError(f"the other process has ended: {cls.process.exitcode}") from None
 
     @classmethod
     def stop(cls):
         if cls.process is not None:
-            cls.process.communicate()
+            cls.ours.close()
+            cls.process.join()
             cls.process = None
 
 
@@ -276,7 +269,7 @@ def test_the_other_process_is_started_anew_where_it_has_ended(tmp_path):
     for _ in range(2):
         assert Other.resume(run.words, str(tmp_path), 2) == expected
         Other.process.kill()
-        Other.process.wait()
+        Other.process.join()
 
 
 def settled(**options):
