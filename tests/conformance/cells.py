@@ -132,7 +132,11 @@ def daily() -> list[Cell]:
         Cell("gpt", "by-hand-resize", optimizer="Adafactor-loop"),
         Cell("mlp", "keep-stack", groups="layered"),
     ]
-    first = [*varied(Cell("mlp", "interleave")), *extra]
+    # What is paired as well meets every level of the others there.
+    alone = [
+        c for c in varied(Cell("mlp", "interleave")) if any(getattr(c, name) not in PAIRED[name] for name in LEVELS)
+    ]
+    first = [*alone, *extra]
     return list(dict.fromkeys([*first, *paired(first)]))
 
 
