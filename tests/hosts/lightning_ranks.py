@@ -7,18 +7,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lit
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from lit import BATCHES, Lit, batches, built, growing, saving, trainer
+from lit import Lit, batches, built, growing, saving, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 torch.set_num_threads(1)
+lit.BATCHES = 4
 
 
 def doubles(share: slice) -> DataLoader[Any]:
     x, y = batches().dataset.tensors  # pyright: ignore[reportAttributeAccessIssue]
     whole = len(x[share])
-    return DataLoader(TensorDataset(x[share].double(), y[share].double()), batch_size=whole // BATCHES)
+    return DataLoader(TensorDataset(x[share].double(), y[share].double()), batch_size=whole // lit.BATCHES)
 
 
 def halves() -> DataLoader[Any]:
@@ -59,7 +61,7 @@ def main(path: Path) -> None:
         alone = built(schedule="onecycle").double()
         trainer(path, growing()).fit(alone, doubles(slice(None)), doubles(slice(None)))
         found["alone"] = float((torch.cat([p.detach().flatten() for p in alone.parameters()]) - kept).abs().max())
-        found["steps"] = made.global_step / BATCHES
+        found["steps"] = made.global_step / lit.BATCHES
         (path / "found.json").write_text(json.dumps(found))
 
 

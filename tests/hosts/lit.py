@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from auxin import Duplicate, when
 from auxin.hosts.lightning import GrowthCallback
 
-BATCHES = 4
+BATCHES = 2
 EPOCHS = 6
 SCHEDULERS: dict[str, Callable[[Any], Any] | None] = {
     "none": None,

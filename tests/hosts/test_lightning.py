@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import lit
 import pytest
 import torch
 from lightning.pytorch import callbacks as lit_callbacks
 from lightning.pytorch.plugins import MixedPrecision
-from lit import BATCHES, SCHEDULERS, WITH_AVERAGES, Block, Lit, batches, built, fit, growing, saving, trainer
+from lit import SCHEDULERS, WITH_AVERAGES, Block, Lit, batches, built, fit, growing, saving, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,6 +35,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def moments(optimizer: Any, module: nn.Module) -> dict[str, torch.Tensor]:
     names = {id(p): name for name, p in module.named_parameters()}
     return {names[id(p)]: state["exp_avg"] for p, state in optimizer.state.items()}
+
+
+@pytest.fixture
+def four_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer epochs, where something happens inside of one."""
+    monkeypatch.setattr(lit, "BATCHES", 4)
 
 
 # ---- the same run as in a plain loop
@@ -57,7 +64,7 @@ def plain_loop() -> tuple[list[float], list[str]]:
             scheduler.step()
             losses.append(loss.item())
         with torch.no_grad():
-            metric = sum(model.loss(batch).item() for batch in loader) / BATCHES
+            metric = sum(model.loss(batch).item() for batch in loader) / lit.BATCHES
         grower.step(metric)
     return losses, [str(entry.edit) for entry in grower.journal]
 
@@ -84,7 +91,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, schedule
         again = built(schedule=schedule)
         resumed = fit(again, tmp_path, growing(), ckpt_path=tmp_path / "run" / f"epoch={epoch}.ckpt")
         assert len(again.blocks) == 4
-        assert again.losses == module.losses[(epoch + 1) * BATCHES :]
+        assert again.losses == module.losses[(epoch + 1) * lit.BATCHES :]
         assert same(values(again), values(module))
         assert same(moments(resumed.optimizers[0], again), moments(whole.optimizers[0], module))
 
@@ -124,7 +131,7 @@ def test_groups_and_what_is_frozen_come_back(tmp_path: Path, group: Any) -> None
     whole = fit(module, tmp_path, Thaw(), growing(group=group), saving(tmp_path / "run"))
     again = make()
     resumed = fit(again, tmp_path, Thaw(), growing(group=group), ckpt_path=tmp_path / "run" / "epoch=3.ckpt")
-    assert again.losses == module.losses[4 * BATCHES :] and same(values(again), values(module))
+    assert again.losses == module.losses[4 * lit.BATCHES :] and same(values(again), values(module))
     assert len(resumed.optimizers[0].param_groups) == (3 if group is None else 7)
     for ours, theirs in zip(resumed.optimizers[0].param_groups, whole.optimizers[0].param_groups, strict=True):
         assert {k: v for k, v in ours.items() if k != "params"} == {k: v for k, v in theirs.items() if k != "params"}
@@ -304,6 +311,7 @@ def test_blocks_may_be_built_when_training_begins(tmp_path: Path, hook: str) -> 
     assert len(module.blocks) == 2
 
 
+@pytest.mark.usefixtures("four_batches")
 def test_a_checkpoint_is_plain_data_and_may_come_from_the_middle_of_an_epoch(tmp_path: Path) -> None:
     often = lit_callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
     fit(built(), tmp_path, growing(), often)
@@ -366,6 +374,7 @@ def test_an_appended_layer_never_trains_without_auxin(tmp_path: Path) -> None:
     ("schedule", "error", "words"),
     [("onecycle", KeyError, "initial_lr|max_lr"), ("lambda", ValueError, "zip\\(\\) argument 2 is shorter")],
 )
+@pytest.mark.usefixtures("four_batches")
 def test_a_new_group_breaks_the_schedule_without_auxin(tmp_path: Path, schedule: str, error: Any, words: str) -> None:
     with pytest.raises(error, match=words):
         fit(built(schedule=schedule), tmp_path, Append(group=True))
@@ -430,7 +439,7 @@ def test_what_other_code_loses_after_a_growth_is_named_at_the_next_epoch(tmp_pat
     module = built()
     with pytest.raises(GrowthError, match="blocks.2.up.weight .* is in no optimizer"):
         fit(module, tmp_path, growing([1]), Lose())
-    assert len(module.losses) == 3 * BATCHES
+    assert len(module.losses) == 3 * lit.BATCHES
 
 
 # ---- what else hangs on a Trainer
@@ -438,6 +447,7 @@ def test_what_other_code_loses_after_a_growth_is_named_at_the_next_epoch(tmp_pat
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("every", [1.0, 0.25])
+@pytest.mark.usefixtures("four_batches")
 def test_a_growth_waits_for_the_end_of_an_accumulation(tmp_path: Path, accumulate: int, every: float) -> None:
     moments: list[tuple[int, int]] = []
 
@@ -451,7 +461,7 @@ def test_a_growth_waits_for_the_end_of_an_accumulation(tmp_path: Path, accumulat
     made.fit(module, batches(), batches())
     assert len(module.blocks) == 3 and len(moments) == 1
     (batch, steps), at_end = moments[0], every == 1.0
-    assert steps == (-(-BATCHES // accumulate) if at_end else 1)
+    assert steps == (-(-lit.BATCHES // accumulate) if at_end else 1)
     assert at_end or batch == accumulate
 
 
@@ -587,6 +597,7 @@ def test_an_own_group_under_the_schedule_of_an_average(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("toggle", [True, False])
+@pytest.mark.usefixtures("four_batches")
 def test_two_networks_against_each_other(tmp_path: Path, toggle: bool) -> None:
     class Rivals(L.LightningModule):
         """One makes samples, the other judges them: the loss of the first leaves gradients on the second."""
@@ -686,6 +697,7 @@ def test_several_optimizers_stepped_by_hand(tmp_path: Path) -> None:
     assert same(values(again), values(module))
 
 
+@pytest.mark.usefixtures("four_batches")
 def test_epochs_count_where_nothing_is_validated(tmp_path: Path) -> None:
     module, callback = built(), growing(monitor="loss", when=ax.when.at([2]))
     trainer(tmp_path, callback, epochs=4).fit(module, batches())
@@ -758,6 +770,7 @@ def test_undo_by_hand(tmp_path: Path) -> None:
     assert len(module.blocks) == 2
 
 
+@pytest.mark.usefixtures("four_batches")
 def test_branches_decide_between_edits(tmp_path: Path) -> None:
     module, data = built(), list(batches())
     evidence = ax.Evidence(lambda model, batch: model.loss(batch), data[:2])
@@ -767,6 +780,7 @@ def test_branches_decide_between_edits(tmp_path: Path) -> None:
     assert logged.grower is not None and len(module.blocks) > 2 and made.global_step == 24
 
 
+@pytest.mark.usefixtures("four_batches")
 def test_what_is_clipped_holds_the_new_layer(tmp_path: Path) -> None:
     norms: list[float] = []
 
@@ -1004,6 +1018,7 @@ def test_other_hands_on_the_network_are_noticed(tmp_path: Path) -> None:
         made.test(module, batches(), ckpt_path=tmp_path / "run" / "epoch=0.ckpt", verbose=False)
 
 
+@pytest.mark.usefixtures("four_batches")
 def test_growths_that_never_find_a_moment_are_spoken_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="has been waiting for 21 batches: not now: out.bias has a gradient"):
         fit(built(), tmp_path, _Late(), growing([1]), epochs=8)
