@@ -16,7 +16,7 @@ import auxin as ax
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from tensor_bytes import peak
 
-DIM, DEPTH, MORE, WIDER = 128, 6, 3, 288
+DIM, DEPTH, MORE, WIDER = 128, 4, 2, 288
 BIG = functools.partial(Net, DIM)
 
 
