@@ -111,7 +111,7 @@ class Evidence:
                     for taken in (*optimizers, *schedules):
                         taken.step()
                     for average in averages:
-                        average.update_parameters(model)
+                        average.update_parameters(_source(average, averages, model))
                 if each is not None:
                     each(number)
         for optimizer in optimizers:
@@ -128,6 +128,14 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _source(average: Any, averages: Sequence[Any], model: nn.Module) -> Any:
+    """What an average is of: the network, or, of an average of an average, the first of that class that steps along."""
+    inner = getattr(average, "module", None)
+    if not hasattr(inner, "update_parameters"):
+        return model
+    return next((one for one in averages if one is not average and type(one) is type(inner)), model)
 
 
 def _count(schedule: LRScheduler) -> int:

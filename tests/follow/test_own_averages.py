@@ -235,3 +235,40 @@ def test_the_conformance_checks_look_at_its_copies_and_counts(kind, broken):
     words = {"companions": lambda model, optimizer: [Average(model)], "steps": 2}
     with pytest.raises(AssertionError, match=broken) if broken else contextlib.nullcontext():
         check(Net(), EDIT, lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2), batch()[0], **words)
+
+
+def test_an_average_of_an_average(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        model = Net()
+        optimizer, inner = torch.optim.AdamW(model.parameters(), lr=1e-2), AveragedModel(model, use_buffers=True)
+        outer = AveragedModel(inner)
+        grower = ax.Grower(model, optimizer, inner, outer, edits=EDIT, when=ax.when.every(10**9), probe=batch()[0])
+        return model, optimizer, inner, outer, grower
+
+    def go_on(model, optimizer, inner, outer, steps):
+        for _ in range(steps):
+            train(model, optimizer, 1)
+            inner.update_parameters(model)
+            outer.update_parameters(inner)
+
+    *run, grower = made()
+    go_on(*run, 2)
+    evidence = ax.Evidence(lambda model, x: model(x).square().mean(), [batch()[0]])
+    evidence.train(run[0], run[1:], 1)
+    assert int(run[2].n_averaged) == int(run[3].n_averaged) == 3
+    copies = [run[2].module, run[3].module.module]
+    assert [networks_of(average) for average in run[2:]] == [[one] for one in copies]
+    before = [one.blocks[1].up.weight.detach().clone() for one in copies]
+    grower.grow(EDIT)
+    assert all(torch.equal(one.blocks[2].up.weight, w) for one, w in zip(copies, before, strict=True))
+    assert not torch.equal(*before)
+    go_on(*run, 2)
+    ax.save(grower, tmp_path)
+    *other, fresh = made()
+    ax.load(tmp_path, fresh)
+    for one in (run, other):
+        go_on(*one, 2)
+    assert all(
+        torch.equal(a, b) for a, b in zip(run[3].state_dict().values(), other[3].state_dict().values(), strict=True)
+    )

@@ -39,7 +39,7 @@ def networks_of(companion: Any) -> list[nn.Module]:
 
 
 def copies_in(companion: Any) -> list[nn.Module]:
-    """The copies of the network that a companion holds, as it holds them.
+    """The copies of the network that a companion holds, as it holds them; those inside of an average of an average.
 
     Raises:
         GrowthError: its kind was registered with a ``wraps`` that returns something else.
@@ -53,7 +53,8 @@ def copies_in(companion: Any) -> list[nn.Module]:
                 f"follow({type(companion).__name__}, wraps=...): it has returned a {type(copy).__name__}; let it "
                 "return the copies of the network that are held, e.g. [average.module]."
             )
-    return copies
+    # A kind may be its own copy, as a LightningModule is.
+    return [inner for copy in copies for inner in (copies_in(copy) if copy is not companion else []) or [copy]]
 
 
 def plain(companion: Any) -> Any:
