@@ -1,13 +1,13 @@
 """Blocks that run again with the same weights, as a network written by hand runs them; later weights of their own."""
 
 import copy
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import anew
 import auxin as ax
 
 
@@ -126,17 +126,17 @@ def test_resumed_in_a_new_process_to_the_bit(tmp_path):
         train(run, 2)
         torch.save((run[0](X), run[2](X)), tmp_path / f"{number}.pt")
     text = (
-        "import sys, torch, auxin as ax; sys.path.insert(0, sys.argv[1]); from test_repeat import *\n"
+        "import sys, torch, auxin as ax; sys.path[:0] = sys.argv[1:3]; from test_repeat import *\n"
         "for number in '01':\n"
-        "    run = made(); ax.load(f'{sys.argv[2]}/{number}', grower_of(run))\n"
+        "    run = made(); ax.load(f'{sys.argv[3]}/{number}', grower_of(run))\n"
         "    for name in ('now', 'pt'):\n"
-        "        for ours, theirs in zip((run[0](X), run[2](X)), torch.load(f'{sys.argv[2]}/{number}.{name}')):\n"
+        "        for ours, theirs in zip((run[0](X), run[2](X)), torch.load(f'{sys.argv[3]}/{number}.{name}')):\n"
         "            assert torch.equal(ours, theirs), (number, name)\n"
         "        train(run, 2)\n"
         "    print(len({id(block.up.weight) for block in run[0].blocks}))\n"
     )
-    here = __file__.rpartition("/")[0]
-    done = subprocess.run([sys.executable, "-c", text, here, str(tmp_path)], capture_output=True, text=True)
+    here = Path(__file__).parent
+    done = anew.run("-c", text, here, here.parent, tmp_path)
     assert done.stdout.split() == ["3", "9"], done.stderr
 
 

@@ -1,6 +1,7 @@
 """Moments by hooks are those of the rows, whatever a training step does around them, and hooks do not stay."""
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import auxin as ax
+
+sys.path.append(str(Path(__file__).parents[1] / "ddp"))
+from processes import on_ranks
+
 from auxin.statistics import Pair, PairMoments, Site, measured, watch
 
 PAIR = Pair("0", "2")
@@ -361,13 +366,11 @@ def test_more_units_than_the_data_ask_for() -> None:
 # Several processes
 
 
-def test_ranks_add_up(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(each_rank, args=(str(tmp_path / "store"),), nprocs=2)
+def test_ranks_add_up() -> None:
+    on_ranks(2, each_rank)
 
 
-def each_rank(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def each_rank(rank: int) -> None:
     net, (x, y) = network(), data()
     wrapped = nn.parallel.DistributedDataParallel(net)
     mine = slice(0, 10) if rank == 0 else slice(10, 24)
@@ -377,4 +380,3 @@ def each_rank(rank: int, store: str) -> None:
     assert seen.moments(PAIR).samples == 24
     assert_same(seen.moments(PAIR), obvious(net, x, y))
     assert seen.moments(Site("1")).rows == 24
-    torch.distributed.destroy_process_group()
