@@ -64,6 +64,7 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     if lazy:
         yield f"{', '.join(lazy[:6])} of lazy layers have no shape yet: run one batch through the model first"
         return
+    yield from _without_values(parameters, modules)
     names = {id(p): name for name, p in parameters.items()}
     sleeping = {path: m for path, m in modules.items() if isinstance(m, Dormant)}
     running = {id(p) for m in awake(model) for p in m._parameters.values() if p is not None} if sleeping else set(names)
@@ -83,6 +84,21 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
 def _may_be_lazy(tensors: Mapping[str, Tensor]) -> bool:
     """Whether one of them is more than a plain tensor."""
     return not set(map(type, tensors.values())) <= {nn.Parameter, Tensor}
+
+
+def _without_values(parameters: Mapping[str, Tensor], modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Weights that were left on the meta device among others that have values.
+
+    A network that is there as a whole is a plan (``replay`` works on those), and hooks of Accelerate give values to
+    what is offloaded as it runs.
+    """
+    empty = [name for name, p in parameters.items() if p.is_meta]
+    if empty and len(empty) < len(parameters) and not any("_hf_hook" in m.__dict__ for m in modules.values()):
+        yield (
+            f"{', '.join(empty[:6])} {'is' if len(empty) == 1 else 'are'} on the meta device and without values, which "
+            "others of the network have: on a CPU torch may compute with what stands in memory instead. Give values: "
+            "model.load_state_dict(state, assign=True), or to_empty(device=...) and reset_parameters()"
+        )
 
 
 def _frozen_in_their_sleep(sleeping: dict[str, Dormant], names: dict[int, str], running: set[int]) -> Iterator[str]:

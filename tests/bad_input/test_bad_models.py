@@ -203,3 +203,15 @@ def test_a_tied_embedding_is_no_hindrance():
     before = model(IDS).logits
     ax.grow(model, ax.Duplicate("model.layers", by=1), torch.optim.AdamW(model.parameters()), probe={"input_ids": IDS})
     assert torch.equal(model(IDS).logits, before) and model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_weight_that_was_left_without_values_is_named():
+    """A product of a tensor on a CPU with one on the meta device is not refused by torch."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 1, bias=False))
+    net[2].to("meta")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ax.GrowthError, match=r"2\.weight is on the meta device and without values, .*assign=True"):
+        ax.grow(net, ax.Duplicate("1", by=1), optimizer, probe=torch.ones(2, 4))
+    assert len(net[1]) == 1
+    plan = net.to("meta")  # as a whole it is a plan
+    ax.verify(plan, torch.optim.SGD(plan.parameters(), lr=0.1))
