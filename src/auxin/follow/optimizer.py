@@ -34,6 +34,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "variance", "row_var", "col_var"), "square"),
 }
 STATE_KINDS = ("amsgrad", "centered", "momentum")  # options that decide what a state holds
+INSERTED = ("_checkpoint_wrapped_module", "_orig_mod")  # into names, by wrappers
 LBFGS_HISTORY = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
 
 
@@ -262,16 +263,27 @@ def _leave(optimizer: Any, parameter: Any) -> bool:
 
 
 def _rename(optimizer: Any, change: Change) -> None:
-    """Names in ``param_names`` that are the model's own names follow the model's new names."""
-    if not any(group.get("param_names") for group in optimizer.param_groups):
-        return
-    new_names = {id(p): name for name, p in change.after.items()}
+    """Names in ``param_names`` that are the model's own names follow the model's new names.
+
+    They may leave out what wrappers insert, as torchtitan's do; then those of new parameters leave it out too.
+    """
+    groups = [(group["params"], group["param_names"]) for group in optimizer.param_groups if group.get("param_names")]
     old_names = {id(p): name for name, p in change.before.parameters.items()}
-    for group in optimizer.param_groups:
-        listed = group.get("param_names") or []
-        for index, p in enumerate(group["params"] if listed else ()):
-            if id(p) in new_names and listed[index] == old_names.get(id(p)):
-                listed[index] = new_names[id(p)]
+    new_names = {id(p): name for name, p in change.after.items()}
+    pairs = [pair for held, names in groups for pair in zip(held, names, strict=True)]
+    named = [(old_names[id(p)], name) for p, name in pairs if id(p) in old_names]
+    bare = any(name == _unwrapped(old) != old for old, name in named)
+    for held, names in groups:
+        for index, p in enumerate(held):
+            new = new_names.get(id(p))
+            old = old_names.get(id(p), new)  # a new one is listed by its name already
+            if new is not None and old is not None and names[index] in (old, _unwrapped(old) if bare else old):
+                names[index] = _unwrapped(new) if bare else new
+
+
+def _unwrapped(name: str) -> str:
+    """A name without what activation checkpointing and compiling insert into it."""
+    return ".".join(part for part in name.split(".") if part not in INSERTED)
 
 
 def _forget_history(optimizer: Any, first: Any) -> None:
