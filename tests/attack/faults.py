@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -68,12 +69,15 @@ def _trace(action: Action, files: Collection[str], at_line: Callable[[str, int],
             watched[code] = tracer(code)
         return watched[code]
 
-    before = sys.gettrace()
+    before, collecting = sys.gettrace(), gc.isenabled()
+    gc.disable()  # what earlier tests have left behind would add its lines, at any of them
     sys.settrace(entered)
     try:
         action()
     finally:
         sys.settrace(before)
+        if collecting:
+            gc.enable()
 
 
 @functools.cache
