@@ -166,6 +166,13 @@ def test_what_it_cannot_look_at_is_said():
         ax.sites(Net(), torch.randn(6, 5))
 
 
+def test_weights_that_were_left_without_values_are_named_and_no_widths_are_listed():
+    model = Net()
+    model.blocks[1].up = nn.Linear(8, 16, device="meta")
+    with pytest.raises(ax.GrowthError, match=r"sites: blocks\.1\.up\.weight, .* are on the meta device"):
+        ax.sites(model, torch.randn(6, 4))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_parts_are_named():
     model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4))))

@@ -21,9 +21,10 @@ from auxin.anatomy.zero_init import arriving, first_tensor
 from auxin.edits.after import channel_axis
 from auxin.edits.zeroing import kind_of
 from auxin.errors import GrowthError, reason
-from auxin.listing import join, unnumbered
+from auxin.listing import join, listing, unnumbered
 from auxin.modules import Dormant
 from auxin.output_hook import NAME, has_grown
+from auxin.verify import without_values
 from auxin.widths import Widths, widths_of
 
 
@@ -127,7 +128,8 @@ def sites(model: nn.Module, probe: Probe) -> Sites:
         A list of ``Site`` in the order of ``model.named_modules()``, without the model itself; ``print`` shows a table.
 
     Raises:
-        GrowthError: there is no probe, or the network does not run on it.
+        GrowthError: there is no probe, the network does not run on it, or some of its weights have values and others
+            are on the meta device.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -137,6 +139,9 @@ def sites(model: nn.Module, probe: Probe) -> Sites:
     model = unwrap(model)
     if probe is None:
         raise GrowthError("sites(model, probe): it needs one batch to see what runs; pass one, as to the model.")
+    network = listing(model)
+    for problem in without_values(network.parameters, network.modules):
+        raise GrowthError(f"sites: {problem}.")
     context = PlanContext(model, probe)
     seen = _seen(context)
     batch = next((t.shape[0] for t in tensors_in(context.batch) if t.dim()), 1) or 1

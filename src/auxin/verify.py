@@ -64,7 +64,7 @@ def _problems(model: nn.Module, companions: tuple[Any, ...]) -> Iterator[str]:
     if lazy:
         yield f"{', '.join(lazy[:6])} of lazy layers have no shape yet: run one batch through the model first"
         return
-    yield from _without_values(parameters, modules)
+    yield from without_values(parameters, modules)
     names = {id(p): name for name, p in parameters.items()}
     sleeping = {path: m for path, m in modules.items() if isinstance(m, Dormant)}
     running = {id(p) for m in awake(model) for p in m._parameters.values() if p is not None} if sleeping else set(names)
@@ -86,7 +86,7 @@ def _may_be_lazy(tensors: Mapping[str, Tensor]) -> bool:
     return not set(map(type, tensors.values())) <= {nn.Parameter, Tensor}
 
 
-def _without_values(parameters: Mapping[str, Tensor], modules: Mapping[str, nn.Module]) -> Iterator[str]:
+def without_values(parameters: Mapping[str, Tensor], modules: Mapping[str, nn.Module]) -> Iterator[str]:
     """Weights that were left on the meta device among others that have values.
 
     A network that is there as a whole is a plan (``replay`` works on those), and hooks of Accelerate give values to
