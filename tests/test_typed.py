@@ -204,6 +204,7 @@ def loop() -> list[Any]:
         (functools.partial(lambda: 3), "extra.f: "),
         (nn.Parameter(torch.ones(2)), "extra: this tensor cannot be written here: it is a Parameter"),
         (torch.ones(2, requires_grad=True), "it requires a gradient"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "it is nested. Store `[*tensor.unbind()]`"),
         (torch.ones(2).to_sparse(), "its layout is torch.sparse_coo"),
         (torch.ones(2, device="meta"), "on the meta device"),
         (torch.zeros((1 << 18) + 1), "it takes 1,048,580 bytes"),

@@ -104,9 +104,18 @@ def _own_names(layout: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def lines_of(named: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
-    """``name (shape)`` of each tensor."""
+    """``name (shape)`` of each tensor.
+
+    Raises:
+        GrowthError: one of them is a nested tensor that has no shape.
+    """
     words: dict[torch.Size, str] = {}  # few shapes differ, and writing one takes longer than the walk
     for name, tensor in named:
+        if tensor.is_nested and tensor.layout is torch.strided:
+            raise GrowthError(
+                f"{name} is a nested tensor of layout torch.strided, which has no shape. Hold "
+                "`torch.nested.to_padded_tensor(tensor, 0)` and the lengths of its parts instead."
+            )
         shape = tensor.shape
         if shape not in words:
             words[shape] = str(tuple(shape))

@@ -205,6 +205,18 @@ def test_a_tied_embedding_is_no_hindrance():
     assert torch.equal(model(IDS).logits, before) and model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_buffer_that_is_a_nested_tensor_without_a_shape_is_named(tmp_path):
+    parts = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    net = nn.Sequential(nn.Linear(4, 4))
+    grower = ax.Grower(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    net[0].register_buffer("lengths", parts)
+    for save in (ax.save, ax.async_save):
+        with pytest.raises(ax.GrowthError, match=r"0\.lengths.* nested tensor.*to_padded_tensor"):
+            save(grower, tmp_path / "run")
+    with pytest.raises(ax.GrowthError, match=r"0\.lengths is a nested tensor.*to_padded_tensor"):
+        ax.Grower(net, torch.optim.SGD(net.parameters(), lr=0.1))
+
+
 def test_a_weight_that_was_left_without_values_is_named():
     """A product of a tensor on a CPU with one on the meta device is not refused by torch."""
     net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 1, bias=False))

@@ -109,11 +109,17 @@ def test_what_is_loaded_does_not_hang_on_the_file(tmp_path: Path) -> None:
     assert found["w"].sum() == 15
 
 
+def nested(layout: torch.layout) -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+
+
 @pytest.mark.parametrize(
     ("tensor", "text"),
     [
         (torch.ones(2, device="meta"), "'layer.w': it is on the meta device"),
         (torch.eye(2).to_sparse(), r"its layout is torch.sparse_coo, store it `.to_dense\(\)`"),
+        (nested(torch.strided), r"it is a nested tensor, store `torch.nested.to_padded_tensor\(tensor, 0\)`"),
+        (nested(torch.jagged), r"it is a nested tensor, store `torch.nested.to_padded_tensor\(tensor, 0\)`"),
         (torch.empty(2, dtype=torch.bits8), "its dtype torch.bits8"),
         (3, "'layer.w': a int"),
     ],

@@ -161,6 +161,8 @@ def _check(name: str, tensor: Tensor) -> None:
     problem = (
         f"a {type(tensor).__name__}"
         if not isinstance(tensor, Tensor)
+        else "it is a nested tensor, store `torch.nested.to_padded_tensor(tensor, 0)` and the lengths of its parts"
+        if tensor.is_nested
         else f"its layout is {tensor.layout}, store it `.to_dense()`"
         if tensor.layout is not torch.strided
         else "it is on the meta device and has no values, give the network some first"

@@ -146,6 +146,8 @@ def _pairs(value: dict[Any, Any], at: str, depth: int) -> list[Any]:
 
 def _encode_tensor(value: Tensor, at: str) -> Any:
     """The bytes of a small tensor."""
+    if value.is_nested:  # has no one shape, and torch raises where it is asked for it
+        raise GrowthError(f"{at}: this tensor cannot be written here: it is nested. Store `[*tensor.unbind()]`.")
     name = str(value.dtype).removeprefix("torch.")
     size = value.numel() * value.element_size()
     # Whatever would not come back as it was.
