@@ -73,3 +73,41 @@ def test_what_was_no_number_before_may_stay() -> None:
         net[2].weight[0] = NAN  # type: ignore[index]
     for edit in (ax.Insert("1", Block), ax.Replace("1.0", Block)):
         ax.grow(net, edit, optimizer, probe=X)
+
+
+ON_FINITE = {
+    "Duplicate": ax.Duplicate("1"),
+    "a fade": ax.Duplicate("1", fade=5),
+    "Insert": ax.Insert("1", Block),
+    "After": ax.After("0"),
+    "Repeat": ax.Repeat("1", fade=3),
+}
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ON_FINITE)
+def test_a_probe_that_is_not_finite_is_named_as_the_reason(name: str, value: float) -> None:
+    net, optimizer, _ = run()
+    probe = X.clone()
+    probe[2, 1] = value
+    with pytest.raises(
+        ax.GrowthError, match=r"the probe holds 1 number that is not finite, and the network returns \d+ on it"
+    ):
+        ax.grow(net, ON_FINITE[name], optimizer, probe=probe)
+    with pytest.raises(ax.GrowthError, match=r"no finite number on it.*the probe holds 24 numbers that are not finite"):
+        ax.grow(net, ON_FINITE[name], optimizer, probe=torch.full_like(X, NAN))
+
+
+def test_another_reason_stays_where_a_network_takes_numbers_that_are_not_finite() -> None:
+    """A mask of minus infinities is none of them."""
+
+    class Filled(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.nan_to_num(0.0, 0.0, 0.0))
+
+    net = Filled(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4)))
+    probe = X.clone()
+    probe[2, 1] = -INF
+    with pytest.raises(ax.GrowthError) as info:
+        ax.grow(net, ax.Duplicate("1", by=1), torch.optim.Adam(net.parameters()), probe=probe)
+    assert "not finite" not in str(info.value)

@@ -35,7 +35,7 @@ from auxin.follow.fsdp import check_edit, shard
 from auxin.follow.own_groups import optimizers_in, placed
 from auxin.follow.second_tree import follow_views
 from auxin.listing import lines_of, named_parameters
-from auxin.proof import Baseline, baseline_of, prove
+from auxin.proof import Baseline, baseline_of, prove, spoiled_by_probe
 from auxin.proof_of_averages import Average, averaged, prove_averages
 from auxin.ramp import start
 from auxin.randomness import random_state
@@ -225,7 +225,9 @@ def _planned(model: nn.Module, edit: Edit, context: PlanContext) -> Change:
         return edit.plan(model, context)
     except Exception as error:  # a user's modules and a user's own edit may raise anything
         if context.has_probe:
-            baseline_of(context)  # if the network does not run on the probe at all, this says so
+            # If the network does not run on the probe at all, or is spoiled by it, this says so.
+            if why := spoiled_by_probe(context):
+                raise GrowthError(f"{type(edit).__name__}: {why}. What it was refused for there: {error}") from error
         if isinstance(error, GrowthError):
             raise
         raise GrowthError(

@@ -63,11 +63,35 @@ def baseline_of(context: PlanContext) -> Baseline:
         raise GrowthError(f"probe: {type(context.model).__name__} returns no tensor, so nothing can be compared.")
     floating = [t for t in found if t.is_floating_point()]
     if floating and not any(bool(t.isfinite().any()) for t in floating):
+        count = _not_finite(tensors_in(context.batch))
+        why = (
+            f"{_holds(count)}. Pass a batch without NaN and inf" if count else "the run has diverged before this growth"
+        )
         raise GrowthError(
-            f"probe: {type(context.model).__name__} returns no finite number on it, so nothing can be proved; "
-            "the run has diverged before this growth."
+            f"probe: {type(context.model).__name__} returns no finite number on it, so nothing can be proved; {why}."
         )
     return Baseline(found, context.called)
+
+
+def spoiled_by_probe(context: PlanContext) -> str:
+    """What to say of a probe that is not finite, and of which the network's outputs are not either; else "".
+
+    A mask may hold minus infinity, and outputs may: that is no reason by itself to refuse a growth.
+    """
+    count, lost = _not_finite(tensors_in(context.batch)), _not_finite(baseline_of(context).outputs)
+    if not count or not lost:
+        return ""
+    return f"{_holds(count)}, and the network returns {lost} on it. Pass a batch without NaN and inf"
+
+
+def _not_finite(tensors: Iterable[Tensor]) -> int:
+    """Count them in dense tensors of a dtype that torch computes with: not in 8 bits."""
+    dense = (t for t in tensors if t.is_floating_point() and t.layout is torch.strided and not t.is_nested)
+    return sum(int((~t.isfinite()).sum()) for t in dense if t.element_size() > 1)
+
+
+def _holds(count: int) -> str:
+    return f"the probe holds {count} number{'s' * (count > 1)} that {'is' if count == 1 else 'are'} not finite"
 
 
 def does_not_run(model: nn.Module, error: Exception) -> GrowthError:
