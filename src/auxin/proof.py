@@ -78,7 +78,8 @@ def spoiled_by_probe(context: PlanContext) -> str:
 
     A mask may hold minus infinity, and outputs may: that is no reason by itself to refuse a growth.
     """
-    count, lost = _not_finite(tensors_in(context.batch)), _not_finite(baseline_of(context).outputs)
+    lost = _not_finite(baseline_of(context).outputs)  # first: a probe that fails says so there
+    count = _not_finite(tensors_in(context.batch))
     if not count or not lost:
         return ""
     return f"{_holds(count)}, and the network returns {lost} on it. Pass a batch without NaN and inf"

@@ -202,7 +202,10 @@ class Rollback:
             GrowthError: as for ``take_back``.
         """
         if self.mark is None:
-            raise GrowthError("undo(): this Grower has not grown anything that could be taken back.")
+            raise GrowthError(
+                "undo(): there is no growth that could be taken back. It takes back the last one, once, and does not "
+                "reach past a surgery or a loaded checkpoint."
+            )
         changed = self.held is not None and structure_of(self._roots) != self._structure
         held, snapshot = None if changed else self.held, None if self.in_branch else self._snapshot
         if held is None and snapshot is None:

@@ -243,3 +243,11 @@ def test_everything_is_refused_before_the_first_growth_of_a_grower():
     ):
         with pytest.raises(ax.GrowthError, match=match):
             ax.Grower(model, optimizer, **{**options, **wrong})
+
+
+def test_a_pattern_that_fits_nothing_is_told_what_is_there():
+    net = nn.Sequential(Block(8), Block(8))
+    with pytest.raises(ax.GrowthError, match=r"'\*\.middle'.*fits this pattern; \*\. has [a-z, ]+\.$"):
+        ax.grow(net, ax.Widen("*.middle", by=2), probe=torch.ones(2, 8))
+    with pytest.raises(ax.GrowthError, match=r"fits this pattern; auxin\.sites\(model, probe\) lists all\.$"):
+        ax.grow(net, ax.Widen("layers.*.middle", by=2), probe=torch.ones(2, 8))

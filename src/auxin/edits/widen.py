@@ -38,6 +38,7 @@ from auxin.edits.experts import STARTS as OF_EXPERTS
 from auxin.edits.experts import Asked, grown_change, hint_of_experts, more_experts, recorded, replayed
 from auxin.edits.widen_init import own_start
 from auxin.errors import GrowthError, reason
+from auxin.listing import named_modules
 
 CLEARLY = 4.0  # times by which a later start has to be nearer
 STATES = ("map", "reset")
@@ -345,11 +346,15 @@ class Widen:
         if not any(sign in self.at for sign in "*?["):
             module_at(model, self.at, "Widen(at=...): at")
             return [self.at]
-        found = [path for path, _ in model.named_modules() if path and fnmatch.fnmatchcase(path, self.at)]
-        depth = self.at.count(".")
-        found = [path for path in found if path.count(".") == depth]
+        alike = [path for path in named_modules(model) if path and path.count(".") == self.at.count(".")]
+        found = [path for path in alike if fnmatch.fnmatchcase(path, self.at)]
         if not found:
-            raise GrowthError(f"{self._where}: no module of the network fits this pattern.")
+            above, dot, _ = self.at.rpartition(".")
+            names = {path.rpartition(".")[2] for path in alike if fnmatch.fnmatchcase(path.rpartition(".")[0], above)}
+            there = (
+                f"{above}{dot} has {', '.join(sorted(names)[:8])}" if names else "auxin.sites(model, probe) lists all"
+            )
+            raise GrowthError(f"{self._where}: no module of the network fits this pattern; {there}.")
         return found
 
     def _atoms(self, path: str, term: Term, trace: Trace) -> list[tuple[Term, int]]:
