@@ -111,7 +111,7 @@ def test_undo_with_a_snapshot_after_more_training(expected):
 
 def test_undo_without_a_snapshot_is_refused_after_a_step():
     run = Run()
-    with pytest.raises(ax.GrowthError, match="has not grown anything"):
+    with pytest.raises(ax.GrowthError, match="no growth that could be taken back"):
         run.grower.undo()
     run.train(3)
     run.grower.grow(ax.Duplicate("blocks", by=1))
