@@ -11,7 +11,7 @@ from ranked import Block, share, train_step
 from test_fsdp2 import adam, held
 from test_fsdp2_passes import job, known
 from torch import Tensor, nn
-from under_fsdp import PROBE, built, full, same, set_up, shards
+from under_fsdp import PROBE, assert_equal_to_one_process, built, full, same, set_up, shards
 
 import auxin as ax
 from auxin.structure_history import StructureHistory
@@ -123,12 +123,8 @@ def trained(rank: int, size: int, path: str) -> Any:
 def test_any_code_grows_a_sharded_network_as_it_does_a_plain_one(tmp_path: Path) -> None:
     expected, *tensors = trained(0, 1, "")
     found = on_ranks(2, trained, 2, str(tmp_path), timeout=300)
-    mean = torch.tensor([losses for losses, *_ in found]).mean(0)
-    assert len(expected) == 18 and float((mean - torch.tensor(expected)).abs().max()) <= 1e-6
-    for _, *own in found:
-        for ours, theirs in zip(own, tensors, strict=True):
-            assert ours.keys() == theirs.keys()
-            assert max(float((ours[name] - p.detach()).abs().max()) for name, p in theirs.items()) <= 1e-6
+    assert len(expected) == 18
+    assert_equal_to_one_process(found, expected, *tensors)
 
 
 def refusals(rank: int, model: Any) -> Iterator[tuple[str, Any]]:

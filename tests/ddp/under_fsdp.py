@@ -70,3 +70,13 @@ def set_up(model: Any) -> None:
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def assert_equal_to_one_process(found: Any, losses: list[float], *tensors: dict[str, torch.Tensor]) -> None:
+    """What each rank returned, to 1e-6: the mean of their losses, and all of each parameter on every one of them."""
+    mean = torch.tensor([own for own, *_ in found]).mean(0)
+    assert float((mean - torch.tensor(losses)).abs().max()) <= 1e-6
+    for _, *own in found:
+        for ours, theirs in zip(own, tensors, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert max(float((ours[name] - p.detach()).abs().max()) for name, p in theirs.items()) <= 1e-6
